@@ -1,0 +1,1 @@
+"""Signal path: features, resampling, augmentation, synthetic sound (pure; numpy)."""

@@ -1,0 +1,1 @@
+"""Audio coding of what crosses at block 0 (pure)."""

@@ -1,0 +1,1 @@
+"""The device end: sources, runtime, monitor, queue, client."""

@@ -1,0 +1,1 @@
+"""Split-capable encoders and what crosses a cut (pure; torch)."""

@@ -1,0 +1,1 @@
+"""Bandwidth traces and link shaping."""

@@ -1,0 +1,1 @@
+"""Learning on the server, from many devices (pure; torch)."""

@@ -1,0 +1,1 @@
+"""The server end: gateway, compute, refiner, store, page."""

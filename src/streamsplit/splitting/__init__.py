@@ -1,0 +1,1 @@
+"""Where to cut: cuts, cost tables, observations, policies (pure)."""

@@ -1,0 +1,1 @@
+"""Encoder weights on the move: revisions and deltas (pure)."""

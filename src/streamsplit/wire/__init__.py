@@ -1,0 +1,1 @@
+"""The sans-IO protocol (pure; standard library and msgspec)."""

@@ -1,0 +1,73 @@
+"""What media payloads hold: the encodings, and the 20-byte header in front of AUDIO, FEATURES and EMBEDDING bytes."""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from streamsplit.errors import ProtocolError
+
+
+class Encoding(IntEnum):
+    """How a window is written where it crosses from device to server; the value is the byte on the wire."""
+
+    NONE = 0
+    PCM16 = 1
+    OPUS24 = 2
+    LOGMEL_FP16 = 8
+    LOGMEL_INT8 = 9
+    FP32 = 16
+    FP16 = 17
+    INT8 = 18
+    EMBEDDING_FP16 = 32
+    EMBEDDING_INT8 = 33
+
+    @property
+    def label(self) -> str:
+        """The name used in settings, tables and reports, such as 'logmel-int8'."""
+        return self.name.lower().replace("_", "-")
+
+
+class Resolution(IntEnum):
+    """Feature resolution of a window: 128 mel bands every 10 ms, or 64 every 20 ms (v1 App. B)."""
+
+    FULL = 0
+    REDUCED = 1
+
+
+class MediaHeader(NamedTuple):
+    """Header of one window's payload, 20 bytes little-endian."""
+
+    window: int  # u32, window index on the device; window w covers frames [w*stride, w*stride + length)
+    revision: int  # u32, first four bytes (big-endian) of the encoder revision's SHA-256; 0 where no encoder was used
+    block: int  # u8, number of encoder blocks already computed
+    encoding: int  # u8, Encoding
+    resolution: int  # u8, Resolution
+    flags: int  # u8, reserved, 0
+    uncertainty: float  # f16, nats; NaN where the device does not know
+    new_frames: int  # u16, k = 0 only: the payload holds the window's last `new_frames` full-rate (10 ms) frames
+    edge_ms: float  # f16, milliseconds of device compute spent on this window
+    skipped: int  # u16, windows that the device decided not to send since the last one it sent
+
+
+_LAYOUT = struct.Struct("<IIBBBBeHeH")
+MEDIA_HEADER_BYTES = _LAYOUT.size
+
+
+def pack_media(header: MediaHeader, payload: bytes | memoryview) -> bytes:
+    """Header and payload as one media payload."""
+    return _LAYOUT.pack(*header) + bytes(payload)
+
+
+def unpack_media(data: bytes | memoryview) -> tuple[MediaHeader, memoryview]:
+    """Splits a media payload; raises ProtocolError('bad_media') on short data or an unknown encoding."""
+    view = memoryview(data)
+    if len(view) < MEDIA_HEADER_BYTES:
+        raise ProtocolError("bad_media", f"got {len(view)} bytes, expected at least {MEDIA_HEADER_BYTES}")
+    header = MediaHeader(*_LAYOUT.unpack_from(view))
+    if header.encoding not in Encoding._value2member_map_:
+        raise ProtocolError("bad_media", f"got encoding {header.encoding}, expected one of the known encodings")
+    if header.resolution not in Resolution._value2member_map_:
+        raise ProtocolError("bad_media", f"got resolution {header.resolution}, expected 0 or 1")
+    return header, view[MEDIA_HEADER_BYTES:]
