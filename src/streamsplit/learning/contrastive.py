@@ -1,0 +1,75 @@
+"""Streaming InfoNCE (section 4): one positive against in-batch negatives and remembered or virtual ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from streamsplit.errors import EncoderError
+
+
+def streaming_info_nce(
+    query: Tensor,
+    positive: Tensor,
+    *,
+    temperature: float = 0.1,
+    negatives: Tensor | None = None,
+    weights: Tensor | None = None,
+    in_batch: bool = True,
+    excluded: Tensor | None = None,
+) -> Tensor:
+    """Mean over the batch of -log( exp(s+/T) / (exp(s+/T) + sum_j w_j exp(s_j/T)) ), a scalar >= 0.
+
+    query, positive: [b, d], unit norm. negatives: [b, m, d] per anchor or [m, d] for all; weights: [b, m] or [m] >= 0
+    (0 leaves one out). in_batch adds the other windows' positives, except where excluded [b, b] is True
+    (temporally close windows). Without any negative the loss is 0.
+    """
+    if query.shape != positive.shape or query.ndim != 2:
+        raise EncoderError(
+            f"got query {tuple(query.shape)} and positive {tuple(positive.shape)}, expected equal [b, d]"
+        )
+    b = query.shape[0]
+    own = (query * positive).sum(1, keepdim=True) / temperature
+    terms = [own]
+    if in_batch and b > 1:
+        hidden = torch.eye(b, dtype=torch.bool, device=query.device)
+        if excluded is not None:
+            hidden = hidden | excluded
+        terms.append((query @ positive.T / temperature).masked_fill(hidden, float("-inf")))
+    if negatives is not None and negatives.shape[-2] > 0:
+        pattern = "bd,bmd->bm" if negatives.ndim == 3 else "bd,md->bm"
+        score = torch.einsum(pattern, query, negatives) / temperature
+        if weights is not None:
+            score = score + weights.clamp_min(0.0).log()
+        terms.append(score)
+    return (torch.logsumexp(torch.cat(terms, dim=1), dim=1) - own[:, 0]).mean()
+
+
+def consistency(query: Tensor, key: Tensor) -> Tensor:
+    """Mean of ||z_query - z_key||^2 over the batch, both [b, d]."""
+    return (query - key).square().sum(1).mean()
+
+
+def cross_window_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean of 1 - cosine between predictions [b, g] and frozen targets [b, g] of another window, in [0, 2]."""
+    return (1.0 - functional.cosine_similarity(predicted, target, dim=1)).mean()
+
+
+def positive_law(distances: NDArray[np.int64], decay: float) -> NDArray[np.float64]:
+    """Probability of each candidate as the positive, ~ exp(-decay |d|), d in windows (section 2)."""
+    distance = np.abs(distances).astype(np.float64)
+    law = np.exp(-decay * (distance - distance.min()))
+    return law / law.sum()
+
+
+def close_pairs(times: NDArray[np.int64], gap: int) -> NDArray[np.bool_]:
+    """Pairs [b, b] of windows fewer than `gap` apart: they may not serve as each other's negatives."""
+    return np.abs(times[:, None] - times[None, :]) < gap
+
+
+def load_adaptive_rate(rate: float, cpu_load: float) -> float:
+    """Learning rate under load: unchanged up to 80 % CPU, then halved for every further 5 % (100 %: a sixteenth)."""
+    return float(rate * 0.5 ** (max(0.0, min(cpu_load, 1.0) - 0.8) / 0.05))
