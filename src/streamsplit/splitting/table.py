@@ -1,0 +1,163 @@
+"""The cut table: what each cut of one encoder on one device costs, and how faithful it is. Policies choose its rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from streamsplit.errors import CutError
+from streamsplit.splitting.cut import Cut
+from streamsplit.splitting.device import DeviceProfile, device_profile
+
+TABLE_FORMAT = 1
+_NUMBERS = ("edge_ms", "server_ms", "payload_bytes", "energy_mj", "agreement", "privacy_risk")
+
+
+class CutRow(NamedTuple):
+    """One cut's measured cost for one window."""
+
+    cut: Cut
+    edge_ms: float  # device time on an idle device: features, blocks 1..k, packing
+    server_ms: float  # unpacking and the rest of the encoder, at batch 1
+    payload_bytes: float  # mean payload of the frame, 20-byte media header included; 0 for a cut that sends nothing
+    energy_mj: float  # device energy by the model of device.py, marginal
+    agreement: float  # mean cosine of the embedding that results with the one of the full fp32 path, in [-1, 1]
+    privacy_risk: float = math.nan  # in [0, 1]; nan until measured
+
+
+class CutTable(NamedTuple):
+    """Rows in order of depth, for one encoder on one device; build it with `make_table`, which checks it."""
+
+    encoder: str
+    device: str
+    factor: float  # device factor that `edge_ms` holds already
+    num_blocks: int
+    rows: tuple[CutRow, ...]
+    meta: Mapping[str, Any]  # command, machine, settings: where the numbers come from
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The cuts that have a row."""
+        return tuple(row.cut for row in self.rows)
+
+    def row(self, cut: Cut) -> CutRow:
+        """The row of `cut`; raises CutError."""
+        for row in self.rows:
+            if row.cut == cut:
+                return row
+        raise CutError(f"got cut {cut}, expected one of {', '.join(map(str, self.cuts))}")
+
+    def only(self, cuts: Iterable[Cut]) -> CutTable:
+        """The same table with these cuts alone; raises CutError when one has no row or none is left."""
+        kept = {self.row(cut).cut for cut in cuts}
+        return make_table(self._replace(rows=tuple(row for row in self.rows if row.cut in kept)))
+
+    def for_device(self, device: DeviceProfile) -> CutTable:
+        """The table as it would be on `device`: edge time scaled by the factors, energy by the device's model."""
+        ratio = device.factor / self.factor
+        rows = tuple(
+            row._replace(edge_ms=edge_ms, energy_mj=device.energy_mj(edge_ms, row.payload_bytes))
+            for row, edge_ms in ((row, row.edge_ms * ratio) for row in self.rows)
+        )
+        return self._replace(device=device.name, factor=device.factor, rows=rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; nan becomes null."""
+        rows = []
+        for row in self.rows:
+            values = {name: getattr(row, name) for name in _NUMBERS}
+            rows.append({
+                "cut": str(row.cut),
+                **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
+            })
+        return {
+            "format": TABLE_FORMAT, "encoder": self.encoder, "device": self.device, "factor": self.factor,
+            "num_blocks": self.num_blocks, "meta": dict(self.meta), "rows": rows,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes the table as JSON; raises CutError."""
+        try:
+            Path(path).write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CutError(f"{path}: cut table cannot be written ({error.strerror or error})") from error
+
+
+def make_table(table: CutTable) -> CutTable:
+    """The table with its rows checked and in order; raises CutError on a bad number, a doubled or impossible cut."""
+    if not table.rows:
+        raise CutError(f"got an empty cut table for encoder '{table.encoder}', expected at least one row")
+    if not (math.isfinite(table.factor) and table.factor > 0):
+        raise CutError(f"got device factor {table.factor}, expected a positive number")
+    seen: set[Cut] = set()
+    for row in table.rows:
+        row.cut.check(table.num_blocks)
+        if row.cut in seen:
+            raise CutError(f"got two rows for cut {row.cut}, expected one")
+        seen.add(row.cut)
+        for name in ("edge_ms", "server_ms", "payload_bytes", "energy_mj"):
+            value = getattr(row, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise CutError(f"cut {row.cut}: got {name} {value}, expected a number >= 0")
+        if not -1.001 <= row.agreement <= 1.001:
+            raise CutError(f"cut {row.cut}: got agreement {row.agreement}, expected -1..1")
+    return table._replace(rows=tuple(sorted(table.rows, key=lambda row: row.cut)))
+
+
+def table_from_dict(values: Mapping[str, Any], source: str = "cut table") -> CutTable:
+    """Reads what `CutTable.as_dict` gives; raises CutError naming `source`."""
+    try:
+        if values["format"] != TABLE_FORMAT:
+            raise CutError(f"got format {values['format']}, expected {TABLE_FORMAT}")
+        rows = tuple(
+            CutRow(
+                Cut.parse(str(row["cut"])),
+                *(math.nan if row.get(name) is None else float(row[name]) for name in _NUMBERS),
+            )
+            for row in values["rows"]
+        )
+        table = make_table(
+            CutTable(
+                str(values["encoder"]), str(values["device"]), float(values["factor"]), int(values["num_blocks"]), rows,
+                dict(values["meta"]),
+            )
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CutError(
+            f"{source}: not a cut table ({type(error).__name__}: {error}); run `streamsplit profile`"
+        ) from None
+    except CutError as error:
+        raise CutError(f"{source}: {error}") from None
+    return table
+
+
+def load_table(path: str | Path) -> CutTable:
+    """Reads a table that `streamsplit profile --output` wrote; raises CutError."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CutError(f"{path}: cut table cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise CutError(f"{path}: not JSON ({error}); run `streamsplit profile --output {path}`") from None
+    return table_from_dict(values, str(path))
+
+
+def packaged_table(encoder: str, device: DeviceProfile | str = "host") -> CutTable:
+    """The table that ships with the package for `encoder`, scaled to `device`: for devices not profiled yet.
+
+    Measured by `streamsplit profile` on the machine named in its `meta`; raises CutError when none ships.
+    """
+    name = f"{encoder}.json"
+    file = resources.files("streamsplit.splitting") / "tables" / name
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CutError(
+            f"no cut table ships for encoder '{encoder}': run `streamsplit profile --encoder {encoder} --output FILE`"
+        ) from None
+    table = table_from_dict(values, f"packaged {name}")
+    return table.for_device(device_profile(device) if isinstance(device, str) else device)

@@ -1,0 +1,127 @@
+"""The cut table: checking, files, scaling to devices."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from streamsplit.errors import ConfigError, CutError
+from streamsplit.splitting.cut import Cut, all_cuts
+from streamsplit.splitting.device import DEVICES, RADIOS, device_profile
+from streamsplit.splitting.table import CutRow, CutTable, load_table, make_table, packaged_table
+from streamsplit.wire.media import Encoding
+
+
+def row(text: str, edge_ms: float = 2.0, payload: float = 1000.0, **changes: float) -> CutRow:
+    values = {"server_ms": 1.0, "energy_mj": 5.0, "agreement": 0.99, **changes}
+    return CutRow(Cut.parse(text), edge_ms, payload_bytes=payload, **values)
+
+
+def table(*rows: CutRow) -> CutTable:
+    return make_table(CutTable("mobilenet", "host", 1.0, 13, rows, {"command": "test"}))
+
+
+def test_a_saved_table_reads_back_equal_and_nan_stays_nan(tmp_path):
+    made = table(row("6:int8"), row("0:pcm16"), row("13:none", payload=0.0, privacy_risk=0.25))
+    made.save(tmp_path / "t.json")
+    back = load_table(tmp_path / "t.json")
+    assert back.cuts == (Cut.parse("0:pcm16"), Cut.parse("6:int8"), Cut.parse("13:none"))
+    assert back._replace(rows=()) == made._replace(rows=())
+    assert [r._replace(privacy_risk=0.0) for r in back.rows] == [r._replace(privacy_risk=0.0) for r in made.rows]
+    assert [math.isnan(r.privacy_risk) for r in back.rows] == [True, True, False]
+    assert "NaN" not in (tmp_path / "t.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ((), "empty"),
+        ((row("6:int8"), row("6:int8")), "two rows"),
+        ((row("14:int8"),), "block 14"),
+        ((row("13:int8"),), "int8 at block 13"),
+        ((row("6:int8", edge_ms=math.nan),), "edge_ms nan"),
+        ((row("6:int8", payload=-1.0),), "payload_bytes -1"),
+        ((row("6:int8", agreement=1.5),), "agreement 1.5"),
+    ],
+)
+def test_an_impossible_table_is_refused_by_what_is_wrong_with_it(rows, text):
+    with pytest.raises(CutError, match=text):
+        table(*rows)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "rows": 3}', '{"format": 1, "rows": [{"cut": 5}]}']
+)
+def test_a_damaged_file_is_a_cut_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(CutError, match=r"bad\.json"):
+        load_table(path)
+
+
+def test_a_missing_file_is_a_cut_error(tmp_path):
+    with pytest.raises(CutError, match="cannot be read"):
+        load_table(tmp_path / "none.json")
+    with pytest.raises(CutError, match="cannot be written"):
+        table(row("6:int8")).save(tmp_path / "no" / "folder.json")
+
+
+def test_scaling_to_a_device_multiplies_its_time_and_recomputes_its_energy():
+    pi = device_profile("pi4")
+    scaled = table(row("6:int8", edge_ms=2.0, payload=2000.0)).for_device(pi)
+    only = scaled.rows[0]
+    assert scaled.device == "pi4" and scaled.factor == 11.7
+    assert only.edge_ms == pytest.approx(23.4)
+    # one of four cores busy for 23.4 ms at 4.53 W full load, and 2 kB at 0.5 J/MB
+    assert only.energy_mj == pytest.approx(4.53 / 4 * 23.4 + 0.5 * 2.0)
+    assert only.server_ms == 1.0 and only.payload_bytes == 2000.0
+    assert scaled.for_device(device_profile("host")).rows[0].edge_ms == pytest.approx(2.0)
+
+
+def test_a_part_of_a_table_keeps_the_asked_rows_and_refuses_unknown_ones():
+    made = table(row("0:pcm16"), row("6:int8"), row("13:none"))
+    assert made.only([Cut.parse("6:int8")]).cuts == (Cut.parse("6:int8"),)
+    with pytest.raises(CutError, match="0:opus24"):
+        made.only([Cut.parse("0:opus24")])
+    with pytest.raises(CutError, match="empty"):
+        made.only([])
+
+
+def test_every_device_row_has_a_basis_and_longer_names_find_it():
+    assert all(device.basis for device in DEVICES.values())
+    assert device_profile("raspberry_pi_4b") == DEVICES["pi4"]
+    assert device_profile("pi4", radio="lte").radio == RADIOS["lte"]
+    assert device_profile("pi4", factor=9.8).factor == 9.8
+    with pytest.raises(ConfigError, match="did you mean 'pi4'"):
+        device_profile("pi5")
+    with pytest.raises(ConfigError, match="did you mean 'lte"):
+        device_profile("pi4", radio="ltee")
+
+
+def test_the_papers_pi_draws_what_the_model_says():
+    pi = DEVICES["pi4-paper"]
+    assert pi.power_w(0.0, link_up=False) == pytest.approx(1.74)
+    assert pi.power_w(1.0, link_up=True) == pytest.approx(1.74 + 2.55 + 0.1)
+    assert pi.total_mj(1000.0, 0.5, 1_000_000, link_up=False) == pytest.approx(1000 * (1.74 + 0.5 * 2.55) + 500.0)
+
+
+def test_the_packaged_table_covers_every_cut_and_says_where_it_comes_from():
+    shipped = packaged_table("mobilenet", "host")
+    assert shipped.cuts == tuple(sorted(all_cuts(shipped.num_blocks)))
+    assert "streamsplit profile" in shipped.meta["command"] and shipped.meta["machine"]
+    by_cut = {r.cut: r for r in shipped.rows}
+    assert by_cut[Cut(0, Encoding.PCM16)].payload_bytes == 20 + 50 * 160 * 2
+    assert by_cut[Cut(shipped.num_blocks, Encoding.NONE)].payload_bytes == 0
+    fp32 = [r.agreement for r in shipped.rows if r.cut.encoding is Encoding.FP32]
+    assert min(fp32) > 1 - 1e-5
+    pi = packaged_table("mobilenet", "raspberry_pi_4b")
+    assert pi.rows[5].edge_ms == pytest.approx(11.7 * shipped.rows[5].edge_ms)
+    with pytest.raises(CutError, match="streamsplit profile"):
+        packaged_table("nothing")
+
+
+def test_json_of_a_table_is_plain(tmp_path):
+    values = json.loads(json.dumps(table(row("6:int8")).as_dict(), allow_nan=False))
+    assert values["rows"][0]["cut"] == "6:int8"
