@@ -66,40 +66,44 @@ def test_the_rate_follows_the_trace_and_bytes_keep_their_order() -> None:
 
 def test_a_round_trip_takes_the_links_delay() -> None:
     async def run() -> None:
-        async with sink(echo=True) as (target, _):
-            async with ShapedProxy(target, constant_trace(100e6, rtt_ms=120.0)) as proxy:
-                reader, writer = await asyncio.open_connection(*proxy.address)
-                writer.write(b"first")  # waits for the emulated handshake too
-                await reader.readexactly(5)
-                trips = []
-                for _ in range(5):
-                    started = time.monotonic()
-                    writer.write(b"x" * 100)
-                    await reader.readexactly(100)
-                    trips.append((time.monotonic() - started) * 1000)
-                assert sorted(trips)[2] == pytest.approx(120.0, rel=0.1)
-                writer.close()
+        async with (
+            sink(echo=True) as (target, _),
+            ShapedProxy(target, constant_trace(100e6, rtt_ms=120.0)) as proxy,
+        ):
+            reader, writer = await asyncio.open_connection(*proxy.address)
+            writer.write(b"first")  # waits for the emulated handshake too
+            await reader.readexactly(5)
+            trips = []
+            for _ in range(5):
+                started = time.monotonic()
+                writer.write(b"x" * 100)
+                await reader.readexactly(100)
+                trips.append((time.monotonic() - started) * 1000)
+            assert sorted(trips)[2] == pytest.approx(120.0, rel=0.1)
+            writer.close()
 
     asyncio.run(run())
 
 
 def test_a_slow_link_is_felt_by_the_sender() -> None:
     async def run() -> None:
-        async with sink() as (target, _):
-            async with ShapedProxy(target, constant_trace(0.2e6, 0.0), backlog_bytes=16 << 10) as proxy:
-                _, writer = await asyncio.open_connection(*proxy.address)
-                sent = 0
-                deadline = time.monotonic() + 1.0
-                while time.monotonic() < deadline:
-                    writer.write(bytes(8192))
-                    sent += 8192
-                    try:
-                        await asyncio.wait_for(writer.drain(), deadline - time.monotonic())
-                    except asyncio.TimeoutError:
-                        break
-                assert proxy.uplink_bytes == pytest.approx(0.2e6 / 8, rel=0.25)
-                assert sent < 4_000_000  # system buffers, not the whole file
-                writer.transport.abort()
+        async with (
+            sink() as (target, _),
+            ShapedProxy(target, constant_trace(0.2e6, 0.0), backlog_bytes=16 << 10) as proxy,
+        ):
+            _, writer = await asyncio.open_connection(*proxy.address)
+            sent = 0
+            deadline = time.monotonic() + 1.0
+            while time.monotonic() < deadline:
+                writer.write(bytes(8192))
+                sent += 8192
+                try:
+                    await asyncio.wait_for(writer.drain(), deadline - time.monotonic())
+                except asyncio.TimeoutError:
+                    break
+            assert proxy.uplink_bytes == pytest.approx(0.2e6 / 8, rel=0.25)
+            assert sent < 4_000_000  # system buffers, not the whole file
+            writer.transport.abort()
 
     asyncio.run(run())
 
