@@ -59,13 +59,17 @@ class SplitEncoder(nn.Module):
         self.embedding_dim = embedding_dim
         self.block_names = (*block_names, "head")
         self.sites = tuple(sites)
-        scale = 1.0 / math.sqrt(sum(site.features for site in sites))
+        length = math.sqrt(sum(site.weight**2 for site in sites))
         self.blocks = nn.ModuleList(blocks)
-        self.readouts = nn.ModuleList(StatisticsReadout(site, embedding_dim, scale) for site in sites)
+        readouts = [StatisticsReadout(site, embedding_dim, site.weight / length) for site in sites]
+        self.readouts = nn.ModuleList(readouts)
         heads = [nn.Linear(embedding_dim, embedding_dim) for _ in sites[:-1]]
         self.exits = nn.ModuleList(heads)
         self.bottlenecks = Bottlenecks()
         initialise(self, rng)
+        with torch.no_grad():  # statistics have norm 1 together: the sum's components start with variance 1
+            for readout in readouts:
+                readout.project.weight.mul_(math.sqrt(readout.site.features))
         for head in heads:
             set_identity(head)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -117,6 +121,14 @@ class SplitEncoder(nn.Module):
             h = self.blocks[block - 1](_as_channels_last(h))
             groups += [self._readout(i).statistics(h) for i, site in enumerate(self.sites) if site.block == block]
         return torch.cat(groups, 1)
+
+    def readout_projections(self) -> list[nn.Linear]:
+        """The linear layers, input first, whose outputs on the groups of `readout_features` sum to the embedding."""
+        return [self._readout(index).project for index in range(len(self.sites))]
+
+    def exit_heads(self) -> list[nn.Linear]:
+        """The affine heads of the early exits, shallowest first; see `exit_index`."""
+        return [head for head in self.exits if isinstance(head, nn.Linear)]
 
     def block_costs(self, f: int = BANDS, t: int = 100) -> list[BlockCost]:
         """Parameters and measured multiply-accumulates of every block for one window of f bands and t frames."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-GROUP_CHANNELS = 8
-
 
 class ConvNorm(nn.Sequential):
     """Convolution without bias, group normalisation, and an activation or none; 'same' padding."""
@@ -29,8 +27,11 @@ class ConvNorm(nn.Sequential):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation over groups of about eight channels: the same at batch 1 as in any batch."""
-    return nn.GroupNorm(max(1, channels // GROUP_CHANNELS), channels)
+    """Normalisation of each sample over channels, rows and time together: the same at batch 1 as in any batch.
+
+    One group: untrained, it gave slightly better statistics than groups of eight channels, in less time.
+    """
+    return nn.GroupNorm(1, channels)
 
 
 class SqueezeExcite(nn.Module):

@@ -13,7 +13,7 @@ from streamsplit.encoders.layers import ConvNorm, SqueezeExcite
 from streamsplit.encoders.readout import ReadoutSite
 
 STEM_CHANNELS = 16
-READOUT_BLOCKS = (1, 2, 4, 7, 9, 12)
+READOUT_BLOCKS = (2, 4, 7, 9, 12)  # the stem's statistics add nothing to the input's own
 
 
 class _Row(NamedTuple):

@@ -8,12 +8,14 @@ points of probe accuracy on environmental sound.)
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+INPUT_WEIGHT = 2.0  # of the input's group against each deeper one, before learning (measured on ESC-10)
 STATISTIC_EPS = 1e-5  # added to variances under the root, keeps gradients finite on constant rows
 
 
@@ -29,21 +31,28 @@ class ReadoutSite(NamedTuple):
         """Statistics that this readout yields: five per input band, two per row and channel elsewhere."""
         return 5 * self.rows if self.block == 0 else 2 * self.channels * self.rows
 
+    @property
+    def weight(self) -> float:
+        """Length of this group relative to the others."""
+        return INPUT_WEIGHT if self.block == 0 else 1.0
+
 
 class StatisticsReadout(nn.Module):
     """One readout: `statistics` of a map, then `project` to the embedding's dimension."""
 
-    def __init__(self, site: ReadoutSite, embedding_dim: int, scale: float) -> None:
+    def __init__(self, site: ReadoutSite, embedding_dim: int, length: float) -> None:
+        """`length` is the norm of this group's statistics (the same for every sample)."""
         super().__init__()
         self.site = site
-        self.scale = scale
+        self.scale = length / math.sqrt(site.features)
         self.project = nn.Linear(site.features, embedding_dim)
 
     def statistics(self, h: Tensor) -> Tensor:
         """Normalised statistics [b, g] of a map h [b, c, f, t], or of log-mel h [b, f, t] for the input's readout.
 
-        Each sample's group is standardised to mean 0, variance 1, times a constant that gives all groups of an
-        encoder together about unit norm. Maps with fewer rows than the site (reduced resolution) repeat each row.
+        Each sample's group is centred and scaled to a fixed norm; all groups of an encoder together have norm 1, so
+        that a learning rate means the same whatever their sizes. Maps with half the site's rows (reduced
+        resolution) repeat each row.
         """
         groups = _input_statistics(h) if self.site.block == 0 else _map_statistics(h)  # [b, s, f, c]
         repeat = self.site.rows // groups.shape[2]

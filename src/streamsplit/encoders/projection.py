@@ -1,0 +1,114 @@
+"""Closed-form fits from unlabelled windows: the starting projection, the early exits, the resolution correction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.initialise import set_identity
+from streamsplit.encoders.pca import HalfWhitenedPca, fit_pca
+from streamsplit.errors import EncoderError
+
+RIDGE = 1e-3  # times the mean variance of the inputs
+_BATCH = 32
+
+
+class AffineCorrection(NamedTuple):
+    """Maps embeddings made at reduced resolution into the space of full ones (v1 App. C)."""
+
+    weight: np.ndarray  # [d, d] float32
+    bias: np.ndarray  # [d] float32
+
+    @classmethod
+    def fit(cls, reduced: np.ndarray, full: np.ndarray, ridge: float = RIDGE) -> AffineCorrection:
+        """Least squares on pairs of embeddings [n, d] of the same windows; raises EncoderError on other shapes."""
+        if reduced.shape != full.shape or reduced.ndim != 2 or len(reduced) < 2:
+            shapes = f"{reduced.shape} and {full.shape}"
+            raise EncoderError(f"got embeddings of shapes {shapes}, expected two equal [n, d] with n >= 2")
+        return cls(*_ridge_map(reduced, full, ridge))
+
+    def __call__(self, z: np.ndarray) -> np.ndarray:
+        """Corrected unit-norm embeddings of z [d] or [n, d]."""
+        mapped = np.asarray(z, np.float32) @ self.weight.T + self.bias
+        unit: np.ndarray = mapped / np.maximum(np.linalg.norm(mapped, axis=-1, keepdims=True), 1e-12)
+        return unit
+
+
+def fit_projection(encoder: SplitEncoder, windows: np.ndarray, seed: int = 0) -> HalfWhitenedPca:
+    """Sets the readouts' projections to the half-whitened principal directions of log-mel windows [n, f, t].
+
+    The encoder's embedding space changes altogether: exits go back to the identity (call `fit_exits` next), and
+    embeddings from before do not compare. Returns the map that was set, with the variance it explains. Raises
+    EncoderError on fewer than two distinct windows.
+    """
+    pca = fit_pca(collect_readouts(encoder, windows), encoder.embedding_dim, seed)
+    offset = 0
+    with torch.no_grad():
+        for project in encoder.readout_projections():
+            columns = slice(offset, offset + project.in_features)
+            project.weight.copy_(torch.from_numpy(pca.matrix[:, columns]))
+            project.bias.copy_(torch.from_numpy(-pca.matrix[:, columns] @ pca.mean[columns]))
+            offset += project.in_features
+        for head in encoder.exit_heads():
+            set_identity(head)
+    return pca
+
+
+def fit_exits(encoder: SplitEncoder, windows: np.ndarray, ridge: float = RIDGE) -> list[float]:
+    """Fits every early exit to the full embedding by ridge regression on log-mel windows [n, f, t].
+
+    Returns each exit's mean cosine to the full embedding on these windows, shallowest first. Raises EncoderError on
+    fewer than two windows.
+    """
+    groups = collect_readouts(encoder, windows)
+    if len(groups) < 2:
+        raise EncoderError(f"got {len(groups)} windows, expected at least 2 to fit the exits")
+    partial = np.zeros((len(groups), encoder.embedding_dim), np.float32)
+    partials, offset = [], 0
+    for project in encoder.readout_projections():
+        columns = slice(offset, offset + project.in_features)
+        weight, bias = (p.detach().cpu().numpy() for p in (project.weight, project.bias))
+        partial = partial + groups[:, columns] @ weight.T + bias
+        partials.append(partial)
+        offset += project.in_features
+    target = _unit(partials[-1])
+    agreements = []
+    for head, seen in zip(encoder.exit_heads(), partials, strict=False):  # the last sum needs no exit
+        weight, bias = _ridge_map(seen, target, ridge)
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(weight))
+            head.bias.copy_(torch.from_numpy(bias))
+        agreements.append(float((_unit(seen @ weight.T + bias) * target).sum(1).mean()))
+    return agreements
+
+
+def collect_readouts(encoder: SplitEncoder, windows: np.ndarray) -> np.ndarray:
+    """`readout_features` [n, g] of log-mel windows [n, f, t], computed in batches."""
+    if windows.ndim != 3 or not len(windows):
+        raise EncoderError(f"got windows of shape {windows.shape}, expected [n, bands, frames] with n >= 1")
+    device = next(encoder.parameters()).device
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(windows), _BATCH):
+            x = torch.from_numpy(np.asarray(windows[start : start + _BATCH], np.float32)).to(device)
+            parts.append(encoder.readout_features(x).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _ridge_map(source: np.ndarray, target: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """weight [e, d], bias [e] with target ~ source weight^T + bias, least squares with a penalty on the weight."""
+    source, target = source.astype(np.float64), target.astype(np.float64)
+    source_mean, target_mean = source.mean(0), target.mean(0)
+    x, y = source - source_mean, target - target_mean
+    gram = x.T @ x
+    penalty = ridge * np.trace(gram) / len(gram) + np.finfo(np.float64).tiny
+    weight = np.linalg.solve(gram + penalty * np.eye(len(gram)), x.T @ y).T
+    return weight.astype(np.float32), (target_mean - weight @ source_mean).astype(np.float32)
+
+
+def _unit(z: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    return unit
