@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from enum import IntEnum
 from typing import NamedTuple
@@ -53,15 +54,22 @@ class MediaHeader(NamedTuple):
 
 _LAYOUT = struct.Struct("<IIBBBBeHeH")
 MEDIA_HEADER_BYTES = _LAYOUT.size
+_FP16_MAX = 65504.0
 
 
 def pack_media(header: MediaHeader, payload: bytes | memoryview) -> bytes:
-    """Header and payload as one media payload."""
-    return _LAYOUT.pack(*header) + bytes(payload)
+    """Header and payload as one media payload; numbers that do not fit their field are held at its largest value."""
+    fitting = header._replace(
+        window=header.window & 0xFFFF_FFFF,
+        uncertainty=_fp16(header.uncertainty),
+        edge_ms=_fp16(header.edge_ms),
+        skipped=min(header.skipped, 0xFFFF),
+    )
+    return _LAYOUT.pack(*fitting) + bytes(payload)
 
 
 def unpack_media(data: bytes | memoryview) -> tuple[MediaHeader, memoryview]:
-    """Splits a media payload; raises ProtocolError('bad_media') on short data or an unknown encoding."""
+    """Splits a media payload; raises ProtocolError('bad_media') on short data, an unknown encoding or set flags."""
     view = memoryview(data)
     if len(view) < MEDIA_HEADER_BYTES:
         raise ProtocolError("bad_media", f"got {len(view)} bytes, expected at least {MEDIA_HEADER_BYTES}")
@@ -70,4 +78,11 @@ def unpack_media(data: bytes | memoryview) -> tuple[MediaHeader, memoryview]:
         raise ProtocolError("bad_media", f"got encoding {header.encoding}, expected one of the known encodings")
     if header.resolution not in Resolution._value2member_map_:
         raise ProtocolError("bad_media", f"got resolution {header.resolution}, expected 0 or 1")
+    if header.flags:
+        raise ProtocolError("bad_media", f"got media flags {header.flags}, expected 0")
     return header, view[MEDIA_HEADER_BYTES:]
+
+
+def _fp16(value: float) -> float:
+    """Held within what a half can carry; NaN stays."""
+    return value if math.isnan(value) else max(-_FP16_MAX, min(_FP16_MAX, value))

@@ -1,4 +1,4 @@
-"""Frame types, flags and priorities of the wire protocol, version 1."""
+"""Frame types, flags, priorities, directions and size limits of the wire protocol, version 1."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from enum import IntEnum, IntFlag
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 1 << 20  # payload bytes of one frame, header excluded
 MAX_CHUNK_BYTES = 32 << 10  # payload bytes of one WEIGHTS chunk: bulk never delays audio by more than one chunk
+MAX_GMM_BYTES = 36 << 10  # payload bytes of one GMM (64 components x 128 dimensions take 32,896 and the field names)
+MAX_RESULT_BYTES = 16 << 10
+MAX_DIALOGUE_BYTES = 16 << 10
+MAX_MESSAGE_BYTES = 4 << 10  # payload bytes of every other control message
+MAX_SEQUENCE = 0xFFFF_FFFF  # a device that gets here (68 years at two windows a second) starts a new epoch
 
 
 class FrameType(IntEnum):
@@ -39,8 +44,8 @@ class FrameFlag(IntFlag):
 
     NONE = 0
     NUMBERED = 1  # counts in the sequence, is acknowledged and replayed
-    FINAL = 2  # last chunk of a transfer
-    REPLAYED = 4  # sent again after a reconnect
+    FINAL = 2  # last chunk of a transfer, last frame of an utterance
+    REPLAYED = 4  # may have been sent before (after a reconnect)
 
 
 class Priority(IntEnum):
@@ -58,8 +63,35 @@ MEDIA_TYPES = frozenset({
     FrameType.GRAD_BACK, FrameType.WEIGHTS, FrameType.DIALOGUE,
 })
 
+WINDOW_TYPES = frozenset({FrameType.AUDIO, FrameType.FEATURES, FrameType.EMBEDDING, FrameType.GRADIENT})
+
+NUMBERED_TYPES = WINDOW_TYPES | {FrameType.RESULT}  # always carry NUMBERED; no other type ever does
+
+COUNTING_TYPES = frozenset({FrameType.DIALOGUE})
+"""Not numbered, yet the sequence field is theirs: a counter that shows the receiver what is missing."""
+
+FINAL_TYPES = frozenset({FrameType.WEIGHTS, FrameType.DIALOGUE})
+"""May carry FINAL: last chunk of a transfer, last frame of an utterance."""
+
+LATEST_WINS_TYPES = frozenset({FrameType.ACK, FrameType.STATS, FrameType.GMM, FrameType.POLICY, FrameType.THROTTLE})
+"""An unsent older frame of the same type is replaced instead of queued behind."""
+
+OPTIONAL_TYPES = frozenset({FrameType.DIALOGUE, FrameType.GRAD_BACK})
+"""A receiver without a use for these answers ERROR 'unsupported' (not fatal) and drops the frame."""
+
+_BOTH_WAYS = frozenset({
+    FrameType.ACK, FrameType.PING, FrameType.ERROR, FrameType.BYE,
+    FrameType.WEIGHTS_REQ, FrameType.WEIGHTS, FrameType.REVISION,
+}) | OPTIONAL_TYPES
+
+UPLINK_TYPES = _BOTH_WAYS | WINDOW_TYPES | {FrameType.HELLO, FrameType.STATS}
+
+DOWNLINK_TYPES = _BOTH_WAYS | {
+    FrameType.WELCOME, FrameType.RESULT, FrameType.GMM, FrameType.POLICY, FrameType.THROTTLE,
+}
+
 PRIORITY: dict[FrameType, Priority] = {
-    **{kind: Priority.CONTROL for kind in FrameType},
+    **dict.fromkeys(FrameType, Priority.CONTROL),
     FrameType.DIALOGUE: Priority.DIALOGUE,
     FrameType.RESULT: Priority.RESULT,
     FrameType.GRAD_BACK: Priority.RESULT,
@@ -69,4 +101,14 @@ PRIORITY: dict[FrameType, Priority] = {
     FrameType.GRADIENT: Priority.MEDIA,
     FrameType.GMM: Priority.BULK,
     FrameType.WEIGHTS: Priority.BULK,
+}
+
+PAYLOAD_LIMITS: dict[FrameType, int] = {
+    **dict.fromkeys(FrameType, MAX_MESSAGE_BYTES),
+    **dict.fromkeys(WINDOW_TYPES, MAX_FRAME_BYTES),
+    FrameType.GRAD_BACK: MAX_FRAME_BYTES,
+    FrameType.RESULT: MAX_RESULT_BYTES,
+    FrameType.DIALOGUE: MAX_DIALOGUE_BYTES,
+    FrameType.GMM: MAX_GMM_BYTES,
+    FrameType.WEIGHTS: MAX_CHUNK_BYTES,
 }
