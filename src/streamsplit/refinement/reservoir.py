@@ -25,6 +25,7 @@ class StoredWindow:
     partial: np.ndarray | None = None  # float32 [d], k >= 1
     revision: str = ""  # that computed the crossing; "" at block 0
     label: str = ""
+    starts: bool = False  # first after a gap or of a new clip
     target: np.ndarray | None = None  # float16 [d]: the frozen embedding, once computed
 
     @property
@@ -80,7 +81,8 @@ class Reservoir:
         """Up to `count` pairs (window, temporally close window of the same device), anchors all different.
 
         Devices take turns, so a chatty one does not crowd out the others. The gap g is drawn ~ exp(-decay g) from the
-        partners that are there, in both directions; windows without a partner are passed over.
+        partners that are there, in both directions, not across a window that `starts`; windows without a partner are
+        passed over.
         """
         by_device = self._by_device()
         anchors = {device: list(rng.permutation(sorted(held))) for device, held in by_device.items()}
@@ -140,7 +142,14 @@ class Reservoir:
 def _draw_partner(
     rng: np.random.Generator, held: dict[int, StoredWindow], anchor: int, min_gap: int, max_gap: int, decay: float
 ) -> int | None:
-    gaps = [gap for size in range(min_gap, max_gap + 1) for gap in (-size, size) if anchor + gap in held]
+    gaps: list[int] = []
+    for side in (-1, 1):
+        for size in range(1, max_gap + 1):
+            entered = held.get(anchor + size if side > 0 else anchor - size + 1)  # what lies after the border crossed
+            if entered is not None and entered.starts:
+                break
+            if size >= min_gap and anchor + side * size in held:
+                gaps.append(side * size)
     if not gaps:
         return None
     law = np.exp(-decay * np.abs(gaps))

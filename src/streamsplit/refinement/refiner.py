@@ -1,0 +1,361 @@
+"""Refiner: trains the server's copy of the encoder from what devices send, and publishes it as revisions."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.crossing import Crossing
+from streamsplit.encoders.projection import fit_exits, fit_projection
+from streamsplit.errors import EncoderError, RevisionError
+from streamsplit.learning.mixture import GaussianMixture
+from streamsplit.refinement.batch import (
+    embed_features,
+    embed_windows,
+    frozen_copy,
+    frozen_targets,
+    label_numbers,
+    stored_crossing,
+    stored_features,
+)
+from streamsplit.refinement.buffer import TemporalBuffer
+from streamsplit.refinement.federated import LocalMerge
+from streamsplit.refinement.hybrid import hybrid_loss, label_loss, pair_info_nce, target_loss
+from streamsplit.refinement.lineage import Known, Lineage, Weights
+from streamsplit.refinement.prototypes import Prototypes
+from streamsplit.refinement.rank import effective_rank
+from streamsplit.refinement.reservoir import Reservoir
+from streamsplit.refinement.settings import RefinerSettings as RefinerSettings
+from streamsplit.weights.delta import make_delta, pack_full
+from streamsplit.weights.revision import encoder_weights, load_weights, revision_of
+
+FULL_BANDS = 128
+
+
+class RefineReport(NamedTuple):
+    """One call of `step`: unweighted parts of the loss, effective rank and size of the batch, and what was wrong."""
+
+    step: int
+    loss: float
+    task: float  # contrast + target + labels, weighted
+    target: float  # 1 - cosine to the frozen embedding of the other window
+    wasserstein: float
+    laplacian: float
+    effective_rank: float  # of the batch
+    samples: int
+    devices: int
+    skipped: str = ""  # why no optimiser step was made; "" when one was
+
+
+class Published(NamedTuple):
+    """A revision as it goes out; `delta` applies to `base` and gives exactly `weights`, as does `full`."""
+
+    revision: str
+    base: str | None
+    weights: Weights
+    delta: bytes | None
+    full: bytes
+    breaks_space: bool
+    effective_rank: float  # of up to 256 collected windows; NaN without any
+    merged_devices: int = 0
+    note: str = ""  # why nothing new was published; "" otherwise
+
+
+class Refiner:
+    """The server's learning: bounded memory, no clock, no thread; calls come from one thread.
+
+    `add` collects what arrives, `warm_start` fits the readout once, `step` is one optimiser step, `publish` makes a
+    revision. The master weights stay in full precision; a revision is what its receivers reconstruct from the
+    quantised delta, so quantisation errors do not add up over revisions.
+    """
+
+    def __init__(self, encoder: SplitEncoder, settings: RefinerSettings | None = None, seed: int = 0) -> None:
+        """Takes over `encoder` as the copy to train; its weights are the first revision."""
+        self.settings = settings or RefinerSettings()
+        self.encoder = encoder
+        self.teacher = frozen_copy(encoder)
+        self.random = np.random.default_rng(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimiser = self._new_optimiser()
+        self.buffer = TemporalBuffer(self.settings.buffer)
+        self.mixture = GaussianMixture(64, encoder.embedding_dim, seed=seed)
+        self.prototypes = Prototypes(self.settings.prototypes, encoder.embedding_dim, seed=seed)
+        self.reservoir = Reservoir(self.settings.reservoir_bytes, seed)
+        self.local = LocalMerge(self.settings.local_max_norm)
+        self.lineage = Lineage(self.settings.keep_revisions)
+        weights = encoder_weights(encoder)
+        self.lineage.add(Known(revision_of(weights), weights, 0))
+        self.space = 0
+        self.warm_started = False
+        self.breaks_space = False
+        self.steps = 0
+        self.steps_since_publish = 0
+        self.samples_since_publish = 0
+        self.bad_batches = 0
+        self._ready: dict[str, SplitEncoder] = {}
+
+    @property
+    def revision(self) -> str:
+        """The newest published revision."""
+        return self.lineage.latest.revision
+
+    def known_encoder(self, revision: str) -> SplitEncoder:
+        """A frozen encoder of a recent revision, to complete cuts with; RevisionError where it is not held."""
+        known = self.lineage.get(revision)
+        for gone in [name for name in self._ready if name not in self.lineage]:
+            del self._ready[gone]
+        if revision not in self._ready:
+            encoder = frozen_copy(self.encoder)
+            load_weights(encoder, known.weights)
+            self._ready[revision] = encoder
+        return self._ready[revision]
+
+    def add(
+        self,
+        device: str,
+        window: int,
+        now_ms: float = 0.0,
+        *,
+        features: np.ndarray | None = None,
+        crossing: Crossing | None = None,
+        block: int = 0,
+        embedding: np.ndarray | None = None,
+        revision: str = "",
+        label: str = "",
+        starts: bool = False,
+    ) -> bool:
+        """Takes what is known of one window: log-mel features [f, t], or what crossed after `block`, and the embedding.
+
+        `starts` marks the first window after a gap or a new clip: positives are not taken across it.
+
+        True where any of it is used. Raises RevisionError for a crossing or embedding of an unknown revision, and
+        EncoderError for NaN or wrong shapes; nothing is kept then. What belongs to an earlier embedding space is left
+        out, without an error: its sender has not yet fetched the new weights.
+        """
+        if features is None and crossing is None and embedding is None:
+            raise EncoderError("got neither features, crossing nor embedding, expected at least one")
+        current = True
+        if crossing is not None or embedding is not None:
+            current = self.lineage.get(revision).space == self.space
+        item = None
+        if features is not None:
+            item = stored_features(device, window, features, label, starts)
+        elif crossing is not None and current:
+            item = stored_crossing(self.encoder, device, window, crossing, block, revision, label, starts)
+        z = None
+        if embedding is not None and current:
+            z = np.asarray(embedding, dtype=np.float32)
+            if z.shape != (self.encoder.embedding_dim,) or not np.isfinite(z).all():
+                raise EncoderError(
+                    f"got an embedding of shape {z.shape} or with NaN, expected [{self.encoder.embedding_dim}] finite"
+                )
+        used = item is not None and bool(np.isfinite(item.h).all()) and self.reservoir.add(item)
+        if z is not None:
+            self.buffer.add(device, window, z)
+            self.mixture.observe(z)
+            self.prototypes.observe(z)
+        return used or z is not None
+
+    def ready(self) -> bool:
+        """Whether `step` has enough to learn from; with fewer than `min_devices` it waits for twice the windows."""
+        wanted = self.settings.min_windows
+        count = len(self.reservoir)
+        if len(self.reservoir.devices()) < self.settings.min_devices:
+            wanted *= 2
+        if self.settings.warm_start_windows and not self.warm_started:
+            wanted = max(wanted, self.settings.warm_start_patience)
+        return count >= wanted
+
+    def step(self) -> RefineReport:
+        """One optimiser step on temporal pairs of all devices.
+
+        Features train the whole encoder, a crossing only the blocks above its cut. A batch whose loss or gradients are
+        not finite changes nothing and is counted in `bad_batches`.
+        """
+        options = self.settings
+        pairs = self.reservoir.pairs(
+            self.random, options.batch_windows // 2,
+            min_gap=options.positive_min_gap, max_gap=options.positive_max_gap, decay=options.positive_decay,
+        )  # fmt: skip
+        if len(pairs) < 2:
+            return self._skip(f"got {len(pairs)} pairs of neighbouring windows, expected at least 2", 2 * len(pairs), 0)
+        batch = [first for first, _ in pairs] + [second for _, second in pairs]
+        devices = [item.device for item in batch]
+        frames = np.array([item.window for item in batch], dtype=np.int64)
+        targets = frozen_targets(self.teacher, batch) if options.target_weight else None
+        self.optimiser.zero_grad(set_to_none=True)
+        z = embed_windows(self.encoder, batch)
+        first, second = z[: len(pairs)], z[len(pairs) :]
+        task = options.contrast_weight * pair_info_nce(
+            first, second, frames, devices, options.temperature, options.mask_windows
+        )
+        target = z.new_zeros(())
+        if targets is not None:
+            target = target_loss(first, second, targets[: len(pairs)], targets[len(pairs) :])
+            task = task + options.target_weight * target
+        if options.label_weight and any(item.label for item in batch):
+            task = task + options.label_weight * label_loss(z, label_numbers(batch), options.temperature)
+        loss = hybrid_loss(task, z, frames, devices, options.loss, self.generator)
+        different = len(set(devices))
+        if not bool(torch.isfinite(loss.total)):
+            return self._skip(f"got loss {loss.total.item()}, expected a finite number", len(batch), different)
+        loss.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), options.gradient_norm)
+        if not bool(torch.isfinite(norm)):
+            return self._skip("got a gradient with NaN or infinity, expected finite numbers", len(batch), different)
+        self.optimiser.step()
+        self.steps += 1
+        self.steps_since_publish += 1
+        self.samples_since_publish += len(batch)
+        return RefineReport(
+            self.steps, loss.total.item(), loss.task.item(), target.item(), loss.wasserstein.item(),
+            loss.laplacian.item(), effective_rank(z.detach().cpu().numpy()), len(batch), different,
+        )  # fmt: skip
+
+    def warm_start(self) -> bool:
+        """Fits the readout's projection (half-whitened PCA) and the exits to the collected windows, once.
+
+        False until `warm_start_windows` full-resolution windows are there, and after it was done. The next revision
+        breaks the embedding space; what was collected in the old one is dropped, features stay.
+        """
+        wanted = self.settings.warm_start_windows
+        if self.warm_started or not wanted:
+            return False
+        windows = self._full_windows(max(wanted, 1024))
+        if len(windows) < wanted:
+            return False
+        fit_projection(self.encoder, windows, int(self.random.integers(2**31)))
+        fit_exits(self.encoder, windows)
+        self.warm_started = self.breaks_space = True
+        self.space += 1
+        self.teacher = frozen_copy(self.encoder)
+        self.optimiser = self._new_optimiser()
+        self.reservoir.drop(lambda item: item.block > 0)
+        self._forget_targets()
+        self._restart_statistics()
+        return True
+
+    def publish(self) -> Published:
+        """Makes the master weights a revision: merges what devices learned, refits the exits, packs delta and full.
+
+        Without anything new, or when the embeddings have collapsed (then the master goes back to the last revision),
+        the last revision comes again, with the reason in `note`.
+        """
+        last = self.lineage.latest
+        own = encoder_weights(self.encoder)
+        merged = self.local.apply(last.weights, own, self.samples_since_publish)
+        if not (self.steps_since_publish or merged.devices or self.breaks_space):
+            return self._again("nothing was learned since")
+        if merged.devices:
+            load_weights(self.encoder, merged.weights)
+        windows = self._full_windows(256)
+        rank = math.nan
+        if len(windows):
+            rank = effective_rank(embed_features(self.encoder, windows))
+            if not self.breaks_space:
+                before = effective_rank(embed_features(self.known_encoder(last.revision), windows))
+                if not rank >= self.settings.collapse_share * before:
+                    return self._roll_back(last, f"effective rank fell from {before:.1f} to {rank:.1f}")
+            if self.warm_started and len(windows) >= 64:
+                fit_exits(self.encoder, windows)
+        new = encoder_weights(self.encoder)
+        if not all(np.isfinite(array).all() for array in new.values()):
+            return self._roll_back(last, "weights became NaN or infinite")
+        breaks = self.breaks_space
+        delta: bytes | None = None
+        if breaks:
+            full, weights = pack_full(new, "fp16")
+        else:
+            delta, weights = make_delta(last.weights, new)
+            full, weights = pack_full(weights, "fp32")
+        revision = revision_of(weights)
+        if revision == last.revision:
+            self.steps_since_publish = self.samples_since_publish = 0
+            return self._again("the change is smaller than its quantisation")
+        self.lineage.add(Known(revision, weights, self.space))
+        self.breaks_space = False
+        self.steps_since_publish = self.samples_since_publish = 0
+        if breaks:
+            self._seed_statistics()
+        base = None if breaks else last.revision
+        return Published(revision, base, weights, delta, full, breaks, rank, merged.devices)
+
+    def merge_local(self, device: str, base: str, difference: Weights, samples: int) -> None:
+        """Takes a device's local learning relative to revision `base`; it goes into the next revision.
+
+        Raises RevisionError for an unknown base, one of an earlier space, or arrays that do not fit.
+        """
+        known = self.lineage.get(base)
+        if known.space != self.space:
+            raise RevisionError(
+                f"got learning on {base[:8]}, whose embedding space was replaced; fetch the newest weights"
+            )
+        self.local.add(device, known.weights, difference, samples, self.lineage.staleness(base))
+
+    def snapshot(self) -> bytes:
+        """Everything, as safetensors bytes; `restore` continues exactly."""
+        from streamsplit.refinement.snapshot import pack_refiner
+
+        return pack_refiner(self)
+
+    def restore(self, data: bytes) -> None:
+        """Takes a snapshot of a refiner of the same encoder; raises CheckpointError, changing nothing, if it is bad."""
+        from streamsplit.refinement.snapshot import unpack_refiner
+
+        unpack_refiner(self, data)
+
+    def _new_optimiser(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.encoder.parameters(), lr=self.settings.learning_rate)
+
+    def _full_windows(self, most: int) -> np.ndarray:
+        """Up to `most` collected full-resolution windows [n, 128, t], evenly spread over what is held."""
+        held = [item.h for item in self.reservoir.items() if item.block == 0 and item.h.shape[0] == FULL_BANDS]
+        if not held:
+            return np.empty((0, FULL_BANDS, 0), dtype=np.float32)
+        lengths = [h.shape for h in held]
+        usual = max(set(lengths), key=lengths.count)
+        held = [h for h in held if h.shape == usual]
+        chosen = np.unique(np.linspace(0, len(held) - 1, min(most, len(held))).round().astype(int))
+        return np.stack([held[row] for row in chosen]).astype(np.float32)
+
+    def _forget_targets(self) -> None:
+        for item in self.reservoir.items():
+            item.target = None
+
+    def _restart_statistics(self) -> None:
+        self.buffer.clear()
+        self.mixture.clear()
+        self.prototypes = Prototypes(self.settings.prototypes, self.encoder.embedding_dim, seed=self.space)
+        self.local.clear()
+
+    def _seed_statistics(self) -> None:
+        """Starts mixture and prototypes of a new space from the collected windows, so that they are not empty."""
+        windows = self._full_windows(512)
+        if len(windows):
+            z = embed_features(self.known_encoder(self.revision), windows)
+            z = z[self.random.permutation(len(z))]
+            self.mixture.observe_batch(z)
+            self.prototypes.observe(z)
+
+    def _skip(self, reason: str, samples: int, devices: int) -> RefineReport:
+        self.optimiser.zero_grad(set_to_none=True)
+        if samples >= 4:
+            self.bad_batches += 1
+        nothing = math.nan
+        return RefineReport(self.steps, nothing, nothing, nothing, nothing, nothing, nothing, samples, devices, reason)
+
+    def _again(self, note: str) -> Published:
+        last = self.lineage.latest
+        full, _ = pack_full(last.weights, "fp32")
+        return Published(last.revision, None, last.weights, None, full, False, math.nan, 0, note)
+
+    def _roll_back(self, last: Known, reason: str) -> Published:
+        if last.space == self.space:
+            load_weights(self.encoder, last.weights)
+        self.optimiser = self._new_optimiser()
+        self.steps_since_publish = self.samples_since_publish = 0
+        return self._again(reason)
