@@ -30,7 +30,7 @@ def read_audio(path: str | Path, rate_hz: int = 16_000) -> Floats:
 
 
 def iter_audio(path: str | Path, block_samples: int, rate_hz: int = 16_000) -> Iterator[Floats]:
-    """A file of any length as mono blocks [block_samples] at `rate_hz`, the last one shorter; errors as `read_audio`."""
+    """A file of any length as mono blocks [block_samples] at `rate_hz`, the last shorter; errors as `read_audio`."""
     path = Path(path)
     pending = np.zeros(0, np.float32)
     resampler: StreamingResampler | None = None
