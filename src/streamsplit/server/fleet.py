@@ -1,0 +1,122 @@
+"""What the server knows of its devices right now: for the page, the JSON status and the metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from typing import Any
+
+import numpy as np
+
+from streamsplit.server.records import WindowRecord
+from streamsplit.splitting.cut import Cut
+from streamsplit.wire.media import Encoding
+from streamsplit.wire.messages import Hello, Stats
+
+HISTORY = 120  # points of a sparkline
+LATENCIES = 1024
+
+
+class Device:
+    """One device, connected or not."""
+
+    def __init__(self, device_id: str) -> None:
+        self.id = device_id
+        self.hello: Hello | None = None
+        self.stats: Stats | None = None
+        self.connected = False
+        self.connections = 0
+        self.address = ""
+        self.connected_s = 0.0
+        self.last_seen_s = 0.0  # Unix time
+        self.uplink_bytes = 0  # on the socket, WebSocket framing included
+        self.downlink_bytes = 0
+        self.windows = 0
+        self.rejected = 0
+        self.skipped = 0
+        self.cut = ""
+        self.cuts: Counter[str] = Counter()
+        self.last_error = ""
+        self.uncertainty = math.nan
+        self.label = ""
+        self.cluster = -1
+        self.revision = ""
+        self.latencies_ms: deque[float] = deque(maxlen=LATENCIES)  # frame received to result sent
+        self.history: deque[tuple[float, float, float]] = deque(maxlen=HISTORY)  # time s, uncertainty, latency ms
+
+    def count(self, record: WindowRecord, latency_ms: float) -> None:
+        """One window answered."""
+        self.windows += 1
+        self.skipped += record.skipped
+        self.last_seen_s = time.time()
+        if record.error:
+            self.rejected += 1
+            self.last_error = f"{record.error}: {record.detail}"
+            return
+        self.cut = cut_name(record.block, record.encoding)
+        self.cuts[self.cut] += 1
+        self.uncertainty, self.label, self.cluster = record.uncertainty, record.label, record.cluster
+        self.latencies_ms.append(latency_ms)
+        self.history.append((self.last_seen_s, record.uncertainty, latency_ms))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with NaN as null."""
+        hello, stats = self.hello, self.stats
+        return {
+            "device": self.id,
+            "connected": self.connected,
+            "connections": self.connections,
+            "address": self.address,
+            "device_class": hello.device_class if hello else "",
+            "software": hello.software if hello else "",
+            "encoder": hello.encoder if hello else "",
+            "revision": (stats.revision if stats and stats.revision else self.revision),
+            "last_seen_s": self.last_seen_s,
+            "uplink_bytes": self.uplink_bytes,
+            "downlink_bytes": self.downlink_bytes,
+            "windows": self.windows,
+            "rejected": self.rejected,
+            "skipped": self.skipped,
+            "cut": self.cut,
+            "windows_by_cut": dict(self.cuts),
+            "uncertainty": finite(self.uncertainty),
+            "label": self.label,
+            "cluster": self.cluster,
+            "last_error": self.last_error,
+            "latency_ms": percentiles(self.latencies_ms),
+            "stats": None
+            if stats is None
+            else {
+                name: finite(value) if isinstance(value, float) else value
+                for name in stats.__struct_fields__
+                for value in (getattr(stats, name),)
+            },
+            "history": [
+                {"t_s": round(t, 3), "uncertainty": finite(u), "latency_ms": finite(ms)} for t, u, ms in self.history
+            ],
+        }
+
+
+def percentiles(values: Any) -> dict[str, float | None]:
+    """p50, p95 and p99; null without values."""
+    if not len(values):
+        return {"p50": None, "p95": None, "p99": None}
+    p50, p95, p99 = np.percentile(np.fromiter(values, float, len(values)), (50, 95, 99))
+    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "p99": round(float(p99), 3)}
+
+
+def finite(value: float | None) -> float | None:
+    """JSON has no NaN: null instead."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def cut_name(block: int, encoding: int) -> str:
+    """'6:int8' from a record's numbers."""
+    return str(Cut(block, Encoding(encoding)))
+
+
+def websocket_bytes(payload_bytes: int, *, masked: bool) -> int:
+    """Bytes of one WebSocket message on the TCP stream (RFC 6455, 5.2): clients mask, servers do not."""
+    length = 0 if payload_bytes < 126 else 2 if payload_bytes < 65536 else 8
+    return 2 + length + (4 if masked else 0) + payload_bytes

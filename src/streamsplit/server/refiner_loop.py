@@ -1,0 +1,363 @@
+"""What the refiner's own process (or thread) runs: takes samples, trains, publishes revisions, writes checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from streamsplit.encoders.crossing import Crossing
+from streamsplit.encoders.factory import make_encoder
+from streamsplit.errors import CheckpointError, StreamSplitError
+from streamsplit.refinement.buffer import BufferSettings
+from streamsplit.refinement.hybrid import HybridSettings
+from streamsplit.refinement.refiner import Published, Refiner, RefinerSettings
+from streamsplit.server.checkpoint import read_file, read_json, write_atomic, write_json
+from streamsplit.server.jobs import Sample
+from streamsplit.server.models import RevisionFiles, torch_device, weights_file
+from streamsplit.server.settings import ServerSettings
+from streamsplit.weights.revision import Weights
+
+LOG = logging.getLogger(__name__)
+CHECKPOINT = "refiner.safetensors"
+CHECKPOINT_INFO = "refiner.json"
+
+
+# -- what the server sends ---------------------------------------------------------------------------------------
+
+
+class Learn(NamedTuple):
+    """Windows to learn from."""
+
+    samples: list[Sample]
+
+
+class Merge(NamedTuple):
+    """What a device learned, relative to revision `base`."""
+
+    device: str
+    base: str
+    difference: Weights
+    samples: int
+
+
+class SaveNow(NamedTuple):
+    """Write a checkpoint now."""
+
+
+class Stop(NamedTuple):
+    """Write a last checkpoint and end."""
+
+
+# -- what comes back ---------------------------------------------------------------------------------------------
+
+
+class Started(NamedTuple):
+    """The loop runs; this revision is current."""
+
+    revision: str
+    space: int
+    resumed: bool
+    steps: int
+
+
+class Progress(NamedTuple):
+    """One optimiser step, or why none was made."""
+
+    step: int
+    loss: float
+    task: float
+    wasserstein: float
+    laplacian: float
+    effective_rank: float
+    samples: int
+    devices: int
+    skipped: str
+    step_ms: float
+    collected: int
+
+
+class NewRevision(NamedTuple):
+    """A revision whose files are written; `mixture` describes a new space, where there is one."""
+
+    revision: str
+    base: str
+    space: int
+    breaks_space: bool
+    effective_rank: float
+    merged_devices: int
+    steps: int
+    mixture: dict[str, np.ndarray] | None
+
+
+class Trouble(NamedTuple):
+    """Something failed and the loop goes on; `kind` is an event's kind."""
+
+    kind: str
+    detail: str
+
+
+class Saved(NamedTuple):
+    """A checkpoint was written."""
+
+    bytes: int
+    took_ms: float
+
+
+class Stopped(NamedTuple):
+    """The loop has ended."""
+
+
+def refiner_settings(settings: ServerSettings) -> RefinerSettings:
+    """The refinement room's settings from the server's sections."""
+    training, loss, audio = settings.training, settings.loss, settings.audio
+    frames = max(2, round(settings.aggregation.temporal_window * 100 / audio.stride_frames))
+    return RefinerSettings(
+        learning_rate=training.learning_rate,
+        batch_windows=training.batch_size,
+        min_devices=settings.aggregation.min_devices_per_update,
+        warm_start_windows=training.warm_start_windows,
+        loss=HybridSettings(
+            wasserstein_weight=loss.sliced_wasserstein.weight,
+            projections=loss.sliced_wasserstein.num_projections,
+            laplacian_weight=loss.laplacian.weight,
+            neighbours=loss.laplacian.k_neighbors,
+        ),
+        buffer=BufferSettings(frames=frames, neighbours=loss.laplacian.k_neighbors),
+    )
+
+
+def refiner_process(connection: Connection, settings: ServerSettings) -> None:
+    """Entry point of the process: gives way to the server's other work, and ends when the server's end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(5)
+    logging.basicConfig(level=settings.server.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run_refiner(connection, settings)
+
+
+def run_refiner(connection: Connection, settings: ServerSettings) -> None:
+    """Serves one connection until `Stop` or until the other end is gone."""
+    torch.set_num_threads(settings.training.threads)
+    try:
+        _Loop(connection, settings).run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        LOG.info("refiner: the server is gone")
+    except StreamSplitError as error:
+        connection.send(Trouble("refiner_failed", str(error)))
+        connection.send(Stopped())
+    finally:
+        connection.close()
+
+
+class _Loop:
+    def __init__(self, connection: Connection, settings: ServerSettings) -> None:
+        self._connection = connection
+        self._training = settings.training
+        self._folder = settings.data_path / "checkpoints"
+        self._files = RevisionFiles(settings.data_path / "revisions")
+        encoder = make_encoder(settings.encoder).to(torch_device(settings.device))
+        self._refiner = Refiner(encoder, refiner_settings(settings), settings.training.seed)
+        self._resumed = self._restore()
+        self._unpublished: Published | None = None
+        now = time.monotonic()
+        self._step_due = now
+        self._publish_due = now + self._training.publish_interval_s
+        self._save_due = now + self._training.checkpoint_interval_s
+        self._dirty = not self._resumed
+        self._refused = 0
+
+    def run(self) -> None:
+        refiner = self._refiner
+        self._send(Started(refiner.revision, refiner.space, self._resumed, refiner.steps))
+        if self._dirty:
+            self._save()
+        while True:
+            if not self._receive():
+                self._save()
+                self._send(Stopped())
+                return
+            now = time.monotonic()
+            if refiner.warm_start():
+                LOG.info("refiner: projection fitted to the collected windows")
+                self._dirty = True
+                self._publish()
+            if now >= self._step_due and refiner.ready():
+                self._step()
+            if self._unpublished is not None or (self._has_news() and now >= self._publish_due):
+                self._publish()
+            if self._dirty and now >= self._save_due:
+                self._save()
+
+    def _has_news(self) -> bool:
+        refiner = self._refiner
+        return refiner.steps_since_publish >= self._training.publish_steps or refiner.local.samples > 0
+
+    def _receive(self) -> bool:
+        """Takes everything that waits, or waits until something is due; False after Stop."""
+        due = [self._save_due] if self._dirty else []
+        if self._refiner.ready():
+            due.append(self._step_due)
+        if self._unpublished is not None:
+            due.append(time.monotonic() + 1.0)
+        wait_s = max(0.0, min(due) - time.monotonic()) if due else 1.0
+        while self._connection.poll(min(wait_s, 1.0)):
+            message = self._connection.recv()
+            wait_s = 0.0
+            if isinstance(message, Learn):
+                self._learn(message.samples)
+            elif isinstance(message, Merge):
+                self._merge(message)
+            elif isinstance(message, SaveNow):
+                self._save()
+            else:
+                return False
+        return True
+
+    def _learn(self, samples: list[Sample]) -> None:
+        for sample in samples:
+            crossing = None
+            if sample.h is not None and sample.partial is not None:
+                crossing = Crossing(
+                    torch.from_numpy(sample.h.astype(np.float32))[None], torch.from_numpy(sample.partial)[None]
+                )
+            features = None if sample.features is None else sample.features.astype(np.float32)
+            try:
+                self._refiner.add(
+                    sample.device,
+                    sample.window,
+                    float(sample.at_ms),
+                    features=features,
+                    crossing=crossing,
+                    block=sample.block,
+                    embedding=sample.embedding,
+                    revision=sample.revision,
+                )
+            except StreamSplitError as error:  # of a revision too old to learn from; it was answered all the same
+                self._refused += 1
+                if self._refused in (1, 10, 100) or self._refused % 1000 == 0:
+                    LOG.info("refiner: %d windows not used, the last one because: %s", self._refused, error)
+            else:
+                self._dirty = True
+
+    def _merge(self, message: Merge) -> None:
+        try:
+            self._refiner.merge_local(message.device, message.base, message.difference, message.samples)
+        except StreamSplitError as error:
+            self._send(Trouble("merge_refused", f"{message.device}: {error}"))
+        else:
+            self._dirty = True
+
+    def _step(self) -> None:
+        started = time.monotonic()
+        report = self._refiner.step()
+        finished = time.monotonic()
+        self._step_due = finished + self._training.step_interval_s
+        self._dirty = True
+        self._send(
+            Progress(
+                report.step,
+                report.loss,
+                report.task,
+                report.wasserstein,
+                report.laplacian,
+                report.effective_rank,
+                report.samples,
+                report.devices,
+                report.skipped,
+                1000 * (finished - started),
+                len(self._refiner.reservoir),
+            )
+        )
+
+    def _publish(self) -> None:
+        """Makes and writes a revision; one whose files cannot be written is tried again and announced only then."""
+        self._publish_due = time.monotonic() + self._training.publish_interval_s
+        refiner = self._refiner
+        published = self._unpublished or refiner.publish()
+        if published.note:
+            self._send(Trouble("not_published", published.note))
+            return
+        try:
+            self._files.write(
+                published.revision,
+                weights_file(published.weights),
+                published.full,
+                published.delta,
+                published.base or "",
+            )
+        except CheckpointError as error:
+            if self._unpublished is None:
+                self._send(Trouble("checkpoint_failed", str(error)))
+            self._unpublished = published
+            return
+        self._unpublished = None
+        self._save()
+        self._send(
+            NewRevision(
+                published.revision,
+                published.base or "",
+                refiner.space,
+                published.breaks_space,
+                published.effective_rank if math.isfinite(published.effective_rank) else -1.0,
+                published.merged_devices,
+                refiner.steps,
+                refiner.mixture.state() if published.breaks_space else None,
+            )
+        )
+
+    def _save(self) -> None:
+        """Snapshot and its description; the old files stay when the disk refuses."""
+        self._save_due = time.monotonic() + self._training.checkpoint_interval_s
+        if self._unpublished is not None:
+            return  # a snapshot must not name a revision whose files are missing
+        started = time.monotonic()
+        refiner = self._refiner
+        try:
+            data = refiner.snapshot()
+            write_atomic(self._folder / CHECKPOINT, data)
+            write_json(
+                self._folder / CHECKPOINT_INFO,
+                {
+                    "revision": refiner.revision,
+                    "space": refiner.space,
+                    "steps": refiner.steps,
+                    "windows": len(refiner.reservoir),
+                    "warm_started": refiner.warm_started,
+                    "saved_unix_s": time.time(),
+                },
+            )
+        except CheckpointError as error:
+            self._send(Trouble("checkpoint_failed", str(error)))
+            return
+        self._dirty = False
+        self._send(Saved(len(data), 1000 * (time.monotonic() - started)))
+
+    def _restore(self) -> bool:
+        path = self._folder / CHECKPOINT
+        if not path.exists():
+            return False
+        self._refiner.restore(read_file(path))
+        if self._refiner.revision not in self._files:
+            raise CheckpointError(
+                f"{path}: names revision {self._refiner.revision[:12]}, whose files are not in {self._files.folder}; "
+                "restore them or use another server.data_dir"
+            )
+        return True
+
+    def _send(self, message: Any) -> None:
+        self._connection.send(message)
+
+
+def current_revision(folder: Path) -> tuple[str, int] | None:
+    """Revision and space that the last checkpoint names; None before the first."""
+    values = read_json(folder / "checkpoints" / CHECKPOINT_INFO)
+    return None if values is None else (str(values["revision"]), int(values["space"]))
