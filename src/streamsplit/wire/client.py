@@ -17,6 +17,7 @@ from streamsplit.wire.states import CLIENT_TABLE, ClientState, Input
 from streamsplit.wire.types import (
     DOWNLINK_TYPES,
     MAX_FRAME_BYTES,
+    MAX_MESSAGE_BYTES,
     MAX_SEQUENCE,
     OPTIONAL_TYPES,
     PROTOCOL_VERSION,
@@ -195,7 +196,7 @@ class ClientSession(Endpoint[ClientState]):
                 f"got received_through {welcome.received_through}, "
                 f"expected {hello.oldest_sequence - 1}..{hello.next_sequence - 1}",
             )
-        if welcome.max_in_flight < 1 or not 64 <= welcome.max_frame_bytes <= MAX_FRAME_BYTES:
+        if welcome.max_in_flight < 1 or not MAX_MESSAGE_BYTES <= welcome.max_frame_bytes <= MAX_FRAME_BYTES:
             raise ProtocolError(
                 "bad_welcome", f"got max_in_flight {welcome.max_in_flight}, max_frame_bytes {welcome.max_frame_bytes}"
             )
@@ -229,6 +230,7 @@ class ClientSession(Endpoint[ClientState]):
         self._acks.arrived(frame, self._now_ms, self._connection_bytes)
         self._acks.acknowledge(frame.sequence, self._now_ms)
         self._events.append(MessageReceived(message))
+        self._acknowledge_if_due()
 
     def _peer_acked(self, ack: Ack) -> float | None:
         known = max(self._next - 1, self._hello.next_sequence - 1 if self._hello else 0)

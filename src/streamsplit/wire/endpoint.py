@@ -152,8 +152,7 @@ class Endpoint(ABC, Generic[S]):
         elif self.is_open and now_ms >= self._heard_ms + self.settings.silence_timeout_ms:
             self._silence(now_ms - self._heard_ms)
         elif self.is_open:
-            if now_ms >= self._acks.deadline_ms:
-                self._put_message(self._acks.compose(now_ms, self._take_credit()))
+            self._acknowledge_if_due()
             if now_ms >= self._ping_due_ms():
                 self.ping(now_ms)
 
@@ -341,6 +340,10 @@ class Endpoint(ABC, Generic[S]):
     def _handed_over(self, batch: list[bytes], size: int) -> list[bytes]:
         self.sent_bytes += size
         return batch
+
+    def _acknowledge_if_due(self) -> None:
+        if self._now_ms >= self._acks.deadline_ms:
+            self._put_message(self._acks.compose(self._now_ms, self._take_credit()))
 
     def _take_credit(self) -> int:
         """Credit that the next ack tells; 0 = unchanged."""

@@ -62,14 +62,14 @@ class RoundTrip(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """Client: downlink frames that the server no longer had; ask for them with HELLO.results_from next time."""
+    """Client: downlink frames that had left the server's replay window; the store sends their RESULTs again."""
 
     first: int  # downlink sequences
     last: int
 
 
 class ReplayDropped(NamedTuple):
-    """Server: RESULTs fell out of the bounded replay window unacknowledged; the store still has them."""
+    """Server: RESULTs fell out of the bounded replay window unacknowledged; `results_wanted` will name them."""
 
     first: int  # downlink sequences
     last: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from streamsplit.errors import ConfigError
-from streamsplit.wire.types import MAX_FRAME_BYTES
+from streamsplit.wire.types import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,10 @@ class SessionSettings:
             value = getattr(self, item.name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"'{item.name}': got {value!r}, expected a whole number of at least 1")
-        if not 64 <= self.max_frame_bytes <= MAX_FRAME_BYTES:
-            raise ConfigError(f"'max_frame_bytes': got {self.max_frame_bytes}, allowed 64..{MAX_FRAME_BYTES}")
+        if not MAX_MESSAGE_BYTES <= self.max_frame_bytes <= MAX_FRAME_BYTES:
+            raise ConfigError(
+                f"'max_frame_bytes': got {self.max_frame_bytes}, allowed {MAX_MESSAGE_BYTES}..{MAX_FRAME_BYTES}"
+            )
         if self.max_in_flight > 0xFFFF:
             raise ConfigError(f"'max_in_flight': got {self.max_in_flight}, allowed 1..65535")
         if self.resume_expires_ms > 0xFFFF_FFFF:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 from streamsplit.wire.frame import HEADER_BYTES, Frame
 from streamsplit.wire.types import FrameFlag, FrameType
+
+
+class Dropped(NamedTuple):
+    """A run of frames that fell out unacknowledged."""
+
+    first: int  # downlink sequences
+    last: int
+    first_answer: int  # lowest and highest uplink sequence that they answered
+    last_answer: int
 
 
 class ReplayWindow:
@@ -20,21 +30,30 @@ class ReplayWindow:
         self.ever_sent = 0  # in any connection
         self.bytes = 0
         self._frames: deque[Frame] = deque()
+        self._answers: deque[int] = deque()  # the uplink sequence that each frame answers
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def append(self, frame_type: FrameType, timestamp_ms: int, payload: bytes) -> tuple[int, int] | None:
-        """Numbers and keeps a frame; returns the first and last sequence that were dropped to make room."""
+    @property
+    def oldest_answer(self) -> int:
+        """The lowest uplink sequence that a frame here answers; 0 if none is here."""
+        return min(self._answers, default=0)
+
+    def append(self, frame_type: FrameType, timestamp_ms: int, payload: bytes, answers: int) -> Dropped | None:
+        """Numbers and keeps a frame that answers an uplink sequence; returns what was dropped to make room."""
         self.last += 1
         frame = Frame(frame_type, FrameFlag.NUMBERED, self.last, timestamp_ms, payload)
         self._frames.append(frame)
+        self._answers.append(answers)
         self.bytes += frame.wire_bytes
-        dropped: tuple[int, int] | None = None
+        dropped: list[tuple[int, int]] = []
         while len(self._frames) > 1 and (len(self._frames) > self.max_frames or self.bytes > self.max_bytes):
-            oldest = self._pop()
-            dropped = (dropped[0] if dropped else oldest, oldest)
-        return dropped
+            dropped.append(self._pop())
+        if not dropped:
+            return None
+        lost = [answer for _, answer in dropped]
+        return Dropped(dropped[0][0], dropped[-1][0], min(lost), max(lost))
 
     def acknowledge(self, through: int) -> None:
         """Forgets frames that the peer has processed."""
@@ -46,11 +65,6 @@ class ReplayWindow:
         """Starts over after a reconnect: the peer has processed everything up to `through`."""
         self.acknowledge(through)
         self.sent_through = through
-
-    def covers(self, through: int) -> bool:
-        """Whether every frame after `through` is still here."""
-        first = self._frames[0].sequence if self._frames else self.last + 1
-        return first <= through + 1
 
     def peek_bytes(self) -> int:
         """Wire size of the next unsent frame; 0 if there is none."""
@@ -72,7 +86,7 @@ class ReplayWindow:
     def _next_index(self) -> int:
         return max(0, self.sent_through + 1 - self._frames[0].sequence) if self._frames else 0
 
-    def _pop(self) -> int:
+    def _pop(self) -> tuple[int, int]:
         frame = self._frames.popleft()
         self.bytes -= frame.wire_bytes
-        return frame.sequence
+        return frame.sequence, self._answers.popleft()

@@ -61,6 +61,7 @@ class ServerSession(Endpoint[ServerState]):
         self._received = 0  # uplink: highest sequence given to the owner
         self._granted = settings.max_in_flight  # largest number of windows in flight ever allowed
         self._credit = 0
+        self._wanted = range(0)  # uplink sequences whose RESULTs the store must send again
 
     @property
     def state(self) -> ServerState:
@@ -165,8 +166,7 @@ class ServerSession(Endpoint[ServerState]):
             self._granted = max(self._granted, credit)
         if self.is_open:
             self._acks.acknowledge(through, now_ms)
-            if now_ms >= self._acks.deadline_ms:
-                self._put_message(self._acks.compose(now_ms, self._take_credit()))
+            self._acknowledge_if_due()
         elif through > self._acks.through:
             self._acks.restart(through)
 
@@ -177,6 +177,16 @@ class ServerSession(Endpoint[ServerState]):
         if isinstance(message, Throttle):
             self._granted = max(self._granted, message.max_in_flight)
         return super().send(message)
+
+    def results_wanted(self) -> range:
+        """Uplink sequences whose RESULTs the device lacks and this session does not hold: those that HELLO asked for
+        and those that fell out of the replay window. Each is named once, as room comes up: ask after accept, resume,
+        `Acked` and `ReplayDropped`, and send what the store has for them. A device may get one twice."""
+        room = (self.replay.max_frames + 1) // 2 - len(self.replay)  # the other half is for new results
+        if not self.is_open or room <= 0:
+            return range(0)
+        now, self._wanted = self._wanted[:room], self._wanted[room:]
+        return now
 
     def tick(self, now_ms: float) -> None:
         """Also forgets a detached session whose time is over."""
@@ -196,6 +206,8 @@ class ServerSession(Endpoint[ServerState]):
         self._acks.restart(through)
         self.hello = hello
         self.connection += 1
+        if hello.results_from:  # a replayed result needs no second copy from the store
+            self._want(hello.results_from, (self.replay.oldest_answer or through + 1) - 1)
         self._resume_token = resume_token
         self._expires_ms = math.inf
         self._parser.max_frame_bytes = self.settings.max_frame_bytes
@@ -220,14 +232,22 @@ class ServerSession(Endpoint[ServerState]):
         payload = encode_message(result)
         stamp = self._stamp(self._now_ms)
         check_frame(Frame(FrameType.RESULT, FrameFlag.NUMBERED, 1, stamp, payload), self.settings.max_frame_bytes)
-        dropped = self.replay.append(FrameType.RESULT, stamp, payload)
+        dropped = self.replay.append(FrameType.RESULT, stamp, payload, result.sequence)
         if dropped is not None:
+            self._want(dropped.first_answer, dropped.last_answer)
             last = self._events[-1] if self._events else None
             if isinstance(last, ReplayDropped):  # one report for a run of them
-                self._events[-1] = ReplayDropped(last.first, dropped[1])
+                self._events[-1] = ReplayDropped(last.first, dropped.last)
             else:
-                self._events.append(ReplayDropped(*dropped))
+                self._events.append(ReplayDropped(dropped.first, dropped.last))
         return True
+
+    def _want(self, first: int, last: int) -> None:
+        if first > last:
+            return
+        if self._wanted:
+            first, last = min(first, self._wanted[0]), max(last, self._wanted[-1])
+        self._wanted = range(first, last + 1)
 
     def _detach(self) -> None:
         super()._detach()

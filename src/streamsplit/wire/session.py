@@ -14,7 +14,7 @@ Device (the durable queue is the owner's; everything in one task or under one lo
             RoundTrip       link.on_rtt(event.rtt_ms, event.now_ms)
             MessageReceived Result | Gmm | Policy | Revision | WeightsRequest | Throttle | Error (not fatal)
             MediaReceived   a WEIGHTS chunk
-            Missed          results that the server must take from its store: HELLO.results_from next time
+            Missed          results that did not come; the server's store will send them again
             Closed          flush bytes_to_send, close the transport; connect again only if event.retry
         while client.credit(now_ms) and queue.has(client.next_sequence):
             client.send_window(FrameType.EMBEDDING, client.next_sequence, capture_ms, payload)
@@ -30,12 +30,12 @@ Server (one fresh ServerSession per transport):
                           old.resume(session, now_ms), session = old    if old.can_resume(event.hello, now_ms)
                           session.accept(now_ms, session_id=..., resume_token=..., received_through=store.through(...))
                           session.reject("bad_token", "...")
-                        after accept, or resume where `old.replay.covers(hello.received_through)` was False: send
-                        again from the store what hello.results_from asks for
+                        then, and after Acked or ReplayDropped, the results that the device lacks:
+                          for sequence in session.results_wanted(): session.send(store.result(sequence))
         WindowReceived  in order, once; compute, store, then session.acknowledge(sequence, now_ms) and
                         session.send(Result(...))
         MessageReceived Stats | Revision | WeightsRequest | Error (not fatal);   MediaReceived: a WEIGHTS chunk
-        Acked           the device has those results;   ReplayDropped: results only the store has now
+        Acked           the device has those results: room for more;   ReplayDropped: only the store has these now
         Closed          flush bytes_to_send, close the transport; keep the session if session.state is DETACHED
     session.disconnected(now_ms, connection)                        # keep it; tick() closes it at next_deadline_ms()
 
