@@ -21,7 +21,7 @@ OPUS_BYTES_PER_S = 3000.0
 
 
 def bytes_per_hour(devices: Sequence[Mapping[str, Any]]) -> Figure:
-    """Bars of MB/h per device, StreamSplit (uplink on the socket, live phase) beside PCM16 and Opus 24 kbit/s; log axis.
+    """Bars of MB/h per device, StreamSplit (uplink on the socket) beside PCM16 and Opus 24 kbit/s; log axis.
 
     Each device needs `id`, `uplink_bytes` and `live_s`.
     """
@@ -106,18 +106,24 @@ def embedding_maps(maps: Sequence[tuple[str, np.ndarray]], labels: Sequence[str]
         for index, name in enumerate(names):
             chosen = tags == name
             axes.scatter(
-                points[chosen, 0], points[chosen, 1], s=7, alpha=0.75, lw=0,
-                color=PALETTE[index % len(PALETTE)], label=name,
-            )  # fmt: skip
+                points[chosen, 0],
+                points[chosen, 1],
+                s=7,
+                alpha=0.75,
+                lw=0,
+                color=PALETTE[index % len(PALETTE)],
+                label=name,
+            )
         axes.set_title(title, fontsize=10, color=INK)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=5, loc="outside lower center")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=8, ncols=5, loc="outside lower center")
     return figure
 
 
 def probe_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Horizontal bars of held-out probe accuracy; each row has `name`, `accuracy` and `kind` (baseline, before, after)."""
+    """Bars of held-out probe accuracy; each row has `name`, `accuracy`, `kind` (baseline, before or after)."""
     figure, axes = _axes(7.2, 0.45 * len(rows) + 0.9)
     colors = {"baseline": "#8fa3b8", "before": "#c3ccd6", "after": PALETTE[0]}
     position = np.arange(len(rows))[::-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,11 @@ import numpy as np
 
 from streamsplit.evaluation import plots
 
-_STYLE = """
-:root{color-scheme:light}*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;color:#1c2530;background:#f5f6f8;margin:0}
-main{max-width:860px;margin:0 auto;padding:28px 20px 60px}h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:34px 0 8px}
-p.sub{color:#667381;margin:0 0 20px}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:12px}
-.tile{background:#fff;border:1px solid #e3e7ec;border-radius:10px;padding:14px 16px}.tile b{display:block;font-size:23px}
-.tile span{color:#667381;font-size:13px}figure{margin:0;background:#fff;border:1px solid #e3e7ec;border-radius:10px;padding:12px}
-figure img{width:100%;display:block}figcaption{color:#667381;font-size:13px;margin-top:6px}table{border-collapse:collapse;width:100%;
-background:#fff;border:1px solid #e3e7ec;border-radius:10px;font-size:14px}th,td{padding:6px 10px;text-align:right;border-top:1px solid #eef0f3}
-th{color:#667381;font-weight:600;border-top:0}th:first-child,td:first-child{text-align:left}tr.after td{font-weight:600}
-pre{background:#fff;border:1px solid #e3e7ec;border-radius:10px;padding:12px;overflow:auto;font-size:12px}
-"""
+_BYTES = (
+    "Uplink of the live phase, counted on the socket with all headers, against sending everything as PCM16 "
+    "(115.2 MB/h) or as Opus at 24 kbit/s (10.8 MB/h). Logarithmic axis."
+)
+_LATENCY = "On each device's own clock: from the end of a window to its result, through the shaped link."
 
 
 def write_report(run: Mapping[str, Any], path: str | Path) -> Path:
@@ -31,10 +26,12 @@ def write_report(run: Mapping[str, Any], path: str | Path) -> Path:
     body = "\n".join(
         [
             _headline(run),
-            _section("What was learned", _probe_table(run), _picture(plots.probe_bars(run["probe"]), _probe_caption(run))),
+            _section(
+                "What was learned", _probe_table(run), _picture(plots.probe_bars(run["probe"]), _probe_caption(run))
+            ),
             _maps(run),
-            _section("What was sent", _picture(plots.bytes_per_hour(run["devices"]), _bytes_caption()), _device_table(run)),
-            _section("How long an answer took", _picture(plots.latency_distribution(_latencies(run)), _latency_caption())),
+            _section("What was sent", _picture(plots.bytes_per_hour(run["devices"]), _BYTES), _device_table(run)),
+            _section("How long an answer took", _picture(plots.latency_distribution(_latencies(run)), _LATENCY)),
             *[_timeline(device, run) for device in run["devices"]],
             _refiner(run),
             _section("How it was measured", _method(run)),
@@ -43,17 +40,21 @@ def write_report(run: Mapping[str, Any], path: str | Path) -> Path:
     title = html.escape(f"StreamSplit run {run['meta']['started']}")
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{_STYLE}</style><main>{body}</main></html>"
+        f"<title>{title}</title><style>{_style()}</style><main>{body}</main></html>"
     )
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _style() -> str:
+    return resources.files("streamsplit.evaluation").joinpath("report.css").read_text(encoding="utf-8")
 
 
 def _headline(run: Mapping[str, Any]) -> str:
     devices = run["devices"]
     seconds = sum(device["live_s"] for device in devices)
     sent = sum(device["uplink_bytes"] for device in devices)
-    latencies = np.concatenate([np.asarray(values, dtype=float) for values in _latencies(run).values()] or [np.zeros(0)])
+    latencies = np.concatenate([np.zeros(0), *_latencies(run).values()])
     before = next(row for row in run["probe"] if row["kind"] == "before")
     after = next(row for row in run["probe"] if row["kind"] == "after")
     integrity = run["integrity"]
@@ -80,11 +81,15 @@ def _probe_table(run: Mapping[str, Any]) -> str:
     header = ("vector", "dim", "probe accuracy", "P@10", "silhouette", "effective rank")
     rows = [
         (
-            row["name"], str(row["dim"]), f"{row['accuracy']:.3f}", f"{row['precision_at_10']:.3f}",
-            f"{row['silhouette']:+.3f}", f"{row['effective_rank']:.1f}",
+            row["name"],
+            str(row["dim"]),
+            f"{row['accuracy']:.3f}",
+            f"{row['precision_at_10']:.3f}",
+            f"{row['silhouette']:+.3f}",
+            f"{row['effective_rank']:.1f}",
         )
         for row in run["probe"]
-    ]  # fmt: skip
+    ]
     return _table(header, rows, [row["kind"] for row in run["probe"]])
 
 
@@ -96,13 +101,18 @@ def _device_table(run: Mapping[str, Any]) -> str:
         share = device["windows_sent"] / max(device["windows_seen"], 1)
         rows.append(
             (
-                device["id"], device["device_class"], device["network"], str(device["windows_seen"]),
-                str(device["windows_sent"]), f"{share:.0%}", f"{device['uplink_bytes'] / 1e3:.0f}",
+                device["id"],
+                device["device_class"],
+                device["network"],
+                str(device["windows_seen"]),
+                str(device["windows_sent"]),
+                f"{share:.0%}",
+                f"{device['uplink_bytes'] / 1e3:.0f}",
                 f"{device['downlink_bytes'] / 1e3:.0f}",
                 f"{device['energy_mj'] / 1e3 / max(device['windows_seen'], 1):.2f}",
                 ", ".join(f"{cut} ({count})" for cut, count in cuts),
             )
-        )  # fmt: skip
+        )
     return _table(header, rows)
 
 
@@ -110,7 +120,7 @@ def _timeline(device: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     figure = plots.cut_timeline(device["journal"], device["trace"], run["meta"]["num_blocks"])
     caption = (
         f"{device['device_class']} on {device['network']}: the block after which each window crossed to the server, "
-        "above the rate that the link offered and the rate that the device estimated from acknowledgements, and its CPU load."
+        "above the rate that the link offered, the rate that the device estimated, and its CPU load."
     )
     return _section(f"Cuts of {device['id']} over time", _picture(figure, caption))
 
@@ -126,31 +136,19 @@ def _refiner(run: Mapping[str, Any]) -> str:
     steps = run["refiner"]["steps"]
     if not steps:
         return ""
-    caption = f"The server's refiner: {steps[-1]['step']} steps, {run['refiner']['revisions']} revisions published to the devices."
+    caption = f"The server's refiner: {steps[-1]['step']} steps, {run['refiner']['revisions']} revisions published."
     return _section("The server's learning", _picture(plots.learning_curve(steps), caption))
 
 
 def _method(run: Mapping[str, Any]) -> str:
-    shown = {name: value for name, value in run["meta"].items()}
-    return f"<pre>{html.escape(json.dumps(shown, indent=1, default=str))}</pre>"
+    return f"<pre>{html.escape(json.dumps(run['meta'], indent=1))}</pre>"
 
 
 def _probe_caption(run: Mapping[str, Any]) -> str:
     return (
-        "Accuracy of a linear probe (cross-validated regularisation), trained on labelled windows of the training part and "
+        "Accuracy of a linear probe (cross-validated regularisation), trained on labels of the training part and "
         f"tested on sound that no device ever heard ({run['meta']['held_out']})."
     )
-
-
-def _bytes_caption() -> str:
-    return (
-        "Uplink of the live phase, counted on the socket with all headers, against sending everything as PCM16 "
-        "(115.2 MB/h) or as Opus at 24 kbit/s (10.8 MB/h). Logarithmic axis."
-    )
-
-
-def _latency_caption() -> str:
-    return "On each device's own clock: from the moment a window's last sample existed to its result, through the shaped link."
 
 
 def _latencies(run: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -173,7 +171,8 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _picture(figure: Any, caption: str) -> str:
-    return f'<figure><img alt="{html.escape(caption)}" src="{plots.as_data_uri(figure)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="{plots.as_data_uri(figure)}"><figcaption>{text}</figcaption></figure>'
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] = ()) -> str:

@@ -1,0 +1,144 @@
+"""What was learned: fixed statistics, the untrained encoder and learned ones, probed on the same held-out sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from streamsplit.audio.files import read_audio
+from streamsplit.audio.logmel import log_mel
+from streamsplit.audio.synth import Soundscape
+from streamsplit.audio.windows import WindowStream, cut_windows
+from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.fixed import five_statistics, mean_and_deviation
+from streamsplit.evaluation.datasets import Clip, load_labelled_folder, split_clips
+from streamsplit.evaluation.probe import linear_probe
+from streamsplit.evaluation.retrieval import precision_at_k, silhouette
+from streamsplit.refinement.rank import effective_rank
+
+_BATCH = 64
+_RATE_HZ = 16_000
+
+
+class Item(NamedTuple):
+    """One labelled piece of sound: a clip, or a window of a synthetic stream."""
+
+    features: np.ndarray  # [f, t], the whole piece
+    windows: np.ndarray  # [n, f, 100], what devices would see of it
+    label: str
+    source: str  # recording that it was cut from; never on both sides of a split
+
+
+class ProbeSet(NamedTuple):
+    """Labelled sound to train a probe on, and held-out sound to test it on."""
+
+    train: list[Item]
+    test: list[Item]
+    held_out: str  # for people: what the test part is
+
+
+def folder_probe(root: Path, seed: int = 0) -> tuple[ProbeSet, list[Clip], list[Clip]]:
+    """Clips of `<root>/<label>/...` as a probe set (the last fold held out where names have folds), and both parts."""
+    split = split_clips(load_labelled_folder(root), seed=seed)
+    return ProbeSet(_clip_items(split.train), _clip_items(split.test), split.held_out), split.train, split.test
+
+
+def synthetic_probe(seconds: float, seed: int = 0) -> ProbeSet:
+    """Windows of two soundscapes that share no seed with any device's, each `seconds` long."""
+    train, test = _soundscape_items(seed + 100_001, seconds), _soundscape_items(seed + 200_002, seconds)
+    return ProbeSet(train, test, f"{seconds:.0f} s of another soundscape, {len(test)} windows")
+
+
+def compare(
+    data: ProbeSet, encoders: Sequence[tuple[str, str, SplitEncoder]], *, seed: int = 0
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Rows of the probe table (fixed statistics first), and every row's held-out vectors [n, d] by name.
+
+    `encoders` holds (name, kind, encoder) with kind 'before' or 'after'. An item's vector is the mean embedding of its
+    windows.
+    """
+    columns: list[tuple[str, str, Callable[[Item], np.ndarray]]] = [
+        ("log-mel mean + std", "baseline", lambda item: mean_and_deviation(item.features)),
+        ("five fixed statistics", "baseline", lambda item: five_statistics(item.features)),
+    ]
+    columns += [(name, kind, _embedder(encoder)) for name, kind, encoder in encoders]
+    labels = [item.label for item in data.test]
+    rows, vectors = [], {}
+    for name, kind, vector in columns:
+        train = np.stack([vector(item) for item in data.train])
+        test = vectors[name] = np.stack([vector(item) for item in data.test])
+        probe = linear_probe(
+            train,
+            [item.label for item in data.train],
+            test,
+            labels,
+            groups=[item.source for item in data.train],
+            seed=seed,
+        )
+        unit = test / np.linalg.norm(test, axis=1, keepdims=True)
+        rows.append(
+            {
+                "name": name,
+                "kind": kind,
+                "dim": train.shape[1],
+                "accuracy": probe.accuracy,
+                "standard_error": probe.standard_error,
+                "precision_at_10": precision_at_k(test, labels, 10),
+                "silhouette": silhouette(test, labels),
+                "effective_rank": effective_rank(unit),
+            }
+        )
+    return rows, vectors
+
+
+def map_2d(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
+    """t-SNE of vectors [n, d]: [n, 2]."""
+    from sklearn.manifold import TSNE
+
+    perplexity = float(min(30, max(2, (len(vectors) - 1) // 3)))
+    points: np.ndarray = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
+    return points
+
+
+def embed(encoder: SplitEncoder, windows: np.ndarray) -> np.ndarray:
+    """Unit-norm embeddings [n, d] of windows [n, f, t]."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(windows), _BATCH):
+            parts.append(encoder(torch.from_numpy(windows[start : start + _BATCH])).numpy())
+    return np.concatenate(parts)
+
+
+def _clip_items(clips: Sequence[Clip]) -> list[Item]:
+    items = []
+    for clip in clips:
+        audio = read_audio(clip.path)
+        windows = np.stack([window.features for window in cut_windows(audio)])
+        items.append(Item(log_mel(audio), windows, clip.label, clip.source))
+    return items
+
+
+def _soundscape_items(seed: int, seconds: float) -> list[Item]:
+    """Every window with one clear label; segments of the stream are its sources."""
+    soundscape = Soundscape(seed=seed)
+    stream = WindowStream()
+    windows = stream.push(soundscape.read(round(seconds * _RATE_HZ)))
+    truth = soundscape.truth
+    items = []
+    for window in windows:
+        end_s = window.end_ms / 1000
+        start_s = end_s - len(window.audio) / _RATE_HZ
+        label = soundscape.label_at(start_s, end_s)
+        if label is not None:
+            segment = sum(part.start_s <= (start_s + end_s) / 2 for part in truth)
+            items.append(Item(window.features, window.features[None], label, str(segment)))
+    return items
+
+
+def _embedder(encoder: SplitEncoder) -> Callable[[Item], np.ndarray]:
+    encoder.eval()
+    return lambda item: embed(encoder, item.windows).mean(0)
