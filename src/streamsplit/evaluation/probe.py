@@ -1,0 +1,140 @@
+"""Linear probe: how well a linear classifier on frozen vectors tells labels apart, on data it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from streamsplit.errors import ConfigError, MissingExtraError
+
+REGULARISATION = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse strengths C of the L2 penalty that are tried
+INNER_FOLDS = 3
+
+
+class ProbeResult(NamedTuple):
+    """Accuracy on the test rows with its standard error, the regularisation chosen, and the confusion counts."""
+
+    accuracy: float
+    standard_error: float  # binomial, over independent test rows
+    regularisation: float  # C
+    classes: tuple[str, ...]
+    confusion: np.ndarray  # [classes, classes], rows are true labels
+    predictions: np.ndarray  # [test rows] of labels
+
+
+def linear_probe(
+    train: np.ndarray,
+    train_labels: Sequence[Any],
+    test: np.ndarray,
+    test_labels: Sequence[Any],
+    *,
+    groups: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> ProbeResult:
+    """Trains on vectors train [n, d] and tests on test [m, d].
+
+    Columns are standardised and the regularisation is chosen by cross-validation, both from training rows only. With
+    `groups` (one per training row: the source recording), no group is on both sides of an inner fold. Raises
+    ConfigError on NaN, mismatched sizes, or fewer than two classes.
+    """
+    train, train_names = _checked(train, train_labels, "train")
+    test, test_names = _checked(test, test_labels, "test")
+    if train.shape[1] != test.shape[1]:
+        raise ConfigError(f"got training vectors of {train.shape[1]} and test vectors of {test.shape[1]} dimensions")
+    classes = sorted(set(train_names.tolist()) | set(test_names.tolist()))
+    if len(set(train_names.tolist())) < 2:
+        raise ConfigError(f"got {len(set(train_names.tolist()))} class in the training part, expected at least 2")
+    chosen = _choose(train, train_names, None if groups is None else np.asarray(list(groups)), seed)
+    predicted = _fit(train, train_names, chosen).predict(test)
+    accuracy = float(np.mean(predicted == test_names))
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (np.searchsorted(classes, test_names), np.searchsorted(classes, predicted)), 1)
+    error = float(np.sqrt(accuracy * (1 - accuracy) / len(test)))
+    return ProbeResult(accuracy, error, chosen, tuple(classes), confusion, predicted)
+
+
+def cross_validated_probe(
+    vectors: np.ndarray,
+    labels: Sequence[Any],
+    *,
+    groups: Sequence[Any] | None = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> ProbeResult:
+    """The probe where there is no held-out part: every row is tested once, by a classifier trained on other folds.
+
+    Folds are stratified, and keep groups together where given. Raises ConfigError where a class is too small.
+    """
+    vectors, names = _checked(vectors, labels, "probe")
+    tied = None if groups is None else np.asarray(list(groups))
+    splits = list(_splits(names, tied, folds, seed))
+    predictions = np.empty(len(names), dtype=object)
+    strengths = []
+    for rows, held_out in splits:
+        result = linear_probe(
+            vectors[rows], names[rows], vectors[held_out], names[held_out],
+            groups=None if tied is None else tied[rows], seed=seed,
+        )  # fmt: skip
+        predictions[held_out] = result.predictions
+        strengths.append(result.regularisation)
+    predicted = predictions.astype(str)
+    classes = sorted(set(names.tolist()))
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (np.searchsorted(classes, names), np.searchsorted(classes, predicted)), 1)
+    accuracy = float(np.mean(predicted == names))
+    error = float(np.sqrt(accuracy * (1 - accuracy) / len(names)))
+    return ProbeResult(accuracy, error, float(np.median(strengths)), tuple(classes), confusion, predicted)
+
+
+def _choose(x: np.ndarray, names: np.ndarray, groups: np.ndarray | None, seed: int) -> float:
+    """The C with the best inner accuracy; the strongest regularisation of those that tie."""
+    smallest = min(np.unique(names, return_counts=True)[1])
+    if smallest < 2 or (groups is not None and len(set(groups.tolist())) < 2):
+        return 0.1  # nothing to validate on
+    splits = list(_splits(names, groups, min(INNER_FOLDS, int(smallest)), seed))
+    scores = []
+    for strength in REGULARISATION:
+        hits = sum(
+            int(np.sum(_fit(x[rows], names[rows], strength).predict(x[held_out]) == names[held_out]))
+            for rows, held_out in splits
+            if len(set(names[rows].tolist())) > 1
+        )
+        scores.append(hits)
+    return REGULARISATION[int(np.argmax(scores))]
+
+
+def _splits(names: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Any:
+    try:
+        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    except ImportError as error:
+        raise MissingExtraError("the linear probe", "server", str(error)) from error
+    smallest = int(min(np.unique(names, return_counts=True)[1]))
+    if groups is not None:
+        folds = min(folds, len(set(groups.tolist())))
+    if smallest < folds or folds < 2:
+        raise ConfigError(f"got {smallest} rows in the smallest class, expected at least {max(2, folds)}, one per fold")
+    if groups is None:
+        return StratifiedKFold(folds, shuffle=True, random_state=seed).split(names, names)
+    return StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(names, names, groups)
+
+
+def _fit(x: np.ndarray, names: np.ndarray, strength: float) -> Any:
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise MissingExtraError("the linear probe", "server", str(error)) from error
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000, tol=1e-3)).fit(x, names)
+
+
+def _checked(vectors: np.ndarray, labels: Sequence[Any], what: str) -> tuple[np.ndarray, np.ndarray]:
+    x = np.asarray(vectors, dtype=np.float64)
+    names = np.array([str(label) for label in labels])
+    if x.ndim != 2 or len(x) != len(names) or not len(x):
+        raise ConfigError(f"got {what} vectors {x.shape} and {len(names)} labels, expected [n, d] and n >= 1 labels")
+    if not np.isfinite(x).all():
+        raise ConfigError(f"got NaN or infinity in the {what} vectors, expected finite numbers")
+    return x, names
