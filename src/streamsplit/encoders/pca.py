@@ -9,7 +9,7 @@ import numpy as np
 from streamsplit.errors import EncoderError
 
 MAX_FIT_ROWS = 1024  # rows used for a fit; keeps it to about a second
-RANK_TOLERANCE = 1e-4  # singular values below this share of the largest count as zero
+RANK_TOLERANCE = 1e-3  # singular values below this share of the largest count as zero
 
 
 class HalfWhitenedPca(NamedTuple):

@@ -24,7 +24,7 @@ _WIDTHS = {"F32": 4, "F16": 2, "I8": 1}
 def seal(arrays: dict[str, np.ndarray], record: dict[str, str]) -> bytes:
     """Safetensors bytes of arrays and one record of texts; the same input gives the same bytes."""
     return save(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+        {name: np.asarray(array, order="C") for name, array in arrays.items()},
         metadata={_RECORD: json.dumps(record, sort_keys=True)},
     )
 

@@ -116,8 +116,7 @@ def _quantise(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _stepped(base: np.ndarray, steps: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """base + steps x sizes; two separate float32 operations, never fused."""
     change = steps.astype(np.float32).reshape(len(sizes), -1) * sizes[:, None]
-    result: np.ndarray = base + change.reshape(base.shape)
-    return result
+    return np.asarray(base + change.reshape(base.shape))
 
 
 def _check_pair(base: Weights, new: Weights) -> None:

@@ -62,7 +62,7 @@ def load_weights(module: nn.Module, weights: Weights) -> None:
     check_finite(weights)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+            tensor.copy_(torch.from_numpy(np.asarray(weights[name], order="C")))
 
 
 def check_same_layout(weights: Weights, shapes: dict[str, tuple[int, ...]]) -> None:
