@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamsplit.config import Settings, load_settings, nearest, section, setting
@@ -130,12 +130,14 @@ def test_defaults_of_mappings_are_not_shared():
     assert Outer().tokens is not Outer().tokens
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20), st.lists(st.text(max_size=10), max_size=5))
 def test_the_nearest_key_is_always_one_of_the_known(name, known):
     answer = nearest(name, known)
     assert answer.startswith("known:") or any(answer == f"did you mean '{option}'?" for option in known)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -1,3 +1,79 @@
-"""StreamSplit: audio devices that listen, learn and stream continuously together with a server."""
+"""StreamSplit: audio devices that listen, learn and stream continuously together with a server.
+
+The names below load what they need when they are first used; importing the package alone is light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "StreamSplitFramework": "streamsplit.framework",
+    "StreamSplitConfig": "streamsplit.facade.config",
+    "StreamSplitMode": "streamsplit.facade.config",
+    "EdgeModule": "streamsplit.facade.edge",
+    "EdgeTrainer": "streamsplit.facade.edge_trainer",
+    "TrainingConfig": "streamsplit.facade.edge_trainer",
+    "ServerModule": "streamsplit.facade.server",
+    "ServerTrainer": "streamsplit.facade.server_trainer",
+    "ServerTrainingConfig": "streamsplit.facade.server_trainer",
+    "DynamicSplittingAgent": "streamsplit.facade.splitting",
+    "MobileNetV3EdgeEncoder": "streamsplit.facade.encoders",
+    "MobileNetV3ServerEncoder": "streamsplit.facade.encoders",
+    "MetricsCollector": "streamsplit.evaluation.metrics",
+    "evaluate_embeddings": "streamsplit.evaluation.metrics",
+}
+
+__all__ = [
+    "DynamicSplittingAgent",
+    "EdgeModule",
+    "EdgeTrainer",
+    "MetricsCollector",
+    "MobileNetV3EdgeEncoder",
+    "MobileNetV3ServerEncoder",
+    "ServerModule",
+    "ServerTrainer",
+    "ServerTrainingConfig",
+    "StreamSplitConfig",
+    "StreamSplitFramework",
+    "StreamSplitMode",
+    "TrainingConfig",
+    "__version__",
+    "evaluate_embeddings",
+]
+
+if TYPE_CHECKING:
+    from streamsplit.evaluation.metrics import MetricsCollector, evaluate_embeddings
+    from streamsplit.facade.config import StreamSplitConfig, StreamSplitMode
+    from streamsplit.facade.edge import EdgeModule
+    from streamsplit.facade.edge_trainer import EdgeTrainer, TrainingConfig
+    from streamsplit.facade.encoders import MobileNetV3EdgeEncoder, MobileNetV3ServerEncoder
+    from streamsplit.facade.server import ServerModule
+    from streamsplit.facade.server_trainer import ServerTrainer, ServerTrainingConfig
+    from streamsplit.facade.splitting import DynamicSplittingAgent
+    from streamsplit.framework import StreamSplitFramework
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'streamsplit' has no attribute '{name}'")
+    import importlib
+
+    try:
+        module = importlib.import_module(home)
+    except ModuleNotFoundError as error:
+        extra = {"torch": "learn", "sklearn": "server", "matplotlib": "server"}.get(error.name or "")
+        if extra is None:
+            raise
+        from streamsplit.errors import MissingExtraError
+
+        raise MissingExtraError(f"streamsplit.{name}", extra, str(error)) from error
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

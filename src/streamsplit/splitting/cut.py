@@ -42,8 +42,10 @@ class Cut(NamedTuple):
         if not 0 <= self.block <= num_blocks:
             raise CutError(f"got block {self.block}, expected 0..{num_blocks}")
         allowed = (
-            AUDIO_ENCODINGS + FEATURE_ENCODINGS if self.block == 0
-            else EMBEDDING_ENCODINGS if self.block == num_blocks
+            AUDIO_ENCODINGS + FEATURE_ENCODINGS
+            if self.block == 0
+            else EMBEDDING_ENCODINGS
+            if self.block == num_blocks
             else ACTIVATION_ENCODINGS
         )
         if self.encoding not in allowed:

@@ -82,7 +82,11 @@ DEVICES: dict[str, DeviceProfile] = {
             name="pi4-paper", factor=11.7, cores=4, idle_w=1.74, cpu_w=2.55, basis=f"{_PI4}; power: the paper's points"
         ),
         DeviceProfile(
-            name="pi-zero-2w", factor=32.0, cores=4, idle_w=0.60, cpu_w=1.8,
+            name="pi-zero-2w",
+            factor=32.0,
+            cores=4,
+            idle_w=0.60,
+            cpu_w=1.8,
             basis="factor +-25 %; idle 0.60 W, full about 2.5 W",
         ),
         DeviceProfile(
@@ -91,7 +95,12 @@ DEVICES: dict[str, DeviceProfile] = {
         DeviceProfile(name="m2", factor=1.3, cores=8, idle_w=7.0, cpu_w=20.0, basis="Apple M2 core; wall power"),
         # 13.4 MMAC of the default encoder at 130 MMAC/s (int8, vector instructions) against 3.1 ms on the host.
         DeviceProfile(
-            name="esp32-s3", factor=33.0, cores=2, idle_w=0.13, cpu_w=0.12, radio=RADIOS["wifi-esp32"],
+            name="esp32-s3",
+            factor=33.0,
+            cores=2,
+            idle_w=0.13,
+            cpu_w=0.12,
+            radio=RADIOS["wifi-esp32"],
             basis="derived from 130 MMAC/s int8; datasheet power",
         ),
     )

@@ -22,7 +22,7 @@ class GreedySettings(Settings):
     energy: float = setting(3.0, low=0.0)  # per `energy_mj`
     traffic: float = setting(1.0, low=0.0)  # per `traffic_bytes`
     privacy: float = setting(0.0, low=0.0)  # per unit of privacy risk, where a table holds it
-    local: float = setting(4.0, low=0.0)  # a window the server never sees, at full uncertainty
+    local: float = setting(10.0, low=0.0)  # a window the server never sees, at full uncertainty; half of it at none
     latency_ms: float = setting(200.0, low=1e-3)
     energy_mj: float = setting(100.0, low=1e-3)
     traffic_bytes: float = setting(16_000.0, low=1.0)  # half a second of PCM16: what a window would cost uncoded
@@ -43,8 +43,11 @@ class GreedySettings(Settings):
     ) -> GreedySettings:
         """Weights from v1's reward (1.0, -0.5, -0.3, -0.2): signs dropped, scaled so that accuracy 1.0 weighs 10."""
         return cls(
-            quality=10 * abs(accuracy), energy=10 * abs(resource_usage), latency=10 * abs(latency),
-            privacy=10 * abs(privacy_risk), **changes,  # type: ignore[arg-type]
+            quality=10 * abs(accuracy),
+            energy=10 * abs(resource_usage),
+            latency=10 * abs(latency),
+            privacy=10 * abs(privacy_risk),
+            **changes,  # type: ignore[arg-type]
         )
 
 
@@ -81,7 +84,8 @@ class GreedyPolicy:
             needed = max(self.settings.least_gain, self.settings.stickiness * held.total)
             if held.total - best.total < needed:
                 return Decision(
-                    held.row.cut, confidence,
+                    held.row.cut,
+                    confidence,
                     f"stays at {held.row.cut}: {best.row.cut} is cheaper by {held.total - best.total:.2f} only",
                 )
         return Decision(best.row.cut, confidence, self._reason(best, observation))
@@ -108,7 +112,7 @@ class GreedyPolicy:
                 spare_ms = max(s.interval_ms - send_ms, 0.0) * s.horizon_windows
                 latency_ms += max(backlog_ms - spare_ms, 0.0) / 2
             else:
-                total += s.local * doubt
+                total += s.local * (0.5 + 0.5 * doubt)
             total += s.latency * latency_ms / s.latency_ms
             total += s.energy * row.energy_mj / s.energy_mj
             total += s.traffic * row.payload_bytes / s.traffic_bytes

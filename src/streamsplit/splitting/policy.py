@@ -15,8 +15,16 @@ from streamsplit.splitting.table import CutTable
 from streamsplit.wire.media import Encoding
 
 __all__ = [
-    "Decision", "FixedPolicy", "GreedyPolicy", "GreedySettings", "HeuristicPolicy", "HeuristicSettings",
-    "KeepLocalPolicy", "Policy", "PolicySettings", "make_policy",
+    "Decision",
+    "FixedPolicy",
+    "GreedyPolicy",
+    "GreedySettings",
+    "HeuristicPolicy",
+    "HeuristicSettings",
+    "KeepLocalPolicy",
+    "Policy",
+    "PolicySettings",
+    "make_policy",
 ]
 
 

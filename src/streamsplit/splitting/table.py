@@ -70,13 +70,20 @@ class CutTable(NamedTuple):
         rows = []
         for row in self.rows:
             values = {name: getattr(row, name) for name in _NUMBERS}
-            rows.append({
-                "cut": str(row.cut),
-                **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
-            })
+            rows.append(
+                {
+                    "cut": str(row.cut),
+                    **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
+                }
+            )
         return {
-            "format": TABLE_FORMAT, "encoder": self.encoder, "device": self.device, "factor": self.factor,
-            "num_blocks": self.num_blocks, "meta": dict(self.meta), "rows": rows,
+            "format": TABLE_FORMAT,
+            "encoder": self.encoder,
+            "device": self.device,
+            "factor": self.factor,
+            "num_blocks": self.num_blocks,
+            "meta": dict(self.meta),
+            "rows": rows,
         }
 
     def save(self, path: str | Path) -> None:
@@ -122,7 +129,11 @@ def table_from_dict(values: Mapping[str, Any], source: str = "cut table") -> Cut
         )
         table = make_table(
             CutTable(
-                str(values["encoder"]), str(values["device"]), float(values["factor"]), int(values["num_blocks"]), rows,
+                str(values["encoder"]),
+                str(values["device"]),
+                float(values["factor"]),
+                int(values["num_blocks"]),
+                rows,
                 dict(values["meta"]),
             )
         )

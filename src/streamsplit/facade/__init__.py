@@ -1,0 +1,1 @@
+"""The names of the research code's README, thin over the same core as the live runtime."""
