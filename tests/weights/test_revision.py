@@ -17,11 +17,9 @@ WEIGHTS = {"b": np.array([[1.5, -2.0]], np.float32), "a": np.array(3.0, np.float
 
 
 def test_the_hash_covers_names_shapes_and_values_in_name_order():
-    spelled = (
-        b"streamsplit-weights-1"
-        + struct.pack("<I", 1) + b"a" + struct.pack("<B", 0) + struct.pack("<f", 3.0)
-        + struct.pack("<I", 1) + b"b" + struct.pack("<BQQ", 2, 1, 2) + struct.pack("<ff", 1.5, -2.0)
-    )
+    first = struct.pack("<I1sBf", 1, b"a", 0, 3.0)
+    second = struct.pack("<I1sBQQff", 1, b"b", 2, 1, 2, 1.5, -2.0)
+    spelled = b"streamsplit-weights-1" + first + second
     assert revision_of(WEIGHTS) == hashlib.sha256(spelled).hexdigest()
     assert revision_of(dict(reversed(WEIGHTS.items()))) == revision_of(WEIGHTS)
 

@@ -89,7 +89,13 @@ class Bottlenecks(nn.Module):
 
 
 def fit_bottleneck(
-    encoder: SplitEncoder, k: int, windows: np.ndarray, steps: int = 100, *, batch: int = 16, rate: float = 3e-3,
+    encoder: SplitEncoder,
+    k: int,
+    windows: np.ndarray,
+    steps: int = 100,
+    *,
+    batch: int = 16,
+    rate: float = 3e-3,
     seed: int = 0,
 ) -> Bottleneck:
     """Fits a quarter-width bottleneck at block k on log-mel windows [n, f, t] and registers it on the encoder.
