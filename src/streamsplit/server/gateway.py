@@ -215,9 +215,9 @@ class Gateway:
     def _feed_chunks(self, connection: Connection) -> None:
         chunks, session = connection.chunks, connection.session
         while chunks is not None and not chunks.done and session.queued_bytes(Priority.BULK) < BULK_AHEAD_BYTES:
-            offset, data, last = chunks.peek()
+            data, last = chunks.peek()
             flags = FrameFlag.FINAL if last else FrameFlag.NONE
-            if not session.send_media(FrameType.WEIGHTS, data, now_ms(), flags, offset):
+            if not session.send_media(FrameType.WEIGHTS, data, now_ms(), flags):
                 return
             chunks.advance()
         if chunks is not None and chunks.done:
@@ -271,10 +271,8 @@ class Gateway:
         known = self._weights.space_of(hello.revision) is not None
         newest = self._weights.newest
         current = newest.revision if newest else ""
-        covered = False
         if link is not None and link.session.can_resume(hello, now_ms()):
             self._drop_connection(link, resumed=True)
-            covered = link.session.replay.covers(hello.received_through)
             link.session.resume(session, now_ms(), revision=current)
             session = connection.session = link.session
             resumed = True
@@ -302,8 +300,7 @@ class Gateway:
             if hello.revision and not known:
                 session.send(Error(code="unknown_revision", detail=f"revision {hello.revision[:12]} is not known here"))
             self._announce(link)
-        if hello.results_from and not covered:
-            await self._send_again(link, hello)
+        self._send_again(connection, link)
         return None
 
     def _opened(self, connection: Connection, link: Link, hello: Hello, *, resumed: bool) -> None:
@@ -363,21 +360,25 @@ class Gateway:
         elif not resumed and link.session.state is not ServerState.CLOSED:
             link.session.close("a new session began")
 
-    async def _send_again(self, link: Link, hello: Hello) -> None:
-        """Results that are durable and that the device has not had."""
-        stream = link.stream
-        through, beyond = stream.through, set(stream.beyond)  # what is committed from now on is answered anyway
-        limit = self._session_settings.replay_frames
+    def _send_again(self, connection: Connection, link: Link) -> None:
+        """Starts sending durable results that the device lacks, as many as the session has room for."""
+        wanted = link.session.results_wanted()
+        if wanted:
+            self._start(self._answer_from_store(connection, link, wanted))
+
+    async def _answer_from_store(self, connection: Connection, link: Link, wanted: range) -> None:
+        stream, hello = link.stream, link.device.hello
         try:
             records = await asyncio.to_thread(
-                self._store.results_from, stream.device, stream.epoch, hello.results_from, limit
+                self._store.results_from, stream.device, stream.epoch, wanted.start, len(wanted)
             )
         except StoreError as error:
             LOG.error("%s: results could not be read again: %s", stream.device, error)
             return
         for record in records:
-            if record.sequence <= through or record.sequence in beyond:
-                link.session.send(answer(record, want_embedding=hello.want_embedding))
+            if record.sequence in wanted:
+                link.session.send(answer(record, want_embedding=bool(hello and hello.want_embedding)))
+        connection.wake.set()
 
     # -- what devices send ---------------------------------------------------------------------------------------
 
@@ -390,6 +391,8 @@ class Gateway:
         elif isinstance(event, events.MediaReceived) and link is not None:
             if event.frame.type is FrameType.WEIGHTS:
                 self._on_chunk(link, event.frame.payload)
+        elif isinstance(event, (events.Acked, events.ReplayDropped)) and link is not None:
+            self._send_again(connection, link)
         elif isinstance(event, events.Closed):
             if event.fatal:
                 name = link.device.id if link is not None else "a stranger"
@@ -409,6 +412,8 @@ class Gateway:
         if stream.holds(frame.sequence):  # durable before a restart, behind a hole; its result comes from the store
             stream.commit(frame.sequence)
             connection.session.acknowledge(stream.through, now_ms())
+            connection.session.want_results(frame.sequence, frame.sequence)
+            self._send_again(connection, link)
             return
         stream.since_gmm += 1
         want_gmm = link.has_encoder and stream.since_gmm >= self.settings.synchronisation.gmm_every_windows

@@ -188,6 +188,14 @@ class ServerSession(Endpoint[ServerState]):
         now, self._wanted = self._wanted[:room], self._wanted[room:]
         return now
 
+    def want_results(self, first: int, last: int) -> None:
+        """Adds uplink sequences to those that `results_wanted` will name; an empty span changes nothing."""
+        if first > last:
+            return
+        if self._wanted:
+            first, last = min(first, self._wanted[0]), max(last, self._wanted[-1])
+        self._wanted = range(first, last + 1)
+
     def tick(self, now_ms: float) -> None:
         """Also forgets a detached session whose time is over."""
         super().tick(now_ms)
@@ -207,7 +215,7 @@ class ServerSession(Endpoint[ServerState]):
         self.hello = hello
         self.connection += 1
         if hello.results_from:  # a replayed result needs no second copy from the store
-            self._want(hello.results_from, (self.replay.oldest_answer or through + 1) - 1)
+            self.want_results(hello.results_from, (self.replay.oldest_answer or through + 1) - 1)
         self._resume_token = resume_token
         self._expires_ms = math.inf
         self._parser.max_frame_bytes = self.settings.max_frame_bytes
@@ -234,20 +242,13 @@ class ServerSession(Endpoint[ServerState]):
         check_frame(Frame(FrameType.RESULT, FrameFlag.NUMBERED, 1, stamp, payload), self.settings.max_frame_bytes)
         dropped = self.replay.append(FrameType.RESULT, stamp, payload, result.sequence)
         if dropped is not None:
-            self._want(dropped.first_answer, dropped.last_answer)
+            self.want_results(dropped.first_answer, dropped.last_answer)
             last = self._events[-1] if self._events else None
             if isinstance(last, ReplayDropped):  # one report for a run of them
                 self._events[-1] = ReplayDropped(last.first, dropped.last)
             else:
                 self._events.append(ReplayDropped(dropped.first, dropped.last))
         return True
-
-    def _want(self, first: int, last: int) -> None:
-        if first > last:
-            return
-        if self._wanted:
-            first, last = min(first, self._wanted[0]), max(last, self._wanted[-1])
-        self._wanted = range(first, last + 1)
 
     def _detach(self) -> None:
         super()._detach()
