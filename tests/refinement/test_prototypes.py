@@ -52,7 +52,7 @@ def test_a_snapshot_continues_exactly():
     feed(first, z[:400])
     second = Prototypes(12, 16, seed=1)
     second.restore({name: array.copy() for name, array in first.state().items()})
-    second._random.bit_generator.state = first._random.bit_generator.state
+    second.rng.bit_generator.state = first.rng.bit_generator.state
     feed(first, z[400:])
     feed(second, z[400:])
     assert np.array_equal(first.centres, second.centres)

@@ -264,6 +264,22 @@ def test_a_bad_batch_changes_nothing_and_is_counted():
     assert np.isnan(report.loss)
 
 
+def test_a_window_that_spoils_batches_is_dropped():
+    r = refiner()
+    features, _ = feed(r, count=40)
+    spoiled = features[7, 0, 0].astype(np.float16)
+
+    def spoil(_module, inputs, output):
+        hit = inputs[0][:, 0, 0] == float(spoiled)
+        return torch.where(hit[:, None], torch.nan, output)
+
+    r.encoder.register_forward_hook(spoil)
+    reports = [r.step() for _ in range(12)]
+    assert sum(bool(report.skipped) for report in reports) == 1 and r.bad_batches == 1
+    assert len(r.reservoir) == 39 and r.steps == 11
+    assert all(np.isfinite(array).all() for array in encoder_weights(r.encoder).values())
+
+
 def test_nan_and_wrong_shapes_are_refused_and_nothing_is_kept():
     r = refiner()
     good = sounds(1)[0][0]

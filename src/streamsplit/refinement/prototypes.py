@@ -33,7 +33,7 @@ class Prototypes:
         self.claims = np.zeros(0)  # rows that each centre stands for, at most `memory`
         self._idle = np.zeros(0, dtype=np.int64)  # rows seen since a centre was last claimed
         self._waiting = np.zeros((0, dim))
-        self._random = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(seed)
 
     @property
     def ready(self) -> bool:
@@ -71,7 +71,7 @@ class Prototypes:
         self._idle, self._waiting = np.array(state["idle"]), np.array(state["waiting"])
 
     def _seed(self, z: np.ndarray) -> None:
-        self.centres, _ = weighted_k_means(z, np.ones(len(z)), self.count, self._random, rounds=5)
+        self.centres, _ = weighted_k_means(z, np.ones(len(z)), self.count, self.rng, rounds=5)
         self.claims = np.zeros(self.count)
         self._idle = np.zeros(self.count, dtype=np.int64)
 
@@ -89,6 +89,6 @@ class Prototypes:
             far = distance.min(axis=1) ** 2
             if far.sum() <= 0:
                 break
-            row = int(self._random.choice(len(z), p=far / far.sum()))
+            row = int(self.rng.choice(len(z), p=far / far.sum()))
             self.centres[centre], self.claims[centre], self._idle[centre] = z[row], 1.0, 0
             distance[:, centre] = np.linalg.norm(z - z[row], axis=1)

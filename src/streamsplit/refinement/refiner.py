@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.crossing import Crossing
@@ -28,7 +29,7 @@ from streamsplit.refinement.hybrid import hybrid_loss, label_loss, pair_info_nce
 from streamsplit.refinement.lineage import Known, Lineage, Weights
 from streamsplit.refinement.prototypes import Prototypes
 from streamsplit.refinement.rank import effective_rank
-from streamsplit.refinement.reservoir import Reservoir
+from streamsplit.refinement.reservoir import Reservoir, StoredWindow
 from streamsplit.refinement.settings import RefinerSettings as RefinerSettings
 from streamsplit.weights.delta import make_delta, pack_full
 from streamsplit.weights.revision import encoder_weights, load_weights, revision_of
@@ -174,7 +175,7 @@ class Refiner:
         """One optimiser step on temporal pairs of all devices.
 
         Features train the whole encoder, a crossing only the blocks above its cut. A batch whose loss or gradients are
-        not finite changes nothing and is counted in `bad_batches`.
+        not finite changes nothing and is counted in `bad_batches`; windows that cause it are dropped.
         """
         options = self.settings
         pairs = self.reservoir.pairs(
@@ -202,6 +203,7 @@ class Refiner:
         loss = hybrid_loss(task, z, frames, devices, options.loss, self.generator)
         different = len(set(devices))
         if not bool(torch.isfinite(loss.total)):
+            self._drop_bad(batch, z, targets)
             return self._skip(f"got loss {loss.total.item()}, expected a finite number", len(batch), different)
         loss.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), options.gradient_norm)
@@ -340,6 +342,14 @@ class Refiner:
             z = z[self.random.permutation(len(z))]
             self.mixture.observe_batch(z)
             self.prototypes.observe(z)
+
+    def _drop_bad(self, batch: list[StoredWindow], z: Tensor, targets: Tensor | None) -> None:
+        """Takes windows out whose embedding is not finite: they would spoil every batch that they are drawn into."""
+        finite = torch.isfinite(z).all(dim=1)
+        if targets is not None:
+            finite = finite & torch.isfinite(targets).all(dim=1)
+        bad = {id(item) for item, good in zip(batch, finite.tolist(), strict=True) if not good}
+        self.reservoir.drop(lambda item: id(item) in bad)
 
     def _skip(self, reason: str, samples: int, devices: int) -> RefineReport:
         self.optimiser.zero_grad(set_to_none=True)

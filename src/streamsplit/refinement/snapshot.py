@@ -50,8 +50,8 @@ def pack_refiner(refiner: Refiner) -> bytes:
         "counters": {name: getattr(refiner, name) for name in _COUNTERS},
         "revisions": [[known.revision, known.space] for known in refiner.lineage],
         "random": refiner.random.bit_generator.state,
-        "mixture_random": refiner.mixture._rng.bit_generator.state,
-        "prototypes_random": refiner.prototypes._random.bit_generator.state,
+        "mixture_random": refiner.mixture.rng.bit_generator.state,
+        "prototypes_random": refiner.prototypes.rng.bit_generator.state,
         "local": {"samples": refiner.local.samples, "devices": sorted(refiner.local.devices)},
         "refused_below": str(refiner.reservoir.refused_below),
         "windows": _put_windows(arrays, refiner.reservoir.items()),
@@ -98,9 +98,9 @@ def unpack_refiner(refiner: Refiner, data: bytes) -> None:
     refiner.optimiser = refiner._new_optimiser()
     _restore_optimiser(refiner, arrays)
     refiner.mixture.load_state(_get(arrays, "mixture"))
-    refiner.mixture._rng.bit_generator.state = description["mixture_random"]
+    refiner.mixture.rng.bit_generator.state = description["mixture_random"]
     refiner.prototypes.restore(_get(arrays, "prototypes"))
-    refiner.prototypes._random.bit_generator.state = description["prototypes_random"]
+    refiner.prototypes.rng.bit_generator.state = description["prototypes_random"]
     refiner.local.clear()
     refiner.local.sums = _get(arrays, "local")
     refiner.local.samples = int(description["local"]["samples"])
