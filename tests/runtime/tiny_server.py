@@ -1,4 +1,4 @@
-"""A server small enough to read, for tests of the device alone: real sockets, the real protocol, a dict as its store."""
+"""A server small enough to read, for tests of the device: real sockets, real protocol, a dict as its store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device's client: drives a wire session over WebSockets, feeds it from the offline queue, reconnects and resumes."""
+"""The device's client: drives a wire session over WebSockets, feeds it from the queue, reconnects and resumes."""
 
 from __future__ import annotations
 
@@ -128,7 +128,11 @@ class EdgeClient:
             await asyncio.sleep(delay_s)
 
     async def finish(self, reason: str = "") -> None:
-        """Says goodbye; `run` returns soon after."""
+        """Sends what is waiting, for at most a second, and says goodbye; `run` returns soon after."""
+        deadline_ms = _now_ms() + 1000
+        while self.is_open and self._session.queued_bytes(Priority.CONTROL) and _now_ms() < deadline_ms:
+            self._wake.set()
+            await asyncio.sleep(0.005)
         self._finishing = True
         self._session.close(reason)
         self._wake.set()

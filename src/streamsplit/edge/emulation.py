@@ -1,8 +1,8 @@
 """Emulated devices: work that runs on this machine takes as long as it would on the slower one.
 
-A piece of work is timed in thread CPU time (so that other processes on the host do not count), multiplied with the device's
-factor, stretched by whatever else the device is busy with, and then waited for. What the device would have been busy with
-is what its load monitor reports. In fast-forward nothing waits, but all of it is accounted.
+A piece of work is timed in thread CPU time (so that other processes on the host do not count), multiplied with the
+device's factor, stretched by whatever else the device is busy with, and then waited for. What the device would have
+been busy with is what its load monitor reports. In fast-forward nothing waits, but all of it is accounted.
 """
 
 from __future__ import annotations
@@ -159,7 +159,11 @@ class RealDevice:
     """This machine as it is: work is timed, nothing is stretched. Same interface as `Emulator`."""
 
     def __init__(
-        self, device: DeviceProfile, *, clock_s: Callable[[], float] = time.monotonic, readings: HostReadings | None = None
+        self,
+        device: DeviceProfile,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+        readings: HostReadings | None = None,
     ) -> None:
         self.device = device
         self.fast_forward = False

@@ -1,10 +1,11 @@
 """The device's durable offline queue: windows that were accepted for sending, until the server holds them.
 
-A window is *accepted* when it has a sequence number and its row is committed; from then on it reaches the server exactly
-once, across dead links, killed processes and restarts on either side. Sequence numbers count from 1 without holes within
-an epoch (a random number made with the file), because the server takes a hole for a loss. That decides what a full queue
-does: it refuses the *newest* window, which then gets no number and counts as dropped, loudly. Dropping the oldest would
-tear a hole into numbers that the server is waiting for, and would break the promise given when it was accepted.
+A window is *accepted* when it has a sequence number and its row is committed; from then on it reaches the server
+exactly once, across dead links, killed processes and restarts on either side. Sequence numbers count from 1 without
+holes within an epoch (a random number made with the file), because the server takes a hole for a loss. That decides
+what a full queue does: it refuses the *newest* window, which then gets no number and counts as dropped, loudly.
+Dropping the oldest would tear a hole into numbers that the server is waiting for, and would break the promise given
+when it was accepted.
 """
 
 from __future__ import annotations
@@ -65,16 +66,21 @@ class OfflineQueue:
         self.settings = settings or QueueSettings()
         self._lock = threading.RLock()
         self._closed = False
+        self._epoch = 0
+        self._next_sequence = 1
+        self._next_window = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=0.5, isolation_level=None, check_same_thread=False)
             self._prepare()
         except (OSError, sqlite3.Error) as error:
             raise self._failure(error) from error
+        self._pending_bytes: int
+        self._pending: int
         self._pending_bytes, self._pending = self._db.execute(
             f"SELECT coalesce(sum(length(payload) + {_ROW_BYTES}), 0), count(*) FROM windows"
         ).fetchone()
-        self._awaited = {row[0] for row in self._db.execute("SELECT sequence FROM awaited")}
+        self._awaited: set[int] = {row[0] for row in self._db.execute("SELECT sequence FROM awaited")}
 
     @property
     def epoch(self) -> int:
@@ -123,7 +129,7 @@ class OfflineQueue:
         with self._lock:
             if self._pending >= self.settings.max_windows or self._pending_bytes + size > self.settings.max_bytes:
                 return None
-            sequence = self._next_sequence
+            sequence: int = self._next_sequence
             given_up = min(self._awaited) if len(self._awaited) >= self.settings.max_awaited else 0
             with self._transaction():
                 self._db.execute(
@@ -248,8 +254,14 @@ class OfflineQueue:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> StoreError:
-        hints = {"locked": "another device process uses it", "not a database": "move it away", "malformed": "move it away"}
-        hint = next((text for part, text in hints.items() if part in str(error)), "free some space or give another path")
+        hints = {
+            "locked": "another device process uses it",
+            "not a database": "move it away",
+            "malformed": "move it away",
+        }
+        hint = next(
+            (text for part, text in hints.items() if part in str(error)), "free some space or give another path"
+        )
         return StoreError(f"{self.path}: offline queue: {error}; {hint}")
 
 

@@ -1,0 +1,228 @@
+"""What the server says and what the device does about it: results, statistics, weights, policy, errors.
+
+Runs in the event loop; whatever touches the model is handed to the worker thread through `hand_over`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from streamsplit.edge.counters import Counters
+from streamsplit.edge.model import DeviceModel
+from streamsplit.edge.pipeline import WindowPipeline
+from streamsplit.edge.queue import OfflineQueue
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.sync import Arrived, WeightDownload, WeightUpload
+from streamsplit.errors import ProtocolError, RevisionError, StoreError, StreamSplitError
+from streamsplit.splitting.policy import make_policy
+from streamsplit.wire.events import Acked
+from streamsplit.wire.frame import Frame
+from streamsplit.wire.messages import (
+    Error,
+    Gmm,
+    Hello,
+    Message,
+    Policy,
+    Result,
+    Revision,
+    Throttle,
+    WeightsRequest,
+    Welcome,
+)
+from streamsplit.wire.types import PROTOCOL_VERSION, FrameType
+
+log = logging.getLogger(__name__)
+
+
+class Sender(Protocol):
+    """The client, as far as answers go."""
+
+    def send(self, message: Message) -> bool: ...
+
+
+class Downlink:
+    """The client's owner: greets for the device and acts on everything that comes down."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        queue: OfflineQueue,
+        model: DeviceModel,
+        pipeline: WindowPipeline,
+        counters: Counters,
+        *,
+        hand_over: Callable[[Callable[[], Any]], None],
+        note: Callable[..., None],
+        problem: Callable[[str], None],
+        software: str,
+    ) -> None:
+        self.download = WeightDownload(model.revision)
+        self.upload = WeightUpload()
+        self.client: Sender | None = None
+        self._settings = settings
+        self._queue = queue
+        self._model = model
+        self._pipeline = pipeline
+        self._counters = counters
+        self._hand_over = hand_over
+        self._note = note
+        self.problem = problem
+        self._software = software
+        self._loop = asyncio.get_running_loop()
+
+    # -- for the client ------------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """The greeting."""
+        settings, queue = self._settings, self._queue
+        return Hello(
+            protocol=PROTOCOL_VERSION, device_id=settings.device.id, token=settings.server.secret, epoch=queue.epoch,
+            oldest_sequence=queue.oldest_sequence, next_sequence=queue.next_sequence, results_from=queue.results_from,
+            encoder=self._model.name, revision=self._model.revision, sample_rate_hz=settings.audio.sample_rate,
+            mel_bands=settings.audio.n_mels, window_frames=settings.audio.window_frames,
+            stride_frames=settings.audio.stride_frames, device_class=settings.device.type, software=self._software,
+            want_embedding=settings.server.want_embedding,
+        )  # fmt: skip
+
+    async def opened(self, welcome: Welcome) -> None:
+        """Connected: transfers go on where they stopped."""
+        self._note("link", up=True, resumed=welcome.resumed, session=welcome.session_id)
+        log.info("%s: connected (%s)", self._settings.device.id, "resumed" if welcome.resumed else "new session")
+        self._send(self.download.resume())
+        self._send(self.upload.reconnected())
+
+    def closed(self, reason: str) -> None:
+        """The connection is gone."""
+        self._note("link", up=False, reason=reason)
+
+    async def acked(self, event: Acked) -> None:
+        """The server holds windows durably; the client has forgotten them already."""
+
+    def next_chunk(self) -> tuple[bytes, bool] | None:
+        """For the client: the next piece of an upload."""
+        return self.upload.next_chunk()
+
+    async def message(self, message: Message) -> None:
+        """A control message or RESULT."""
+        if isinstance(message, Result):
+            await self._on_result(message)
+        elif isinstance(message, Gmm):
+            self._hand_over(partial(self._guarded, "statistics", partial(self._model.adopt_mixture, message)))
+            self._note("gmm", version=message.version, bytes=len(message.data))
+        elif isinstance(message, Revision):
+            if self._settings.sync.download and self._model.name:
+                self._send(self.download.announced(message))
+        elif isinstance(message, WeightsRequest):
+            if not self.upload.requested(message):
+                self._send(Error(code="bad_transfer", detail=f"revision {message.revision[:12]} is not offered"))
+        elif isinstance(message, Policy):
+            self._hand_over(partial(self._guarded, "policy", partial(self._on_policy, message)))
+        elif isinstance(message, Throttle):
+            self._note("throttle", in_flight=message.max_in_flight, interval_ms=message.min_interval_ms)
+        elif isinstance(message, Error):
+            await self._on_error(message)
+
+    async def media(self, frame: Frame) -> None:
+        """A WEIGHTS chunk."""
+        if frame.type is not FrameType.WEIGHTS:
+            return
+        try:
+            arrived = self.download.chunk(frame.payload)
+        except RevisionError as error:
+            log.warning("weights: %s", error)
+            self._send(self.download.resume())
+            return
+        if arrived is not None:
+            self._hand_over(partial(self._adopt, arrived))
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _send(self, message: Message | None) -> None:
+        if message is not None and self.client is not None:
+            self.client.send(message)
+
+    async def _on_result(self, result: Result) -> None:
+        if not await self._take(result.sequence):
+            return
+        latency_ms = (int(time.time() * 1000) - result.capture_ms) & 0xFFFF_FFFF
+        latency_ms = latency_ms if latency_ms < 1 << 31 else 0  # the clock was set back
+        counters = self._counters
+        with counters.lock:
+            counters.results += 1
+            counters.average("latency_ms", float(latency_ms))
+        self._note(
+            "result", sequence=result.sequence, window=result.window, latency_ms=latency_ms, server_ms=result.server_ms,
+            queue_ms=result.queue_ms, uncertainty=result.uncertainty, cluster=result.cluster, label=result.label,
+            confidence=result.confidence,
+        )  # fmt: skip
+        if result.embedding:
+            self._hand_over(partial(self._guarded, "result", partial(self._remember, result)))
+
+    async def _on_error(self, error: Error) -> None:
+        self.problem(f"server: {error.code}: {error.detail}")
+        if error.sequence and await self._take(error.sequence):
+            with self._counters.lock:
+                self._counters.windows_rejected += 1
+            self._note("rejected", sequence=error.sequence, code=error.code, detail=error.detail)
+            self._hand_over(self._pipeline.chain.break_off)
+        elif error.code == "bad_transfer":
+            self.upload.drop()
+            if self.download.under_way:
+                self.download.failed(self.download.wanted)
+
+    async def _take(self, sequence: int) -> bool:
+        """True the first time an answer for a window comes."""
+        try:
+            return await self._loop.run_in_executor(None, self._queue.take_result, sequence)
+        except StoreError as error:
+            self.problem(str(error))
+            return True  # it may come once more after a restart; better than to lose it
+
+    # -- in the worker thread ------------------------------------------------------------------------------------
+
+    def _guarded(self, what: str, work: Callable[[], Any]) -> None:
+        """The server's data may be wrong; that must not end the device."""
+        try:
+            work()
+        except StreamSplitError as error:
+            self.problem(f"{what} from the server not used: {error}")
+
+    def _remember(self, result: Result) -> None:
+        if not self._pipeline.embedded_here(result.window):
+            self._model.result(np.frombuffer(result.embedding, "<f2").astype(np.float32), result.window)
+
+    def _on_policy(self, message: Policy) -> None:
+        settings = self._settings.policy
+        if message.policy or message.cut:
+            name = message.policy or ("fixed" if message.cut else settings.name)
+            settings = settings.replace(name=name, cut=message.cut or settings.cut)
+            self._pipeline.policy = make_policy(settings)
+        if message.uncertainty_threshold == message.uncertainty_threshold:
+            self._pipeline.gate.fix_threshold(message.uncertainty_threshold)
+        self._note("policy", policy=message.policy, cut=message.cut, threshold=message.uncertainty_threshold)
+
+    def _adopt(self, arrived: Arrived) -> None:
+        revision = arrived.announced.revision
+        try:
+            weights = arrived.finish(self._model.base_weights())
+            self._model.adopt(weights, revision, breaks_space=arrived.announced.breaks_space)
+        except (RevisionError, ProtocolError) as error:
+            self.problem(f"revision {revision[:12]} not adopted: {error}")
+            self._loop.call_soon_threadsafe(self.download.failed, revision)
+            return
+        self._note(
+            "revision", revision=revision, delta=arrived.announced.kind == "delta",
+            bytes=arrived.announced.total_bytes, breaks_space=arrived.announced.breaks_space,
+        )  # fmt: skip
+        self._loop.call_soon_threadsafe(self._adopted, revision)
+
+    def _adopted(self, revision: str) -> None:
+        self.download.adopted(revision)
+        self.upload.drop()  # it was made from weights that are no longer the base

@@ -1,0 +1,119 @@
+"""When the device learns: in a thread of its own while there is time, or every few windows without real time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from streamsplit.audio.windows import Window
+from streamsplit.edge.counters import Counters
+from streamsplit.edge.emulation import Emulator, RealDevice
+from streamsplit.edge.model import DeviceModel, EncoderModel
+from streamsplit.edge.pipeline import Outcome
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.snapshot import load_snapshot, save_snapshot
+from streamsplit.errors import CheckpointError, EncoderError, StreamSplitError
+
+_IDLE_S = 0.2
+
+
+class LearningLoop:
+    """Feeds the learner and makes it learn: load-adaptive, never while the processor is busy with something else."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        model: DeviceModel,
+        device: Emulator | RealDevice,
+        counters: Counters,
+        note: Callable[..., None],
+        problem: Callable[[str], None],
+        *,
+        paced: bool,
+    ) -> None:
+        self._paced = paced
+        self._length = settings.audio.window_frames
+        self._fresh = True  # the first window follows nothing
+        self._settings = settings.training
+        self._model = model
+        self._device = device
+        self._counters = counters
+        self._note, self._problem = note, problem
+        self._path = settings.device.folder / "learner.snapshot"
+        self._cpu = 0.0
+        self._heard = 0
+        self._saved_s = time.monotonic()
+
+    def heard(self, window: Window, outcome: Outcome) -> None:
+        """Remembers a window; without real time, learns every `learn_every_windows`. Worker thread."""
+        self._cpu = outcome.observation.cpu
+        continuous = window.new_frames < self._length and not self._fresh
+        self._fresh = False
+        remember = partial(self._model.remember, window.features, outcome.z, outcome.window, continuous=continuous)
+        self._device.run(remember)
+        self._heard += 1
+        if not self._paced and self._heard % self._settings.learn_every_windows == 0:
+            self._learn(0.0)
+            self._save_if_due()
+
+    def run(self, stop: threading.Event) -> None:
+        """The learner's thread, until `stop` is set."""
+        while not stop.is_set():
+            learned_ms = self._learn(self._cpu) if self._cpu <= self._settings.highest_cpu else 0.0
+            self._save_if_due()
+            share = self._settings.load_share
+            rest_s = learned_ms / 1000 * (1.0 / share - 1.0) if share > 0 else _IDLE_S
+            stop.wait(rest_s if learned_ms else _IDLE_S)
+
+    def restore(self) -> None:
+        """Takes up the last snapshot; one that does not fit is reported and left where it is."""
+        if not isinstance(self._model, EncoderModel):
+            return
+        try:
+            data = load_snapshot(self._path)
+            if data is not None:
+                self._model.restore(data)
+                self._note("restored", revision=self._model.revision)
+        except StreamSplitError as error:
+            self._problem(f"the last snapshot is not used: {error}")
+
+    def save(self) -> None:
+        """Writes a snapshot; a full disk is reported and the last one kept."""
+        if not isinstance(self._model, EncoderModel):
+            return
+        self._saved_s = time.monotonic()
+        try:
+            save_snapshot(self._path, self._model.snapshot())
+        except CheckpointError as error:
+            self._problem(str(error))
+
+    def _save_if_due(self) -> None:
+        if time.monotonic() - self._saved_s >= self._settings.snapshot_s:
+            self.save()
+
+    def _learn(self, cpu: float) -> float:
+        """One mini-batch; returns the device time it took, 0 when there was nothing to learn from."""
+        model = self._model
+        if not (self._settings.enabled and isinstance(model, EncoderModel)):
+            return 0.0
+        try:
+            learned, spent = self._device.run(lambda: model.learn(cpu))
+        except EncoderError as error:
+            self._problem(f"learning went wrong and goes on from the last snapshot: {error}")
+            self.restore()
+            return 0.0
+        if learned is None:
+            return 0.0
+        energy_mj = self._device.device.compute_mj(spent.device_ms)
+        self._device.drain(energy_mj)
+        with self._counters.lock:
+            self._counters.loss = learned.loss
+            self._counters.effective_rank = learned.effective_rank
+            self._counters.learner_steps = learned.steps
+            self._counters.energy_mj += energy_mj
+        self._note(
+            "learn", loss=learned.loss, steps=learned.steps, effective_rank=learned.effective_rank, ms=spent.device_ms
+        )
+        return spent.device_ms

@@ -1,0 +1,232 @@
+"""What computes on the device: the learner with the shared encoder, or nothing but a memory of what the server says."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.errors import CutError, MissingExtraError, RevisionError
+from streamsplit.learning.mixture import GaussianMixture
+from streamsplit.weights.delta import Packed, make_delta
+from streamsplit.weights.revision import Weights, revision_of
+from streamsplit.wire.messages import Gmm
+
+if TYPE_CHECKING:
+    from streamsplit.encoders.crossing import Crossing
+    from streamsplit.learning.learner import EdgeLearner
+
+
+log = logging.getLogger(__name__)
+_FLEET_WEIGHT = 0.3  # of the server's mixture in the device's memory, at each synchronisation
+
+
+class Forward(NamedTuple):
+    """A window after block k on the device."""
+
+    crossing: Crossing | None  # None without an encoder
+    z: np.ndarray | None  # [d], at k = L only
+    uncertainty: float  # nats, from the embedding or the early exit; nan where the device cannot know
+
+
+class Learned(NamedTuple):
+    """One mini-batch."""
+
+    loss: float
+    steps: int  # optimiser steps so far
+    effective_rank: float
+
+
+class DeviceModel(Protocol):
+    """What the pipeline asks of a model; every method may be called from any thread."""
+
+    name: str  # of the encoder; "" without one
+
+    @property
+    def revision(self) -> str: ...
+    def forward_to(self, features: np.ndarray, k: int) -> Forward: ...
+    def finish(self, crossing: Crossing, k: int) -> Forward: ...
+    def remember(self, features: np.ndarray, z: np.ndarray | None, index: int, *, continuous: bool) -> None: ...
+    def result(self, z: np.ndarray, index: int) -> None: ...
+    def adopt_mixture(self, message: Gmm) -> None: ...
+    def base_weights(self) -> Weights: ...
+    def adopt(self, weights: Weights, revision: str, *, breaks_space: bool) -> None: ...
+
+
+class NoEncoder:
+    """A device without an encoder: windows cross before the first block, results feed a mixture memory."""
+
+    name = ""
+    revision = ""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self._mixture = GaussianMixture(settings.learner.components, settings.encoder.embedding_dim)
+        self._lock = threading.Lock()
+        self._last = float("nan")
+
+    def forward_to(self, features: np.ndarray, k: int) -> Forward:
+        """Block 0 only; the uncertainty is that of the last result."""
+        if k != 0:
+            raise CutError(f"got block {k} on a device without an encoder, expected 0")
+        return Forward(None, None, self._last)
+
+    def finish(self, crossing: Crossing, k: int) -> Forward:
+        """Never possible here."""
+        raise CutError("this device has no encoder to finish a window with")
+
+    def remember(self, features: np.ndarray, z: np.ndarray | None, index: int, *, continuous: bool) -> None:
+        """Nothing learns here."""
+
+    def result(self, z: np.ndarray, index: int) -> None:
+        """The server's embedding [d] of a window."""
+        with self._lock:
+            self._last = self._mixture.entropy(z) if self._mixture.ready else float("nan")
+            self._mixture.observe(z)
+
+    def base_weights(self) -> Weights:
+        """Never asked for here."""
+        raise RevisionError("this device has no encoder, so it has no weights")
+
+    def adopt(self, weights: Weights, revision: str, *, breaks_space: bool) -> None:
+        """Never asked for here."""
+        raise RevisionError("this device has no encoder to adopt weights for")
+
+    def adopt_mixture(self, message: Gmm) -> None:
+        """Takes over the server's mixture."""
+        mixture = GaussianMixture.from_bytes(message.data, message.components, message.dim)
+        with self._lock:
+            self._mixture = mixture
+
+
+def make_model(settings: EdgeSettings) -> DeviceModel:
+    """The model that `settings` ask for; without torch one without an encoder, said in the log.
+
+    Raises MissingExtraError where nothing else can be done without an encoder: splitting is off.
+    """
+    if not settings.encoder.enabled:
+        return NoEncoder(settings)
+    try:
+        return EncoderModel(settings)
+    except (MissingExtraError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != "torch":
+            raise
+        if not settings.splitting.enabled:
+            raise MissingExtraError("keeping everything on the device", "learn", str(error)) from error
+        log.warning("no encoder on this device (torch is not installed): windows cross before the first block")
+        return NoEncoder(settings)
+
+
+class EncoderModel:
+    """The shared encoder with its learner, behind one lock: inference and learning take turns, a mini-batch at a time.
+
+    Everything that crosses is computed with the momentum (key) encoder; learning moves the query encoder.
+    """
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        import torch
+
+        from streamsplit.encoders.factory import make_encoder
+        from streamsplit.learning.learner import EdgeLearner
+
+        torch.set_num_threads(settings.device.threads)
+        encoder = make_encoder(settings.encoder)
+        self.name = settings.encoder.name
+        self.num_blocks = encoder.num_blocks
+        self._learner: EdgeLearner = EdgeLearner(encoder, settings.learner, seed=settings.training.seed)
+        self._revision = revision_of(self._learner.base)
+        self._lock = threading.RLock()
+        self._learned_before = 0  # windows learned from when the revision was adopted
+        self._no_grad = torch.no_grad
+
+    @property
+    def revision(self) -> str:
+        """Hex revision that was adopted last; local learning is on top of it."""
+        return self._revision
+
+    @property
+    def learner(self) -> EdgeLearner:
+        """The learner itself, for evaluation after a run."""
+        return self._learner
+
+    def forward_to(self, features: np.ndarray, k: int) -> Forward:
+        """Blocks 1..k of the key encoder; the uncertainty comes from the embedding, before the last block from the
+        early exit."""
+        with self._lock, self._no_grad():
+            crossing = self._learner.encode_to(features, k)
+            if k == self.num_blocks:
+                return self._embedded(crossing.h, features)
+            early = self._learner.key.exit_embedding(crossing, k)[0].numpy()
+            return Forward(crossing, None, self._learner.uncertainty(early))
+
+    def finish(self, crossing: Crossing, k: int) -> Forward:
+        """Blocks k+1..L for a window that crosses as an embedding after all."""
+        with self._lock, self._no_grad():
+            return self._embedded(self._learner.key.forward_from(crossing, k), None)
+
+    def remember(self, features: np.ndarray, z: np.ndarray | None, index: int, *, continuous: bool) -> None:
+        """Puts a window into the shuffle buffer, and its embedding, if computed here, into the memory."""
+        with self._lock:
+            self._learner.remember(features, z=z, index=index, continuous=continuous)
+
+    def result(self, z: np.ndarray, index: int) -> None:
+        """The server's embedding [d] of a window that was not embedded here."""
+        if z.shape != (self._learner.key.embedding_dim,) or not np.isfinite(z).all():
+            raise CutError(f"got an embedding of shape {z.shape}, expected [{self._learner.key.embedding_dim}] finite")
+        with self._lock:
+            self._learner.memory.add(z, index)
+            self._learner.rank.observe(z)
+
+    def learn(self, cpu: float) -> Learned | None:
+        """One mini-batch; None before learning has begun. Raises EncoderError when the loss is not finite."""
+        with self._lock:
+            loss = self._learner.learn(cpu_load=cpu)
+            return None if loss is None else Learned(loss, self._learner.steps, self._learner.effective_rank)
+
+    def adopt_mixture(self, message: Gmm) -> None:
+        """Blends the fleet's mixture into the memory's, where both are of the same revision and kind."""
+        fleet = GaussianMixture.from_bytes(message.data, message.components, message.dim)
+        with self._lock:
+            own = self._learner.memory.mixture
+            if message.revision == self._revision and own.components == fleet.components:
+                own.merge(fleet, _FLEET_WEIGHT)
+
+    def base_weights(self) -> Weights:
+        """The weights of the adopted revision."""
+        return self._learner.base
+
+    def adopt(self, weights: Weights, revision: str, *, breaks_space: bool) -> None:
+        """Takes over a server revision, local learning on top unless it breaks the space; raises RevisionError."""
+        with self._lock:
+            self._learner.adopt(weights, breaks_space=breaks_space)
+            self._revision = revision
+            self._learned_before = self._learner.windows_learned
+
+    def local_learning(self) -> tuple[Packed, str, str, int] | None:
+        """(delta, revision that results, base, windows learned from) since the last revision; None without any."""
+        with self._lock:
+            difference = self._learner.local_difference()
+            base, revision = self._learner.base, self._revision
+            samples = self._learner.windows_learned - self._learned_before
+        if difference is None or samples < 1:
+            return None
+        packed = make_delta(base, {name: base[name] + change for name, change in difference.items()})
+        return packed, revision_of(packed.result), revision, samples
+
+    def snapshot(self) -> bytes:
+        """The learner's exact state."""
+        with self._lock:
+            return self._learner.snapshot()
+
+    def restore(self, data: bytes) -> None:
+        """Goes on from a snapshot; raises CheckpointError, before any change, if it does not fit."""
+        with self._lock:
+            self._learner.restore(data)
+            self._revision = revision_of(self._learner.base)
+            self._learned_before = self._learner.windows_learned
+
+    def _embedded(self, h: Any, features: np.ndarray | None) -> Forward:
+        z = h[0].numpy()
+        return Forward(None, z, self._learner.uncertainty(z, features))

@@ -1,0 +1,202 @@
+"""From a window to what is sent for it: observe, choose a cut, compute, gate, pack; no clock, socket or thread."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from streamsplit.audio.windows import Window
+from streamsplit.edge.emulation import Spent
+from streamsplit.edge.model import DeviceModel, Forward
+from streamsplit.edge.payload import Packed, PieceChain, pack_activation, pack_input, pack_result
+from streamsplit.edge.readings import Readings
+from streamsplit.errors import CutError
+from streamsplit.splitting.cut import Cut
+from streamsplit.splitting.decision import Decision, Policy
+from streamsplit.splitting.device import DeviceProfile
+from streamsplit.splitting.link import LinkEstimate
+from streamsplit.splitting.observation import Observation
+from streamsplit.splitting.table import CutTable
+from streamsplit.splitting.transmission import GateDecision, Transmission, UncertaintyGate
+from streamsplit.weights.revision import revision_prefix
+from streamsplit.wire.frame import HEADER_BYTES
+from streamsplit.wire.media import Encoding, MediaHeader, pack_media
+from streamsplit.wire.types import FrameType
+
+T = TypeVar("T")
+_LARGEST_F16 = 65504.0
+_REMEMBERED = 1024  # windows whose embedding the device knows already
+
+
+class Worker(Protocol):
+    """Runs work and says what it cost: `Emulator` or `RealDevice`."""
+
+    device: DeviceProfile
+
+    def run(self, work: Callable[[], T]) -> tuple[T, Spent]: ...
+    def drain(self, energy_mj: float) -> None: ...
+
+
+class Surroundings(NamedTuple):
+    """What the device knows beside the window."""
+
+    readings: Readings
+    link: LinkEstimate
+    link_up: bool
+    backlog_bytes: int
+
+
+class Outcome(NamedTuple):
+    """What became of a window; `payload` is None for one that stays on the device."""
+
+    window: int
+    cut: Cut
+    reason: str
+    action: Transmission
+    frame_type: FrameType
+    payload: bytes | None  # media header and payload of the frame
+    z: np.ndarray | None  # [d], the device's own embedding where it has computed one
+    uncertainty: float
+    threshold: float
+    confidence: float
+    edge_ms: float  # device time, features included
+    energy_mj: float  # marginal, computing and sending
+    observation: Observation
+
+    @property
+    def sends(self) -> bool:
+        """Whether something is to cross."""
+        return self.payload is not None
+
+
+class WindowPipeline:
+    """One device's windows, one after the other.
+
+    The policy chooses from the table with the uncertainty of the window before (this one's is not known before it is
+    computed); the gate then decides with this window's own. `accepted` must be called for a window that got into the
+    queue: what block 0 leaves out of the next one depends on it.
+    """
+
+    def __init__(
+        self,
+        model: DeviceModel,
+        table: CutTable,
+        policy: Policy,
+        gate: UncertaintyGate,
+        worker: Worker,
+        chain: PieceChain,
+    ) -> None:
+        self.model, self.policy, self.gate, self.worker, self.chain = model, policy, gate, worker, chain
+        self.table = table if model.name else table.only([cut for cut in table.cuts if cut.block == 0])
+        self.skipped = 0  # windows kept since the last one that was accepted for sending
+        self._window_offset = 0
+        self._last_cut: Cut | None = None
+        self._uncertainty = math.nan
+        self._embedded: deque[int] = deque(maxlen=_REMEMBERED)
+
+    def start_at(self, window: int) -> None:
+        """Window indices on the wire count on from here, so that a restarted device does not repeat any."""
+        self._window_offset = window
+
+    def embedded_here(self, window: int) -> bool:
+        """Whether the device computed the embedding of a recent window itself."""
+        return window in self._embedded
+
+    def process(self, window: Window, around: Surroundings, feature_ms: float = 0.0) -> Outcome:
+        """Decides, computes and packs; `feature_ms` is the device time that the features took."""
+        observation = observe(around, self._uncertainty, self._last_cut)
+        decision = self._decide(observation)
+        (forward, cut, gate, packed), spent = self.worker.run(lambda: self._compute(window, decision.cut, observation))
+        self._last_cut = decision.cut
+        if math.isfinite(forward.uncertainty):
+            self._uncertainty = forward.uncertainty
+        edge_ms = feature_ms + spent.device_ms
+        index = window.index + self._window_offset
+        if forward.z is not None:
+            self._embedded.append(index)
+        payload = None
+        frame_bytes = 0
+        if packed is None:
+            self.skipped += 1
+        else:
+            header = self._header(window, index, cut, packed, forward.uncertainty, edge_ms)
+            payload = pack_media(header, packed.payload)
+            frame_bytes = HEADER_BYTES + len(payload)
+        return Outcome(
+            window=index, cut=cut, reason=decision.reason if gate.action is Transmission.SEND else gate.reason,
+            action=gate.action if packed is not None else Transmission.KEEP,
+            frame_type=packed.frame_type if packed is not None else FrameType.FEATURES,
+            payload=payload, z=forward.z, uncertainty=forward.uncertainty, threshold=gate.threshold,
+            confidence=decision.confidence, edge_ms=edge_ms,
+            energy_mj=self.worker.device.energy_mj(edge_ms, frame_bytes),
+            observation=observation._replace(uncertainty=forward.uncertainty),
+        )  # fmt: skip
+
+    def accepted(self, window: Window, outcome: Outcome) -> None:
+        """The window is in the queue."""
+        self.skipped = 0
+        self.chain.accepted(window, outcome.cut)
+
+    def refused(self) -> None:
+        """The queue or the disk refused the window."""
+        self.skipped += 1
+        self.chain.break_off()
+
+    def _decide(self, observation: Observation) -> Decision:
+        return self.policy.decide(observation, self.table)
+
+    def _compute(
+        self, window: Window, cut: Cut, observation: Observation
+    ) -> tuple[Forward, Cut, GateDecision, Packed | None]:
+        """What the device really does for the window; returns what was computed, the cut it ended at, and the bytes."""
+        forward = self.model.forward_to(window.features, cut.block)
+        if not cut.sends:
+            return forward, cut, GateDecision(Transmission.KEEP, math.nan, "the policy keeps it"), None
+        gate = self.gate.decide(observation._replace(uncertainty=forward.uncertainty))
+        if gate.action is Transmission.KEEP:
+            return forward, cut, gate, None
+        if gate.action is Transmission.EMBEDDING_ONLY:
+            forward, cut = self._reduce(forward, cut)
+        return forward, cut, gate, self._pack(window, forward, cut)
+
+    def _reduce(self, forward: Forward, cut: Cut) -> tuple[Forward, Cut]:
+        """The least that can stand for the window: its embedding, or without an encoder the smallest cut there is."""
+        if forward.crossing is None:
+            rows = [row for row in self.table.rows if row.cut.sends]
+            return forward, min(rows, key=lambda row: row.payload_bytes).cut
+        if forward.z is None:
+            forward = self.model.finish(forward.crossing, cut.block)
+        return forward, Cut(self.table.num_blocks, Encoding.EMBEDDING_FP16)
+
+    def _pack(self, window: Window, forward: Forward, cut: Cut) -> Packed:
+        if cut.block == 0:
+            return pack_input(window, cut.encoding, self.chain.new_frames(window, cut.encoding))
+        if forward.z is not None:
+            return pack_result(forward.z, cut.encoding)
+        if forward.crossing is None:
+            raise CutError(f"got cut {cut} on a device without an encoder, expected one at block 0")
+        return pack_activation(forward.crossing, cut.encoding)
+
+    def _header(
+        self, window: Window, index: int, cut: Cut, packed: Packed, uncertainty: float, edge_ms: float
+    ) -> MediaHeader:
+        return MediaHeader(
+            window=index, revision=revision_prefix(self.model.revision) if cut.block else 0, block=cut.block,
+            encoding=cut.encoding, resolution=window.resolution, flags=0, uncertainty=uncertainty,
+            new_frames=packed.new_frames, edge_ms=min(edge_ms, _LARGEST_F16), skipped=min(self.skipped, 0xFFFF),
+        )  # fmt: skip
+
+
+def observe(around: Surroundings, uncertainty: float, last_cut: Cut | None) -> Observation:
+    """What the policy sees."""
+    readings, link = around.readings, around.link
+    return Observation(
+        uncertainty=uncertainty, cpu=readings.cpu, memory=readings.memory, battery=readings.battery,
+        thermal=readings.thermal, bandwidth_bps=link.bandwidth_bps, bandwidth_age_ms=link.bandwidth_age_ms,
+        rtt_ms=link.rtt_ms, rtt_age_ms=link.rtt_age_ms, backlog_bytes=around.backlog_bytes, last_cut=last_cut,
+        link_up=around.link_up,
+    )  # fmt: skip

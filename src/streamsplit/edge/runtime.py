@@ -1,0 +1,357 @@
+"""The device runtime: listens, learns, decides, queues and sends, until the source ends or somebody stops it.
+
+Threads: the inlet reads the source, the worker computes (features, encoder, memory, queue), the learner trains when
+there is time, the monitor samples the device; the event loop only moves bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import queue as queues
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from streamsplit import __version__
+from streamsplit.edge.client import EdgeClient
+from streamsplit.edge.counters import Counters, EdgeStatus, RunSummary
+from streamsplit.edge.downlink import Downlink
+from streamsplit.edge.emulation import Emulator, RealDevice
+from streamsplit.edge.inlet import AudioInlet
+from streamsplit.edge.journal import Journal
+from streamsplit.edge.learning import LearningLoop
+from streamsplit.edge.listening import Listener
+from streamsplit.edge.model import DeviceModel, EncoderModel, make_model
+from streamsplit.edge.monitor import ResourceMonitor
+from streamsplit.edge.payload import PieceChain
+from streamsplit.edge.pipeline import Surroundings, WindowPipeline
+from streamsplit.edge.queue import OfflineQueue
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.sources import Source
+from streamsplit.edge.tables import device_table
+from streamsplit.splitting.link import LinkEstimator
+from streamsplit.splitting.policy import make_policy
+from streamsplit.splitting.table import CutTable
+from streamsplit.splitting.transmission import UncertaintyGate
+from streamsplit.wire.messages import Stats
+
+log = logging.getLogger(__name__)
+_STATS_S = 1.0
+_LINK_S = 0.1
+_POLL_S = 0.1
+
+
+class EdgeRuntime:
+    """One device. Make it inside a running event loop's thread or before; `await run()` does everything.
+
+    `speed` is the source's: 1 is real time, 0 as fast as it goes (the source then waits for the device, nothing is
+    dropped, and learning happens every `training.learn_every_windows` windows instead of by the clock).
+    """
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        source: Source,
+        *,
+        speed: float = 1.0,
+        model: DeviceModel | None = None,
+        table: CutTable | None = None,
+        device: Emulator | RealDevice | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self.settings = settings
+        self.source = source
+        self.paced = speed > 0 or source.info.live
+        self.counters = Counters()
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._started_s = time.monotonic()
+        self._journal = journal
+        self._journal_lock = threading.Lock()
+        self.device = device or make_device(settings, fast_forward=not self.paced)
+        self.model = model or make_model(settings)
+        self.table = table or device_table(settings)
+        self.queue = OfflineQueue(settings.queue_path, settings.queue)
+        self.pipeline = WindowPipeline(
+            self.model, self.table, make_policy(settings.policy), UncertaintyGate(settings.splitting.gate), self.device,
+            PieceChain(settings.audio.window_frames, settings.audio.stride_frames),
+        )  # fmt: skip
+        self.monitor = ResourceMonitor(self.device, settings.monitor)
+        self.inlet = AudioInlet(source, paced=self.paced, buffer_s=settings.audio.buffer_s)
+        self.learning = LearningLoop(
+            settings, self.model, self.device, self.counters, self.note, self.problem, paced=self.paced
+        )
+        self.link = LinkEstimator(settings.splitting.link)
+        self._link_estimate = self.link.estimate(_now_ms())
+        self._inbox: queues.SimpleQueue[Callable[[], Any]] = queues.SimpleQueue()
+        self.client: EdgeClient | None = None
+        self._downlink: Downlink | None = None
+        self._uploaded_steps = 0
+        self._uploaded_s = time.monotonic()
+        self.listener = Listener(
+            settings, self.inlet, self.pipeline, self.queue, self.counters, self.learning, paced=self.paced,
+            surroundings=self._surroundings, state=lambda: self.monitor.state, wake=self._wake, note=self.note,
+            problem=self.problem, stopped=self._stop.is_set,
+        )  # fmt: skip
+
+    # -- for the owner -------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ends the run in good order; safe from any thread and from a signal handler."""
+        self._stop.set()
+        self.inlet.close()
+
+    async def run(self, duration_s: float | None = None) -> RunSummary:
+        """Runs until the source ends, `duration_s` is over or `stop` is called; then drains for at most `drain_s`.
+
+        Raises ConnectionRefused when the server turns the device away for good, and AudioError when the source fails;
+        windows that were accepted stay in the queue either way.
+        """
+        self._started_s = self._uploaded_s = time.monotonic()
+        tasks: dict[str, asyncio.Task[Any]] = {}
+        pool = ThreadPoolExecutor(3, thread_name_prefix="edge")
+        failure: BaseException | None = None
+        try:
+            self.learning.restore()
+            if self.settings.splitting.enabled:
+                self._connect()
+                assert self.client is not None
+                tasks["client"] = asyncio.create_task(self.client.run())
+            self.monitor.start()
+            self.inlet.start()
+            loop = asyncio.get_running_loop()
+            worker = loop.run_in_executor(pool, self._work)
+            learner = loop.run_in_executor(pool, self.learning.run, self._stop) if self.paced else None
+            tasks["stats"] = asyncio.create_task(self._report())
+            tasks["link"] = asyncio.create_task(self._watch_link())
+            failure = await self._until_heard(worker, tasks, duration_s)
+            self.inlet.close()
+            self._stop.set()
+            await self._drain(tasks.get("client"))
+            self._done.set()
+            await worker
+            if learner is not None:
+                await learner
+            await asyncio.wait_for(self._goodbye(tasks.get("client")), 5.0)
+        finally:
+            self._stop.set()
+            self._done.set()
+            self.inlet.close()
+            for task in tasks.values():
+                task.cancel()
+            results = await asyncio.gather(*tasks.values(), return_exceptions=True)
+            self.monitor.stop()
+            await asyncio.to_thread(pool.shutdown, True)
+            await asyncio.to_thread(self.inlet.join, 2.0)
+            self.learning.save()
+            summary = self._summary()
+            self.queue.close()
+            if self._journal is not None:
+                self._journal.close()
+        failure = failure or next(
+            (r for r in results if isinstance(r, Exception) and not isinstance(r, asyncio.CancelledError)), None
+        )
+        failure = failure or self.inlet.error
+        if failure is not None:
+            raise failure
+        return summary
+
+    def status(self) -> EdgeStatus:
+        """One look at the device; safe from any thread."""
+        counters, state, link = self.counters, self.monitor.state, self._link_estimate
+        client = self.client
+        connection = "off" if client is None else "open" if client.is_open else "connecting"
+        return EdgeStatus(
+            device_id=self.settings.device.id, connection="ended" if self._done.is_set() else connection,
+            elapsed_s=time.monotonic() - self._started_s, windows_seen=counters.windows_seen,
+            windows_sent=counters.windows_sent, windows_skipped=counters.windows_skipped,
+            windows_dropped=counters.windows_dropped, windows_rejected=counters.windows_rejected,
+            results=counters.results, queue_windows=self.queue.pending, queue_bytes=self.queue.pending_bytes,
+            cut=counters.cut, resolution=int(state.resolution), cpu=state.readings.cpu,
+            bandwidth_bps=link.bandwidth_bps, rtt_ms=link.rtt_ms, edge_ms=counters.edge_ms,
+            latency_ms=counters.latency_ms, uncertainty=counters.uncertainty, loss=counters.loss,
+            effective_rank=counters.effective_rank, learner_steps=counters.learner_steps,
+            uplink_bytes=client.bytes.up if client else 0, downlink_bytes=client.bytes.down if client else 0,
+            energy_mj=counters.energy_mj, revision=self.model.revision, dropped_audio_ms=self.inlet.dropped_ms,
+            problem=counters.last_problem,
+        )  # fmt: skip
+
+    def note(self, kind: str, **values: Any) -> None:
+        """Writes a row into the journal, where there is one; safe from any thread."""
+        if self._journal is not None:
+            with self._journal_lock:
+                self._journal.write(kind, (time.monotonic() - self._started_s) * 1000, **values)
+
+    def problem(self, text: str) -> None:
+        """Says what went wrong without stopping the device; repeated ones are said once."""
+        with self.counters.lock:
+            repeated = self.counters.last_problem == text
+            self.counters.last_problem = text
+        if not repeated:
+            log.warning("%s: %s", self.settings.device.id, text)
+            self.note("problem", text=text)
+
+    # -- event loop ----------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self._downlink = Downlink(
+            self.settings, self.queue, self.model, self.pipeline, self.counters, hand_over=self._inbox.put,
+            note=self.note, problem=self.problem, software=f"streamsplit {__version__}",
+        )  # fmt: skip
+        self.client = EdgeClient(self.settings.server, self.queue, self._downlink, self.link)
+        self._downlink.client = self.client
+
+    async def _until_heard(
+        self, worker: asyncio.Future[None], tasks: dict[str, asyncio.Task[Any]], duration_s: float | None
+    ) -> BaseException | None:
+        """Waits for the end of listening; returns the error that ended it, if one did."""
+        deadline = math.inf if duration_s is None else time.monotonic() + duration_s
+        while not (self._stop.is_set() or self.listener.finished or time.monotonic() >= deadline):
+            done, _ = await asyncio.wait(
+                [worker, *tasks.values()], timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            for ended in done:
+                error: BaseException | None = ended.exception()
+                if error is not None:
+                    return error
+        return None
+
+    async def _drain(self, client: asyncio.Task[Any] | None) -> None:
+        """Lets the worker finish, then waits for what is under way; a link that is down is not waited for."""
+        deadline = time.monotonic() + self.settings.server.drain_s
+        while not self.listener.finished and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        while client is not None and not client.done() and time.monotonic() < deadline:
+            idle = not self.queue.pending and not self.queue.results_from and self._inbox.empty()
+            if idle or (self.client is not None and not self.client.is_open and self._gave_up_connecting(deadline)):
+                return
+            await asyncio.sleep(0.02)
+
+    def _gave_up_connecting(self, deadline: float) -> bool:
+        """Half of the drain time is for reconnecting."""
+        return time.monotonic() > deadline - self.settings.server.drain_s / 2
+
+    async def _goodbye(self, client: asyncio.Task[Any] | None) -> None:
+        if client is None or self.client is None:
+            return
+        if client.done():
+            client.result()
+            return
+        if self.client.is_open:
+            self.client.send(self._stats())
+            await self.client.finish("done")
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.shield(client), 2.0)
+
+    async def _report(self) -> None:
+        """Once a second: STATS, and what was learned when the link is good."""
+        while True:
+            await asyncio.sleep(_STATS_S)
+            if self.client is not None and self.client.is_open:
+                self.client.send(self._stats())
+                self._offer_learning()
+
+    async def _watch_link(self) -> None:
+        while True:
+            self._link_estimate = self.link.estimate(_now_ms())
+            await asyncio.sleep(_LINK_S)
+
+    def _stats(self) -> Stats:
+        status, state = self.status(), self.monitor.state
+        return Stats(
+            cpu=_share(state.readings.cpu), memory=_share(state.readings.memory),
+            battery=_share(state.readings.battery), thermal=_share(state.readings.thermal),
+            bandwidth_bps=_known(status.bandwidth_bps), rtt_ms=_known(status.rtt_ms),
+            queue_windows=status.queue_windows, queue_bytes=status.queue_bytes, windows_seen=status.windows_seen,
+            windows_sent=status.windows_sent, windows_skipped=status.windows_skipped,
+            windows_dropped=status.windows_dropped, uplink_bytes=status.uplink_bytes,
+            downlink_bytes=status.downlink_bytes, latency_ms=_known(status.latency_ms), cut=status.cut,
+            resolution=status.resolution, uncertainty=status.uncertainty, loss=status.loss,
+            effective_rank=status.effective_rank, learner_steps=status.learner_steps, energy_mj=status.energy_mj,
+            revision=status.revision,
+        )  # fmt: skip
+
+    def _offer_learning(self) -> None:
+        """Ships the local difference up when there is enough of it and the link and the battery are good."""
+        sync, downlink = self.settings.sync, self._downlink
+        if downlink is None or not sync.upload_local or not isinstance(self.model, EncoderModel):
+            return
+        status = self.status()
+        fresh = status.learner_steps - self._uploaded_steps
+        good = status.bandwidth_bps >= sync.upload_min_bps  # False for nan
+        charged = self.monitor.state.readings.battery >= sync.upload_min_battery
+        due = time.monotonic() - self._uploaded_s >= sync.upload_interval_s
+        busy = downlink.upload.under_way or downlink.download.under_way
+        if fresh < sync.upload_min_steps or not (good and charged and due) or busy:
+            return
+        self._uploaded_steps, self._uploaded_s = status.learner_steps, time.monotonic()
+        self._inbox.put(partial(self._pack_learning, asyncio.get_running_loop(), downlink, self.model, fresh))
+
+    # -- worker thread -------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """The worker: audio while there is some, and what the event loop hands over, until everything is done."""
+        self.pipeline.start_at(self.queue.next_window)
+        while not (self._done.is_set() and self._inbox.empty()):
+            while not self._inbox.empty():
+                self._inbox.get()()
+            if self.listener.finished:
+                self._done.wait(0.02)
+            else:
+                self.listener.step(timeout_s=0.05)
+
+    def _pack_learning(
+        self, loop: asyncio.AbstractEventLoop, downlink: Downlink, model: EncoderModel, steps: int
+    ) -> None:
+        packed = model.local_learning()
+        if packed is None:
+            return
+        delta, revision, base, samples = packed
+        self.note("upload", bytes=len(delta.payload), steps=steps, base=base)
+
+        def announce() -> None:
+            if self.client is not None and base == downlink.download.have:
+                self.client.send(downlink.upload.offer(delta, revision, base, samples))
+
+        loop.call_soon_threadsafe(announce)
+
+    def _surroundings(self) -> Surroundings:
+        up = self.client is not None and self.client.is_open
+        return Surroundings(self.monitor.state.readings, self._link_estimate, up, self.queue.pending_bytes)
+
+    def _wake(self) -> None:
+        if self.client is not None:
+            self.client.wake()
+
+    def _summary(self) -> RunSummary:
+        up, down = self.client.bytes.packet_bytes if self.client is not None else (0, 0)
+        return RunSummary(
+            self.status(), dict(self.counters.cuts), self.queue.next_sequence - 1, self.queue.epoch, self.queue.pending,
+            up, down,
+        )  # fmt: skip
+
+
+def make_device(settings: EdgeSettings, *, fast_forward: bool) -> Emulator | RealDevice:
+    """The device that `settings` describe: this machine as it is, or as slow as the one named."""
+    profile = settings.device.profile
+    if settings.emulation.enabled:
+        return Emulator(profile, settings.emulation, fast_forward=fast_forward)
+    return RealDevice(profile)
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000
+
+
+def _share(value: float) -> float:
+    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
+
+
+def _known(value: float) -> float:
+    return value if math.isfinite(value) and value >= 0 else 0.0

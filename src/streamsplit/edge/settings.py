@@ -1,0 +1,261 @@
+"""Settings of a device: the sections of configs/edge.yaml."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from streamsplit.audio.logmel import LogMelSettings
+from streamsplit.config import Settings, section, setting
+from streamsplit.edge.emulation import EmulationSettings
+from streamsplit.edge.monitor import MonitorSettings
+from streamsplit.edge.queue import QueueSettings
+from streamsplit.encoders.factory import EncoderSettings
+from streamsplit.errors import ConfigError
+from streamsplit.learning.settings import LearnerSettings
+from streamsplit.splitting.device import DeviceProfile, device_profile
+from streamsplit.splitting.greedy import GreedySettings
+from streamsplit.splitting.link import LinkSettings
+from streamsplit.splitting.policy import HeuristicSettings, PolicySettings
+from streamsplit.splitting.transmission import GateSettings
+
+TOKEN_VARIABLE = "STREAMSPLIT_TOKEN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings(Settings):
+    """Which device this is and where it keeps its files."""
+
+    id: str = setting("edge-1")
+    type: str = setting("host")  # a row of splitting/device.py, or its longer name such as raspberry_pi_4b
+    factor: float | None = setting(None, low=1e-3, high=1e4)  # slower than the host by; None = the type's
+    radio: str | None = setting(None)  # wifi, lte, ...; None = the type's
+    state_dir: str = setting("")  # queue, learner's snapshot; "" = runs/devices/<id>
+    journal: str = setting("")  # write a line of JSON per window, result and learning step here; "" = nowhere
+    threads: int = setting(1, low=1, high=64)  # of the encoder
+
+    def check(self) -> None:
+        """The id names a folder and a row in the server's database."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.id):
+            raise ConfigError(f"'id': got '{self.id}', expected 1 to 64 letters, digits, '-', '_' or '.'")
+        device_profile(self.type, factor=self.factor, radio=self.radio)
+
+    @property
+    def profile(self) -> DeviceProfile:
+        """The device's compute factor and energy model."""
+        return device_profile(self.type, factor=self.factor, radio=self.radio)
+
+    @property
+    def folder(self) -> Path:
+        """Where the device keeps its files."""
+        return Path(self.state_dir) if self.state_dir else Path("runs") / "devices" / self.id
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioSettings(Settings):
+    """What is listened to and how it is cut into windows."""
+
+    source: str = setting("synthetic")  # synthetic[:seconds], mic[:device], a file, a folder, rtsp://, http(s)://
+    sample_rate: int = setting(16_000, choices=(16_000,))
+    n_mels: int = setting(128, choices=(128,))
+    window_duration: float = setting(0.025, choices=(0.025,))  # s, the analysis window
+    window_frames: int = setting(100, low=4, high=1_000)  # frames of 10 ms a window
+    stride_frames: int = setting(50, low=2, high=1_000)
+    block_ms: int = setting(100, low=10, high=1_000)
+    buffer_s: float = setting(5.0, low=1.0, high=600.0)  # audio that may wait for the encoder; then some is dropped
+    loop: bool = setting(False)
+    seed: int = setting(0, low=0)
+
+    def check(self) -> None:
+        """Windows of even numbers of frames, without holes between them."""
+        for name in ("window_frames", "stride_frames"):
+            if getattr(self, name) % 2:
+                raise ConfigError(f"'{name}': got {getattr(self, name)}, allowed even numbers")
+        if self.stride_frames > self.window_frames:
+            raise ConfigError(f"'stride_frames': got {self.stride_frames}, allowed <= {self.window_frames}")
+
+    @property
+    def log_mel(self) -> LogMelSettings:
+        """The analysis that the server expects too."""
+        return LogMelSettings(sample_rate_hz=self.sample_rate, mel_bands=self.n_mels)
+
+    @property
+    def stride_ms(self) -> float:
+        """A window starts this often."""
+        return self.stride_frames * 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceEncoderSettings(EncoderSettings):
+    """The encoder that device and server share; they must agree on it."""
+
+    enabled: bool = setting(True)  # false: no torch needed; windows cross before the first block
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(LearnerSettings):
+    """Learning on the device: all of the learner's own settings, and when it gets time.
+
+    `warm_start` counts only where splitting is off: otherwise the server's first revision starts the projection for the
+    whole fleet. `memory`, `components` and `bank_entries` are set in the section memory_bank.
+    """
+
+    enabled: bool = setting(True)  # false: the encoder and the memory still run
+    batch_size: int | None = setting(None, low=2, high=4_096)  # windows an optimiser step, in place of `accumulate`
+    load_share: float = setting(0.3, low=0.0, high=1.0)  # of one core's time that learning may take
+    highest_cpu: float = setting(0.9, low=0.0, high=1.0)  # no learning above this load
+    learn_every_windows: int = setting(4, low=1)  # without real time (speed 0): a mini-batch every so many windows
+    snapshot_s: float = setting(300.0, low=1.0)  # how often the learner is saved (about 30 MB)
+    seed: int = setting(0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBankSettings(Settings):
+    """The memory of negatives: a Gaussian mixture (v2) or the bank of embeddings (v1)."""
+
+    kind: str = setting("mixture", choices=("mixture", "bank"))
+    components: int = setting(64, low=2, high=1_024)
+    min_size: int = setting(64, low=64, high=512)  # entries of the bank; as many as free memory allows in between
+    max_size: int = setting(512, low=64, high=512)
+
+    def check(self) -> None:
+        """The range must not be empty."""
+        if self.min_size > self.max_size:
+            raise ConfigError(f"'min_size': got {self.min_size}, allowed <= max_size ({self.max_size})")
+
+    def entries(self, embedding_dim: int, free_bytes: int) -> int:
+        """Size of the bank: free memory over the size of an embedding, within the bounds (v1)."""
+        return min(max(self.min_size, free_bytes // (4 * embedding_dim)), self.max_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardWeights(Settings):
+    """v1's reward; the greedy policy takes its cost from it when the section is given."""
+
+    accuracy: float = setting(1.0)
+    resource_usage: float = setting(-0.5)
+    latency: float = setting(-0.3)
+    privacy_risk: float = setting(-0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSettings(Settings):
+    """How cuts are chosen."""
+
+    policy: str = setting("greedy", choices=("greedy", "heuristic", "fixed", "keep-local"))
+    cut: str = setting("")  # 'fixed' only, such as '6:int8'
+    cuts: tuple[str, ...] = setting(())  # cuts to choose from; empty = all that the table has
+    learning_rate: float = setting(1e-3, low=0.0)  # of a learned policy; the policies above do not use it
+    reward_weights: RewardWeights | None = setting(None)
+    greedy: GreedySettings = section(GreedySettings)
+    heuristic: HeuristicSettings = section(HeuristicSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplittingSettings(Settings):
+    """Whether and how work is shared with the server."""
+
+    enabled: bool = setting(True)  # false: everything stays on the device
+    agent: AgentSettings = section(AgentSettings)
+    table: str = setting("")  # file of `streamsplit profile --output`; "" = the packaged table, scaled to the device
+    decide_every_ms: int = setting(100, low=0)
+    gate: GateSettings = section(GateSettings)
+    link: LinkSettings = section(LinkSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerLinkSettings(Settings):
+    """Where the server is and how hard to try to reach it."""
+
+    url: str = setting("ws://127.0.0.1:8888/v1/stream")
+    token: str = setting("")  # "" = the environment variable STREAMSPLIT_TOKEN
+    connect_timeout_s: float = setting(10.0, low=0.1)
+    first_backoff_s: float = setting(0.5, low=0.01)
+    longest_backoff_s: float = setting(30.0, low=0.01)
+    drain_s: float = setting(10.0, low=0.0)  # at the end: wait this long for what is still under way
+    want_embedding: bool = setting(True)  # results carry the server's embedding where the device has none
+
+    def check(self) -> None:
+        """Only WebSocket URLs."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise ConfigError(f"'url': got '{self.url}', expected ws://host:port/v1/stream or wss://...")
+        if self.first_backoff_s > self.longest_backoff_s:
+            raise ConfigError(f"'first_backoff_s': got {self.first_backoff_s}, allowed <= {self.longest_backoff_s}")
+
+    @property
+    def secret(self) -> str:
+        """The token to show."""
+        return self.token or os.environ.get(TOKEN_VARIABLE, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncSettings(Settings):
+    """Weights up and down."""
+
+    download: bool = setting(True)
+    upload_local: bool = setting(True)  # ship what the device learned when the link is good
+    upload_interval_s: float = setting(120.0, low=1.0)
+    upload_min_steps: int = setting(20, low=1)  # optimiser steps since the last upload
+    upload_min_bps: float = setting(4e6, low=0.0)  # what counts as a good link
+    upload_min_battery: float = setting(0.5, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeSettings(Settings):
+    """Everything a device needs to know."""
+
+    device: DeviceSettings = section(DeviceSettings)
+    audio: AudioSettings = section(AudioSettings)
+    encoder: DeviceEncoderSettings = section(DeviceEncoderSettings)
+    training: TrainingSettings = section(TrainingSettings)
+    memory_bank: MemoryBankSettings = section(MemoryBankSettings)
+    splitting: SplittingSettings = section(SplittingSettings)
+    server: ServerLinkSettings = section(ServerLinkSettings)
+    queue: QueueSettings = section(QueueSettings)
+    sync: SyncSettings = section(SyncSettings)
+    monitor: MonitorSettings = section(MonitorSettings)
+    emulation: EmulationSettings = section(EmulationSettings)
+
+    def check(self) -> None:
+        """What one section asks of another."""
+        _ = self.policy
+
+    @property
+    def learner(self) -> LearnerSettings:
+        """What the learner is made with."""
+        training, memory = self.training, self.memory_bank
+        values = {item.name: getattr(training, item.name) for item in fields(LearnerSettings)}
+        if training.batch_size is not None:
+            values["accumulate"] = max(1, training.batch_size // training.batch_windows)
+        values["warm_start"] = training.warm_start and not self.splitting.enabled
+        values["memory"], values["components"] = memory.kind, memory.components
+        values["bank_entries"] = memory.entries(self.encoder.embedding_dim, psutil.virtual_memory().available)
+        return LearnerSettings(**values)
+
+    @property
+    def policy(self) -> PolicySettings:
+        """The splitting policy; keep-local where splitting is off."""
+        if not self.splitting.enabled:
+            return PolicySettings(name="keep-local")
+        agent = self.splitting.agent
+        greedy = agent.greedy
+        if agent.reward_weights is not None:
+            weights = agent.reward_weights
+            greedy = GreedySettings.from_reward(
+                weights.accuracy, weights.resource_usage, weights.latency, weights.privacy_risk
+            )
+        greedy = greedy.replace(interval_ms=self.audio.stride_ms)
+        return PolicySettings(
+            name=agent.policy, cut=agent.cut, cuts=agent.cuts, greedy=greedy, heuristic=agent.heuristic
+        )
+
+    @property
+    def queue_path(self) -> Path:
+        """The offline queue's file."""
+        return Path(self.queue.path) if self.queue.path else self.device.folder / "queue.sqlite"

@@ -1,0 +1,29 @@
+"""The cut table that a device starts with: its own profile, or the packaged one scaled to it."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from streamsplit.codec.opus import encode_segment
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.errors import AudioError
+from streamsplit.splitting.table import CutTable, load_table, packaged_table
+from streamsplit.wire.media import Encoding
+
+log = logging.getLogger(__name__)
+
+
+def device_table(settings: EdgeSettings) -> CutTable:
+    """The table that `splitting.table` names, else the packaged one; without libopus, without Opus cuts."""
+    path = settings.splitting.table
+    profile = settings.device.profile
+    table = load_table(path) if path else packaged_table(settings.encoder.name, profile)
+    if any(cut.encoding is Encoding.OPUS24 for cut in table.cuts):
+        try:
+            encode_segment(np.zeros(1600, np.float32))
+        except AudioError as error:
+            log.warning("no Opus cuts: %s", error)
+            table = table.only([cut for cut in table.cuts if cut.encoding is not Encoding.OPUS24])
+    return table
