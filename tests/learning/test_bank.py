@@ -70,17 +70,18 @@ def test_the_law_is_the_formula() -> None:
     assert np.allclose(bank.probabilities(), expected / expected.sum(), rtol=1e-6)
 
 
-def test_samples_carry_age_weights_and_avoid_close_times() -> None:
+def test_samples_are_different_and_carry_their_times_and_age_weights() -> None:
     rng = np.random.default_rng(0)
     z = unit(rng, 50)
     bank = MemoryBank(50, 16, gamma=0.99)
     for time, row in enumerate(z):
         bank.add(row, time)
-    drawn, weights = bank.sample(100, now=60, rng=rng, time=49, gap=10)
-    times = [int(np.flatnonzero((z == row).all(1))[0]) for row in drawn]
-    assert sorted(times) == list(range(40))  # all but the 10 close ones, none twice
-    assert np.allclose(weights, 0.99 ** (60 - np.array(times)))
-    assert bank.sample(5, now=60, rng=rng, time=25, gap=100)[0].shape == (0, 16)
+    drawn, weights, times = bank.sample(100, now=60, rng=rng)
+    assert sorted(times) == list(range(50))  # none twice
+    assert np.array_equal(drawn, z[times.astype(int)])
+    assert np.allclose(weights, 0.99 ** (60 - times))
+    assert bank.sample(7, now=60, rng=rng)[0].shape == (7, 16)
+    assert MemoryBank(10, 16).sample(7, now=60, rng=rng)[0].shape == (0, 16)
 
 
 def test_a_snapshot_continues_exactly() -> None:

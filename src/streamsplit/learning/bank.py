@@ -79,33 +79,28 @@ class MemoryBank:
             self._entries[:keep], self._times[:keep] = entries[-keep:], times[-keep:]
         self._filled, self._next = keep, keep % size
 
-    def probabilities(self, time: float | None = None, gap: float = 0.0) -> NDArray[np.float64]:
-        """Sampling law [n] over `entries()`; entries closer than `gap` windows to `time` get 0."""
-        entries, times = self.entries()
+    def probabilities(self) -> NDArray[np.float64]:
+        """Sampling law [n] over `entries()`."""
+        entries, _ = self.entries()
         if not len(entries):
             return np.zeros(0)
         if self.mixture.ready:
-            density = np.array([self.mixture.log_density(entry) for entry in entries]) / self.dim
+            density = self.mixture.log_densities(entries) / self.dim
         else:
             density = np.zeros(len(entries))
         score = -self.alpha * np.logaddexp(density, _RARE)
-        law = np.exp(score - score.max())
-        if time is not None:
-            law[np.abs(times - time) < gap] = 0.0
-        total = law.sum()
-        return law / total if total > 0 else law
+        law: NDArray[np.float64] = np.exp(score - score.max())
+        return law / law.sum()
 
-    def sample(
-        self, n: int, now: float, rng: np.random.Generator, *, time: float | None = None, gap: float = 0.0
-    ) -> tuple[Array, Array]:
-        """Up to n different negatives: (embeddings [m, d], age weights [m]), m <= n."""
-        law = self.probabilities(time, gap)
-        m = min(n, int((law > 0).sum()))
-        if m == 0:
-            return np.zeros((0, self.dim), np.float32), np.zeros(0, np.float32)
+    def sample(self, n: int, now: float, rng: np.random.Generator) -> tuple[Array, Array, NDArray[np.float64]]:
+        """Up to n different negatives: (embeddings [m, d], age weights [m], times [m]), m <= n."""
+        law = self.probabilities()
         entries, times = self.entries()
-        chosen = rng.choice(len(law), size=m, replace=False, p=law)
-        return entries[chosen], (self.gamma ** np.maximum(now - times[chosen], 0.0)).astype(np.float32)
+        if not len(law):
+            return entries, np.zeros(0, np.float32), times
+        chosen = rng.choice(len(law), size=min(n, len(law)), replace=False, p=law)
+        age = np.maximum(now - times[chosen], 0.0)
+        return entries[chosen], (self.gamma**age).astype(np.float32), times[chosen]
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that `load_state` needs."""

@@ -20,12 +20,13 @@ def streaming_info_nce(
     weights: Tensor | None = None,
     in_batch: bool = True,
     excluded: Tensor | None = None,
+    reduce: bool = True,
 ) -> Tensor:
     """Mean over the batch of -log( exp(s+/T) / (exp(s+/T) + sum_j w_j exp(s_j/T)) ), a scalar >= 0.
 
     query, positive: [b, d], unit norm. negatives: [b, m, d] per anchor or [m, d] for all; weights: [b, m] or [m] >= 0
     (0 leaves one out). in_batch adds the other windows' positives, except where excluded [b, b] is True
-    (temporally close windows). Without any negative the loss is 0.
+    (temporally close windows). Without any negative the loss is 0. reduce=False gives each anchor's loss [b].
     """
     if query.shape != positive.shape or query.ndim != 2:
         raise EncoderError(
@@ -45,7 +46,8 @@ def streaming_info_nce(
         if weights is not None:
             score = score + weights.clamp_min(0.0).log()
         terms.append(score)
-    return (torch.logsumexp(torch.cat(terms, dim=1), dim=1) - own[:, 0]).mean()
+    each = torch.logsumexp(torch.cat(terms, dim=1), dim=1) - own[:, 0]
+    return each.mean() if reduce else each
 
 
 def consistency(query: Tensor, key: Tensor) -> Tensor:

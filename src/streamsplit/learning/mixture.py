@@ -1,4 +1,4 @@
-"""Distributional memory (v2, section 3): a diagonal Gaussian mixture learned online that stands in for stored negatives."""
+"""Distributional memory (v2, section 3): a diagonal Gaussian mixture learned online, in place of stored negatives."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class GaussianMixture:
             )
         self.components, self.dim, self.rate, self.cold_start = components, dim, rate, cold_start
         self.variance_floor = 0.01 / dim if variance_floor is None else variance_floor
-        self._rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(seed)
+        self._scale: float | None = None
+        self._scale_at = 0
         self.clear()
 
     def clear(self) -> None:
@@ -96,11 +98,18 @@ class GaussianMixture:
 
     def log_density(self, z: Array) -> float:
         """log p(z) in nats; -inf before the cold start is over."""
+        return float(self.log_densities(self._check(z)[None])[0])
+
+    def log_densities(self, z: Array) -> NDArray[np.float64]:
+        """log p of each row of z [n, d]."""
         if not self.ready:
-            return -math.inf
-        joint = self._joint(self._check(z))
-        peak = joint.max()
-        return float(peak + math.log(np.exp(joint - peak).sum()))
+            return np.full(len(z), -np.inf)
+        live = self._claims > 0
+        joint = z @ self._tilt[live].T - 0.5 * ((z * z) @ self._precision[live].T) + self._offset[live]
+        joint = joint + np.log(self.weights[live])
+        peak = joint.max(1, keepdims=True)
+        density: NDArray[np.float64] = peak[:, 0] + np.log(np.exp(joint - peak).sum(1))
+        return density
 
     def posterior(self, z: Array, temperature: float = 1.0) -> NDArray[np.float64]:
         """p(c | z) [C]; uniform before the cold start is over.
@@ -125,7 +134,7 @@ class GaussianMixture:
     # ---- learning ----
 
     def observe(self, z: Array) -> NDArray[np.float64]:
-        """Learns from one embedding [d] and returns its posterior [C] as it was before; NaN is refused (ConfigError)."""
+        """Learns from one embedding [d] and returns its posterior [C] from before; refuses NaN (ConfigError)."""
         z = self._check(z)
         self._seen += 1
         if not self.ready:
@@ -168,7 +177,7 @@ class GaussianMixture:
     def _seed_components(self, points: Array) -> None:
         """k-means (k-means++ start, a few rounds) on the first embeddings; half as many components as embeddings."""
         count = min(self.components, max(2, len(points) // 2))
-        centres = _spread_centres(points, count, self._rng)
+        centres = _spread_centres(points, count, self.rng)
         for _ in range(5):
             owner = _squared_distances(points, centres).argmin(1)
             for c in range(count):
@@ -227,7 +236,7 @@ class GaussianMixture:
     ) -> Array:
         """Draws n unit-norm negatives [n, d] for an anchor, or [0, d] when no component is far enough.
 
-        Component c is drawn with probability ~ pi_c exp(-||mu_c - mu_c*||^2 / (2 temperature^2 s)), c* the anchor's own,
+        Component c is drawn with probability ~ pi_c exp(-||mu_c - mu_c*||^2 / (2 temperature^2 s)), c* the anchor's,
         s the typical squared distance among components (the paper's absolute tau_b = 0.1 is nearly always the single
         nearest component). Every component whose mean lies within `exclusion` s of the anchor is left out, c* too:
         63-91 % of the paper's negatives come from the anchor's own cluster.
@@ -283,9 +292,7 @@ class GaussianMixture:
     ) -> GaussianMixture:
         """A mixture from `to_bytes`; raises ProtocolError('bad_gmm') on a wrong size, NaN or negative numbers."""
         if components < 2 or dim < 1:
-            raise ProtocolError(
-                "bad_gmm", f"got {components} components of {dim} dimensions, expected at least 2 and 1"
-            )
+            raise ProtocolError("bad_gmm", f"got {components} components, {dim} dimensions, expected at least 2 and 1")
         expected = 2 * components * (1 + 2 * dim)
         if len(data) != expected:
             raise ProtocolError("bad_gmm", f"got {len(data)} bytes, expected {expected} for C={components}, d={dim}")
@@ -317,7 +324,7 @@ class GaussianMixture:
         }  # fmt: skip
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Continues from `state()`; the random generator is the owner's business (it is used at the cold start only)."""
+        """Continues from `state()`; the generator is not part of it (it only serves the cold start)."""
         self._counts, self._claims = state["counts"].copy(), state["claims"].copy()
         self._means, self._squares = state["means"].copy(), state["squares"].copy()
         self._born, self._pending = state["born"].copy(), [row.copy() for row in state["pending"]]
@@ -362,8 +369,7 @@ class GaussianMixture:
         return np.maximum(shrunk, np.float32(self.variance_floor))
 
     def _invalidate(self) -> None:
-        self._scale: float | None = None
-        self._scale_at = 0
+        self._scale, self._scale_at = None, 0
         self._precision = np.ones((self.components, self.dim), np.float32)
         self._tilt = np.zeros((self.components, self.dim), np.float32)
         self._offset = np.full(self.components, -np.inf)

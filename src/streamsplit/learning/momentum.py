@@ -23,5 +23,5 @@ def follow(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """key <- momentum key + (1 - momentum) query, in place; buffers are copied."""
     for slow, fast in zip(key.parameters(), query.parameters(), strict=True):
         slow.lerp_(fast.detach(), 1.0 - momentum)
-    for slow, fast in zip(key.buffers(), query.buffers(), strict=True):
-        slow.copy_(fast)
+    for mine, theirs in zip(key.buffers(), query.buffers(), strict=True):
+        mine.copy_(theirs)

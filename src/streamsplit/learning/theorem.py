@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +38,24 @@ class GradientVariance:
             sigma2 = max(0.0, (self._sum_norm2 / n - mean) * n / (n - 1))
             self.sigma2 = sigma2 if self.sigma2 is None else self.sigma2 + self.rate * (sigma2 - self.sigma2)
             self.mean_norm2 = mean
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops a half-done accumulation."""
         self._before, self._sum_norm2, self._count = None, 0.0, 0
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that `load_state` needs, but for the gradients themselves."""
+        known = [np.nan if value is None else value for value in (self.sigma2, self.mean_norm2)]
+        return {"scalars": np.array([*known, self._sum_norm2, self._count])}
+
+    def load_state(self, state: dict[str, np.ndarray], parameters: Iterable[nn.Parameter]) -> None:
+        """Continues from `state()`, with the gradients accumulated so far in `.grad`."""
+        sigma2, mean_norm2, self._sum_norm2, count = (float(value) for value in state["scalars"])
+        self.sigma2 = None if np.isnan(sigma2) else sigma2
+        self.mean_norm2 = None if np.isnan(mean_norm2) else mean_norm2
+        self._count = int(count)
+        self._before = _flat_gradient(parameters) if self._count else None
 
 
 def _flat_gradient(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -96,6 +96,16 @@ class PrototypeUncertainty:
         self._mean, self._seen = state["mean"].copy(), int(state["seen"][0])
 
 
+def perturbed(features: Array, rng: np.random.Generator) -> Array:
+    """A(x) for the first part: log-mel [f, t] with another gain (log-normal, 0.1) and 5-15 % of the bands at the mean."""
+    bands = features.shape[0]
+    width = max(1, round(bands * rng.uniform(0.05, 0.15)))
+    start = int(rng.integers(0, bands - width + 1))
+    other = features + np.float32(2.0 * 0.1 * rng.standard_normal())
+    other[start : start + width] = other.mean()
+    return other
+
+
 class Range(NamedTuple):
     """Least and greatest value that a resource can have."""
 
@@ -115,7 +125,7 @@ def adaptive_threshold(
     bandwidth_range: Range = Range(0.0, 10e6),
     battery_range: Range = Range(0.0, 1.0),
 ) -> float:
-    """v1: U_th = U_base (1 + 0.5 (N_max - N)/(N_max - N_min) + 0.5 (B_max - B)/(B_max - B_min)), 1..2 times the base."""
+    """v1: U_th = U_base (1 + 0.5 (N_max - N)/(N_max - N_min) + 0.5 (B_max - B)/(B_max - B_min)), in base..2 base."""
     scarcity = bandwidth_range.shortage(bandwidth_bps) + battery_range.shortage(battery)
     return base * (1.0 + 0.5 * scarcity)
 

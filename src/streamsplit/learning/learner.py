@@ -1,0 +1,402 @@
+"""EdgeLearner: learns from a stream one window at a time, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.crossing import Crossing
+from streamsplit.encoders.projection import fit_exits, fit_projection
+from streamsplit.errors import CheckpointError, EncoderError
+from streamsplit.learning import snapshot
+from streamsplit.learning.contrastive import (
+    consistency,
+    cross_window_loss,
+    load_adaptive_rate,
+    streaming_info_nce,
+)
+from streamsplit.learning.memory import NegativeMemory, make_memory
+from streamsplit.learning.momentum import follow, make_key
+from streamsplit.learning.rank import RunningRank
+from streamsplit.learning.settings import LearnerSettings
+from streamsplit.learning.shuffle import Batch, ShuffleBuffer
+from streamsplit.learning.target import CrossWindowTarget
+from streamsplit.learning.theorem import GradientVariance
+from streamsplit.learning.uncertainty import PrototypeUncertainty, perturbed
+from streamsplit.weights.revision import Weights, check_same_layout, encoder_weights, load_weights
+
+__all__ = ["EdgeLearner", "LearnerSettings", "Observed"]
+
+Array = NDArray[np.float32]
+
+
+class Observed(NamedTuple):
+    """What one window gave."""
+
+    embedding: Array  # [d] from the key encoder
+    uncertainty: float
+    loss: float | None  # of the last optimiser step's mini-batches, None when no step happened now
+    steps: int  # optimiser steps so far
+    effective_rank: float
+
+
+class EdgeLearner:
+    """Streaming contrastive learning (section 4) around one split encoder.
+
+    The given encoder becomes the query encoder and is moved by learning; inference and everything uplinked use the
+    key encoder, its moving average. Nothing is learned before `warm_start_windows` windows are in the buffer; then
+    the projection is started from them (unless a revision that broke the space came first, or warm_start is off).
+    `space` counts how often embeddings stopped being comparable with earlier ones.
+    """
+
+    def __init__(self, encoder: SplitEncoder, settings: LearnerSettings | None = None, seed: int = 0) -> None:
+        self.settings = settings or LearnerSettings()
+        self.seed = seed
+        self.query = encoder
+        self.key = make_key(encoder)
+        self.memory: NegativeMemory = make_memory(self.settings, encoder.embedding_dim, seed)
+        self.buffer = ShuffleBuffer(self.settings.buffer_windows, self.settings.run_windows)
+        self.target = CrossWindowTarget(encoder.embedding_dim)
+        self.rank = RunningRank(encoder.embedding_dim)
+        self.variance = GradientVariance()
+        self.prototypes = PrototypeUncertainty(encoder.embedding_dim)
+        self.steps = 0
+        self.space = 0
+        self.windows_learned = 0  # anchors that took part in an optimiser step
+        self.started = not self.settings.warm_start
+        self.last_loss: float | None = None  # mean over the last optimiser step's mini-batches
+        self._rng = np.random.default_rng(seed)
+        self._base = encoder_weights(encoder)
+        self._changed = False
+        self._accumulated = 0
+        self._losses: list[float] = []
+        self._optimiser = self._make_optimiser()
+
+    # ---- inference (key encoder) ----
+
+    @torch.no_grad()
+    def encode_to(self, features: Array, k: int) -> Crossing:
+        """What crosses after block k for one window [f, t], batch 1."""
+        return self.key.forward_to(_as_batch(features), k)
+
+    @torch.no_grad()
+    def embed(self, features: Array) -> Array:
+        """Embedding [d] of one window [f, t]."""
+        z: Array = self.key(_as_batch(features))[0].numpy()
+        return z
+
+    def uncertainty(self, z: Array, features: Array | None = None) -> float:
+        """How unsure the device is about a window.
+
+        v2: entropy in nats of the memory's mixture posterior, log C while it is cold. In 128 dimensions the exact
+        posterior is one-hot for nearly every window, so the densities are softened by `entropy_temperature`.
+        v1: see PrototypeUncertainty; its first part needs the window's features.
+        """
+        if self.settings.uncertainty == "v2":
+            return self.memory.mixture.entropy(z, self.settings.entropy_temperature)
+        other = None if features is None else self.embed(perturbed(features, self._rng))
+        return self.prototypes.value(self.prototypes.components(z, other))
+
+    @property
+    def base(self) -> Weights:
+        """The weights of the revision adopted last (the encoder's own before the first); not to be changed."""
+        return self._base
+
+    @property
+    def effective_rank(self) -> float:
+        """Directions that recent embeddings use, 1..d; a fall toward 1 is collapse. 0 before 16 windows."""
+        return self.rank.value
+
+    @property
+    def sigma2(self) -> float | None:
+        """Variance of the mini-batch gradient (section 10), None before the first step."""
+        return self.variance.sigma2
+
+    # ---- learning (query encoder) ----
+
+    def remember(
+        self, features: Array, *, z: Array | None = None, index: int, now_ms: float = 0.0, continuous: bool = True
+    ) -> None:
+        """Puts one window [f, t] into the shuffle buffer, and its embedding, where there is one, into the memory.
+
+        `z` may come from the device's own forward pass or from a RESULT. continuous=False where the window does not
+        follow the one before (new clip, gap). `now_ms` is not needed: distances in time are counted in windows.
+        """
+        self.buffer.add(features, index, self._rng, continuous=continuous)
+        if z is not None:
+            self.memory.add(z, index)
+            self.rank.observe(np.asarray(z, np.float32))
+        if not self.target.ready and len(self.buffer) >= self.settings.warm_start_windows:
+            self._start()
+
+    def learn(self, now_ms: float = 0.0, cpu_load: float = 0.0) -> float | None:
+        """One mini-batch from the shuffle buffer; an optimiser step after every `accumulate` of them.
+
+        Gives the mini-batch's loss, or None before learning has begun. `cpu_load` in 0..1 slows learning above 0.8.
+        """
+        if not self.target.ready:
+            return None
+        s = self.settings
+        batch = self.buffer.draw(
+            s.batch_windows, self._rng, decay=s.positive_decay, reach=s.positive_reach, gap=s.negative_gap
+        )
+        if batch is None:
+            return None
+        scale = 1.0 / s.accumulate
+        loss = self._loss(batch)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            self._drop_gradients()
+            raise EncoderError(f"got a loss of {value}, expected a finite one; restore the last snapshot")
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        self.variance.after_backward(self._parameters, scale)
+        self._losses.append(value)
+        self._accumulated += 1
+        self.windows_learned += len(batch.times)
+        if self._accumulated >= s.accumulate:
+            self._step(cpu_load)
+        return value
+
+    def observe(
+        self,
+        features: Array,
+        index: int,
+        now_ms: float = 0.0,
+        learn: bool = True,
+        cpu_load: float = 0.0,
+        *,
+        continuous: bool = True,
+    ) -> Observed:
+        """Embeds one window [f, t], remembers it and learns one mini-batch."""
+        z = self.embed(features)
+        uncertainty = self.uncertainty(z, features)
+        self.remember(features, z=z, index=index, now_ms=now_ms, continuous=continuous)
+        before, loss = self.steps, None
+        if learn:
+            self.learn(now_ms, cpu_load)
+            loss = self.last_loss if self.steps > before else None
+        return Observed(z, uncertainty, loss, self.steps, self.effective_rank)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        s = self.settings
+        query = self.query(torch.from_numpy(batch.anchor_features))
+        with torch.no_grad():
+            positive = self.key(torch.from_numpy(batch.partner_features))
+        total = query.new_zeros(())
+        if s.contrast_weight:
+            negatives, weights = self.memory.negatives(query.detach().numpy(), batch.times, s.negatives, self._rng)
+            each = streaming_info_nce(
+                query,
+                positive,
+                temperature=s.temperature,
+                negatives=torch.from_numpy(negatives),
+                weights=torch.from_numpy(weights),
+                excluded=torch.from_numpy(batch.excluded),
+                reduce=False,
+            )
+            self._credit(query.detach().numpy(), positive.numpy(), each.detach().numpy())
+            total = total + s.contrast_weight * each.mean()
+        if s.consistency_weight:
+            total = total + s.consistency_weight * consistency(query, positive)
+        if s.target_weight:
+            target = torch.from_numpy(self.target(batch.partner_features))
+            total = total + s.target_weight * cross_window_loss(self.target.predict(query), target)
+        return total
+
+    def _credit(self, query: Array, positive: Array, losses: Array) -> None:
+        """v1: the parts of the uncertainty that go with a high loss gain weight."""
+        if self.settings.uncertainty == "v1":
+            for z, other, loss in zip(query, positive, losses, strict=True):
+                self.prototypes.learn(self.prototypes.components(z, other), float(loss))
+
+    def _step(self, cpu_load: float) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"] = load_adaptive_rate(self.settings.learning_rate, cpu_load)
+        self.variance.after_step(1.0 / self.settings.accumulate)
+        nn.utils.clip_grad_norm_(self._parameters, self.settings.gradient_clip)
+        self._optimiser.step()
+        follow(self.key, self.query, self.settings.momentum)
+        self.last_loss = float(np.mean(self._losses))
+        self._drop_gradients()
+        self.steps += 1
+        self._changed = True
+
+    def _drop_gradients(self) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
+        self.variance.forget()
+        self._losses = []
+        self._accumulated = 0
+
+    # ---- starting, and a server's revisions ----
+
+    def _start(self) -> None:
+        """Once enough windows are there: the projection's warm start, the frozen target and its predictor."""
+        s = self.settings
+        pairs = self.buffer.pairs(s.buffer_windows, self._rng, decay=s.positive_decay, reach=s.positive_reach)
+        if pairs is None:
+            return
+        windows = pairs[0]
+        if not self.started:
+            fit_projection(self.query, windows, self.seed)
+            fit_exits(self.query, windows)
+            load_weights(self.key, encoder_weights(self.query))
+            self.started = True
+            self._changed = True
+            self._new_space()
+        self.target.fit(windows, self.seed)
+        self._fit_predictor()
+
+    def _new_space(self) -> None:
+        """Embeddings do not compare with earlier ones: memories start anew, from the buffer's windows."""
+        self.space += 1
+        self._drop_gradients()
+        self._optimiser = self._make_optimiser()
+        self.memory.clear()
+        self.rank.clear()
+        for indices, windows in self.buffer.in_order():
+            for index, z in zip(indices, self._embed_batch(windows), strict=True):
+                self.memory.add(z, int(index))
+                self.rank.observe(z)
+
+    def _fit_predictor(self) -> None:
+        s = self.settings
+        pairs = self.buffer.pairs(s.buffer_windows, self._rng, decay=s.positive_decay, reach=s.positive_reach)
+        if pairs is not None:
+            windows, others = pairs
+            parts = [self._embed_batch(windows[i : i + 32]) for i in range(0, len(windows), 32)]
+            self.target.fit_predictor(np.concatenate(parts), others)
+
+    def adopt(self, weights: Weights, *, base: Weights | None = None, breaks_space: bool = False) -> None:
+        """Takes over a server revision.
+
+        Local learning since `base` (default: the last adopted revision) is added on top, unless the revision breaks
+        the space: then the device starts from the revision as it is. Raises RevisionError, before any change, if the
+        weights do not fit.
+        """
+        base = self._base if base is None else base
+        check_same_layout(weights, {name: array.shape for name, array in self._base.items()})
+        check_same_layout(base, {name: array.shape for name, array in self._base.items()})
+        self._drop_gradients()
+        for module in (self.query, self.key):
+            if breaks_space or not self._changed:
+                load_weights(module, weights)
+            else:
+                own = encoder_weights(module)
+                load_weights(module, {name: array + (own[name] - base[name]) for name, array in weights.items()})
+        self._base = {name: np.array(array, np.float32) for name, array in weights.items()}
+        if breaks_space:
+            self.started, self._changed = True, False
+            self._new_space()
+            if self.target.ready:
+                self._fit_predictor()
+
+    def local_difference(self) -> Weights | None:
+        """What learning changed in the query encoder since the last adopted revision; None when nothing did."""
+        if not self._changed:
+            return None
+        own = encoder_weights(self.query)
+        return {name: own[name] - self._base[name] for name in own}
+
+    # ---- snapshots ----
+
+    def snapshot(self) -> bytes:
+        """Everything needed to go on exactly: weights, optimiser, memory, buffer, generator, half-done accumulation."""
+        arrays = {
+            **snapshot.nest("query", encoder_weights(self.query)),
+            **snapshot.nest("key", encoder_weights(self.key)),
+            **snapshot.nest("base", self._base),
+            **snapshot.nest("memory", self.memory.state()),
+            **snapshot.nest("buffer", self.buffer.state()),
+            **snapshot.nest("target", self.target.state()),
+            **snapshot.nest("rank", self.rank.state()),
+            **snapshot.nest("prototypes", self.prototypes.state()),
+            **snapshot.nest("variance", self.variance.state()),
+        }
+        for position, parameter in enumerate(self._parameters):
+            if parameter.grad is not None:
+                arrays[f"gradient/{position}"] = parameter.grad.numpy()
+            for name, value in self._optimiser.state.get(parameter, {}).items():
+                arrays[f"optimiser/{position}/{name}"] = value.numpy()
+        record = {
+            "settings": self.settings.as_dict(), "encoder": self.query.name, "rng": self._rng.bit_generator.state,
+            "memory_rng": self.memory.rng_state(), "steps": self.steps, "space": self.space, "started": self.started,
+            "windows_learned": self.windows_learned, "changed": self._changed, "accumulated": self._accumulated,
+            "losses": self._losses, "last_loss": self.last_loss, "seed": self.seed,
+        }  # fmt: skip
+        return snapshot.seal(arrays, record)
+
+    def restore(self, data: bytes) -> None:
+        """Goes on from `snapshot()` of a learner with the same encoder and settings; raises CheckpointError before any
+        change if it is not one."""
+        arrays, record = snapshot.unseal(data)
+        if record.get("encoder") != self.query.name or record.get("settings") != self.settings.as_dict():
+            raise CheckpointError(
+                f"the snapshot is of a learner with encoder '{record.get('encoder')}' and other settings; "
+                "start with the settings it was made with, or delete it"
+            )
+        shapes = {name: array.shape for name, array in self._base.items()}
+        for part in ("query", "key", "base"):
+            check_same_layout(snapshot.under(part, arrays), shapes)
+        load_weights(self.query, snapshot.under("query", arrays))
+        load_weights(self.key, snapshot.under("key", arrays))
+        self._base = snapshot.under("base", arrays)
+        for name in ("memory", "buffer", "target", "rank", "prototypes"):
+            getattr(self, name).load_state(snapshot.under(name, arrays))
+        self._optimiser = self._make_optimiser()
+        self._optimiser.zero_grad(set_to_none=True)
+        for position, parameter in enumerate(self._parameters):
+            gradient = arrays.get(f"gradient/{position}")
+            if gradient is not None:
+                parameter.grad = _like(gradient, parameter)
+            state = snapshot.under(f"optimiser/{position}", arrays)
+            if state:
+                self._optimiser.state[parameter] = {name: _like(value, parameter) for name, value in state.items()}
+        self.variance.load_state(snapshot.under("variance", arrays), self._parameters)
+        self._rng.bit_generator.state = record["rng"]
+        self.memory.load_rng_state(record["memory_rng"])
+        self.steps, self.space, self.started = record["steps"], record["space"], record["started"]
+        self.windows_learned, self._changed = record["windows_learned"], record["changed"]
+        self._accumulated, self._losses = record["accumulated"], list(record["losses"])
+        self.last_loss, self.seed = record["last_loss"], record["seed"]
+
+    def state_bytes(self) -> int:
+        """Bytes this learner holds between two windows: weights, optimiser, memory, buffer, statistics; bounded."""
+        weights = sum(array.nbytes for array in self._base.values())
+        trained = sum(4 * parameter.numel() for parameter in self._parameters)
+        held = (self.memory, self.buffer, self.target, self.rank)
+        gradients_and_moments = 5 * trained  # gradient, its two sums for sigma^2, Adam's two moments
+        return 3 * weights + gradients_and_moments + sum(part.state_bytes() for part in held)
+
+    # ---- inside ----
+
+    @torch.no_grad()
+    def _embed_batch(self, windows: Array) -> Array:
+        z: Array = self.key(torch.from_numpy(windows)).numpy()
+        return z
+
+    def _make_optimiser(self) -> torch.optim.Adam:
+        modules = (
+            [self.query.readouts] if self.settings.trained == "readouts" else [self.query.blocks, self.query.readouts]
+        )
+        self._parameters = [p for module in (*modules, self.target.predictor) for p in module.parameters()]
+        return torch.optim.Adam(self._parameters, lr=self.settings.learning_rate)
+
+
+def _as_batch(features: Array) -> Tensor:
+    features = np.ascontiguousarray(features, np.float32)
+    if not np.isfinite(features).all():
+        raise EncoderError("got NaN or infinite features, expected finite log-mel")
+    return torch.from_numpy(features).unsqueeze(0)
+
+
+def _like(values: np.ndarray, parameter: Tensor) -> Tensor:
+    """A tensor of `values` in the parameter's memory layout (convolution weights are channels_last)."""
+    tensor = torch.from_numpy(values.copy())
+    if tensor.dim() == 4 and tensor.shape == parameter.shape:
+        return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+    return tensor

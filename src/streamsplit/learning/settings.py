@@ -1,0 +1,53 @@
+"""Settings of the learner on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamsplit.config import Settings, setting
+from streamsplit.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSettings(Settings):
+    """What the device learns with. Where a default is not the papers', measurements decided (docs/design.md)."""
+
+    memory: str = setting("mixture", choices=("mixture", "bank"))  # v2, v1
+    uncertainty: str = setting("v2", choices=("v2", "v1"))
+    entropy_temperature: float = setting(16.0, low=1.0)  # v2: softens the posterior, see EdgeLearner.uncertainty
+    # memory
+    components: int = setting(64, low=2, high=1024)
+    mixture_rate: float = setting(0.01, low=1e-4, high=0.5)
+    negatives: int = setting(64, low=0, high=4096)  # virtual or remembered, per anchor
+    bank_entries: int = setting(512, low=64, high=512)
+    bank_gamma: float = setting(0.99, low=0.5, high=1.0)  # weight of a remembered negative per window of age
+    bank_alpha: float = setting(0.5, low=0.0, high=2.0)
+    # batches
+    batch_windows: int = setting(8, low=2, high=256)
+    accumulate: int = setting(4, low=1, high=64)  # mini-batches per optimiser step
+    buffer_windows: int = setting(256, low=32, high=4096)  # 25.6 KB each
+    run_windows: int = setting(10, low=2, high=64)  # neighbours that stay and leave together
+    warm_start: bool = setting(True)  # start the projection from the first windows; off where a server brings it
+    warm_start_windows: int = setting(192, low=16, high=4096)  # learning begins after so many
+    # loss
+    temperature: float = setting(0.1, low=0.01, high=2.0)
+    contrast_weight: float = setting(1.0, low=0.0)
+    consistency_weight: float = setting(0.5, low=0.0)
+    target_weight: float = setting(4.0, low=0.0)
+    positive_decay: float = setting(0.5, low=0.0)  # per window: density exp(-decay d) of the positive's distance
+    positive_reach: int = setting(8, low=1, high=1000)  # windows
+    negative_gap: int = setting(16, low=1, high=100_000)  # windows closer than this are no negatives of each other
+    # optimiser
+    trained: str = setting("all", choices=("all", "readouts"))
+    learning_rate: float = setting(5e-4, low=1e-7, high=1.0)
+    momentum: float = setting(0.95, low=0.0, high=0.99999)  # of the key encoder, per optimiser step
+    gradient_clip: float = setting(1.0, low=1e-3)
+
+    def check(self) -> None:
+        """Refuses a warm start that waits for more windows than the buffer holds."""
+        if self.warm_start_windows > self.buffer_windows:
+            raise ConfigError(
+                f"'warm_start_windows': got {self.warm_start_windows}, allowed <= buffer_windows {self.buffer_windows}"
+            )
+        if self.buffer_windows < 2 * self.run_windows:
+            raise ConfigError(f"'run_windows': got {self.run_windows}, allowed <= half of {self.buffer_windows}")
