@@ -25,7 +25,7 @@ from streamsplit.wire.session import ClientSession
 from streamsplit.wire.types import FrameType
 
 T = TypeVar("T")
-DEADLINE_S = 20.0
+DEADLINE_S = 10.0
 
 
 class RunningServer:
@@ -165,6 +165,8 @@ class TestDevice:
         """Waits for something to become true through what the server sends."""
         end = time.monotonic() + DEADLINE_S
         while not condition():
+            if self.closed is not None and self.closed.fatal:
+                assert condition(), f"the server ended the session: {self.closed}"
             assert time.monotonic() < end, f"timed out: {self.closed}, {self.errors}, {len(self.results)} results"
             self._changed.clear()
             with contextlib.suppress(asyncio.TimeoutError):

@@ -61,7 +61,8 @@ def test_a_device_with_its_own_token_does_not_use_the_shared_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "expected"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("pi", False)]
+    ("address", "expected"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("pi", False)],
 )
 def test_loopback_is_told_from_the_rest(address: str, expected: bool) -> None:
     assert is_loopback(address) is expected

@@ -31,11 +31,11 @@ class Chunks:
         """Nothing is left."""
         return self.offset >= len(self._payload)
 
-    def peek(self) -> tuple[int, bytes, bool]:
-        """Offset and packed bytes of the next chunk, and whether it is the last."""
+    def peek(self) -> tuple[bytes, bool]:
+        """The next chunk, packed, and whether it is the last."""
         data = self._payload[self.offset : self.offset + self._size]
         last = self.offset + len(data) >= len(self._payload)
-        return self.offset, pack_chunk(Chunk(self._prefix, self.offset, data)), last
+        return pack_chunk(Chunk(self._prefix, self.offset, data)), last
 
     def advance(self) -> None:
         """The next chunk was taken."""
