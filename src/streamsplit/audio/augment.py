@@ -99,7 +99,7 @@ class Augmenter:
         if x.ndim != 2 or noise_power is None:
             allowed = " or ".join(str(len(power)) for power in self._noise_power.values())
             raise AudioError(f"got features of shape {x.shape}, expected [{allowed} bands, t]")
-        result: Floats = x + 2.0 * np.log(self._gain(x.shape[1]))
+        result: Floats = np.asarray(x + 2.0 * np.log(self._gain(x.shape[1])), np.float32)
         if level >= AugmentLevel.EXTENDED:
             result = self._roll(result)
         if level >= AugmentLevel.STANDARD:

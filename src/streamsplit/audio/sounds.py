@@ -146,9 +146,9 @@ def footsteps(samples: int, rng: Rng) -> Floats:
     signal = np.zeros(samples, np.float32)
     period = RATE_HZ / rng.uniform(1.5, 2.7)
     toe = int(rng.uniform(0.06, 0.15) * RATE_HZ)
-    modes_hz = np.exp(rng.uniform(np.log(70.0), np.log(600.0), 3)).astype(np.float32)
+    modes_hz = np.exp(rng.uniform(np.log(60.0), np.log(400.0), 3)).astype(np.float32)
     decays_s = rng.uniform(0.01, 0.05, 3).astype(np.float32)
-    scuff_hz, scuff_decay_s = float(np.exp(rng.uniform(6.0, 8.4))), rng.uniform(0.008, 0.06)
+    scuff_hz, scuff_decay_s = float(np.exp(rng.uniform(5.8, 8.0))), rng.uniform(0.008, 0.06)
     scuff = decibels(rng.uniform(-18.0, 4.0))
     at = float(-rng.uniform(0.0, period))
     while at < samples:
@@ -165,8 +165,8 @@ def footsteps(samples: int, rng: Rng) -> Floats:
 def typing(samples: int, rng: Rng) -> Floats:
     """Keys in bursts: a click, the board's body, the key's way back; deeper space bars, short pauses."""
     signal = np.zeros(samples, np.float32)
-    click_hz, click_decay_s = float(np.exp(rng.uniform(6.9, 8.6))), rng.uniform(0.002, 0.012)
-    modes_hz = np.exp(rng.uniform(np.log(150.0), np.log(1_200.0), 2)).astype(np.float32)
+    click_hz, click_decay_s = float(np.exp(rng.uniform(7.3, 8.7))), rng.uniform(0.002, 0.012)
+    modes_hz = np.exp(rng.uniform(np.log(250.0), np.log(1_500.0), 2)).astype(np.float32)
     decays_s = rng.uniform(0.006, 0.03, 2).astype(np.float32)
     body = decibels(rng.uniform(-12.0, 6.0))
     gap_s = rng.uniform(0.1, 0.24)
@@ -196,7 +196,7 @@ def appliance(samples: int, rng: Rng) -> Floats:
         f0 = f0_hz * slow_curve(samples, rng, 1.0, 1.0 - wobble, 1.0 + wobble)
         amplitudes = np.arange(1, count + 1) ** -rng.uniform(0.5, 1.8) * rng.uniform(0.1, 1.0, count)
         tone += unit_rms(harmonic_tone(f0, amplitudes.astype(np.float32), rng)) * np.float32(rng.uniform(0.4, 1.0))
-    mixed = air + decibels(rng.uniform(-4.0, 8.0)) * unit_rms(tone)
+    mixed = air + decibels(rng.uniform(-2.0, 9.0)) * unit_rms(tone)
     return np.asarray(mixed * slow_curve(samples, rng, 0.7, 0.85, 1.0), np.float32)
 
 
@@ -258,15 +258,15 @@ def alarm(samples: int, rng: Rng) -> Floats:
         trill = np.mod(time_s * rng.uniform(12.0, 25.0), 1.0) < 0.5
         f0, on = np.where(trill, base_hz, base_hz * 1.25), np.mod(time_s / (3.0 * beat_s), 1.0) < 0.65
     amplitudes = np.arange(1, 7) ** -rng.uniform(0.8, 3.0) * rng.uniform(0.2, 1.0, 6)
-    gate = np.convolve(on.astype(np.float32), np.hanning(82)[1:-1].astype(np.float32) / 40.5, "same")
+    gate = np.convolve(on.astype(np.float32), np.hanning(82)[1:-1].astype(np.float32) / 40.5, "same")[:samples]
     group_s = rng.uniform(1.0, 4.0)
-    gate *= np.where(np.mod(time_s / group_s, 1.0) < rng.uniform(0.8, 1.0), 1.0, 0.0)
+    gate *= np.where(np.mod(time_s / group_s, 1.0) < rng.uniform(0.85, 1.0), 1.0, 0.0)
     return np.asarray(harmonic_tone(f0.astype(np.float32), amplitudes.astype(np.float32), rng) * gate, np.float32)
 
 
 def room_tone(samples: int, rng: Rng) -> Floats:
     """A room in which nothing happens: soft coloured noise, a trace of mains hum, now and then a creak."""
-    signal = coloured_noise(samples, rng, rng.uniform(-7.5, -4.5), peaks=_humps(rng, 1))
+    signal = coloured_noise(samples, rng, rng.uniform(-8.0, -5.0), peaks=_humps(rng, 1))
     signal *= slow_curve(samples, rng, 0.5, 0.9, 1.0)
     amplitudes = (np.arange(1, 7) ** -rng.uniform(0.8, 2.0)).astype(np.float32)
     hum = harmonic_tone(np.full(samples, 50.0, np.float32), amplitudes, rng)
@@ -280,7 +280,7 @@ def room_tone(samples: int, rng: Rng) -> Floats:
 def _humps(rng: Rng, most: int) -> list[tuple[float, float, float]]:
     """Up to `most` resonances (Hz, octaves, dB) of the housing, the street or the roof."""
     return [
-        (float(np.exp(rng.uniform(np.log(120.0), np.log(5_000.0)))), rng.uniform(0.3, 1.0), rng.uniform(-6.0, 10.0))
+        (float(np.exp(rng.uniform(np.log(120.0), np.log(5_000.0)))), rng.uniform(0.3, 1.0), rng.uniform(-5.0, 7.0))
         for _ in range(rng.integers(0, most + 1))
     ]
 

@@ -103,12 +103,12 @@ def decibels(db: float) -> float:
 
 
 def room_and_microphone(signal: Floats, rng: Rng) -> Floats:
-    """The signal [n] as a random microphone in a random room hears it: coloration of about 2.5 dB, reverberation."""
+    """The signal [n] as a random microphone in a random room hears it: coloration of about 2 dB, reverberation."""
     tail = int(0.4 * RATE_HZ)
     size = fast_length(len(signal) + tail)
     hz = np.fft.rfftfreq(size, 1.0 / RATE_HZ)
     knots_hz = np.geomspace(60.0, 8_000.0, 7)
-    gain_db = np.interp(np.log(np.maximum(hz, 1.0)), np.log(knots_hz), rng.normal(0.0, 2.5, len(knots_hz)))
+    gain_db = np.interp(np.log(np.maximum(hz, 1.0)), np.log(knots_hz), rng.normal(0.0, 2.0, len(knots_hz)))
     time_s = np.arange(tail, dtype=np.float32) / RATE_HZ
     reverberation_s = rng.uniform(0.08, 0.5)
     response = rng.standard_normal(tail, np.float32) * np.exp(-6.9 * time_s / reverberation_s)
