@@ -27,7 +27,7 @@ def test_the_stem_carries_the_readout_of_the_input():
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks", "total", "exits"), [("mobilenet", 13, 1_135_928, 5), ("resnet18", 9, 13_416_000, 4)]
+    ("name", "blocks", "total", "exits"), [("mobilenet", 13, 1_152_440, 5), ("resnet18", 9, 13_432_512, 4)]
 )
 def test_parameters_add_up_to_the_whole_encoder(name, blocks, total, exits):
     encoder = make_encoder(EncoderSettings(name=name))

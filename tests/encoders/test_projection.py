@@ -7,15 +7,25 @@ import copy
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 
 from streamsplit.encoders.factory import make_encoder
-from streamsplit.encoders.projection import AffineCorrection, collect_readouts, fit_exits, fit_projection
+from streamsplit.encoders.projection import collect_readouts, fit_exits, fit_projection, fit_reduced
 from streamsplit.errors import EncoderError
 
 
 def embed(encoder, windows):
     with torch.no_grad():
         return np.concatenate([encoder(torch.from_numpy(part)).numpy() for part in np.array_split(windows, 4)])
+
+
+def readout_sums(encoder, windows):
+    """The head's input, by the definition of the readouts."""
+    groups, offset, total = collect_readouts(encoder, windows), 0, 0.0
+    for project in encoder.readout_projections():
+        part = torch.from_numpy(groups[:, offset : offset + project.in_features])
+        total, offset = total + project(part).detach().numpy(), offset + project.in_features
+    return total
 
 
 def exit_agreement(encoder, windows):
@@ -70,24 +80,36 @@ def test_fitting_exits_changes_nothing_else(mobilenet, windows):
     assert np.array_equal(embed(encoder, windows[:4]), embed(mobilenet, windows[:4]))
 
 
-def test_correction_finds_a_known_affine_map():
-    rng = np.random.default_rng(0)
-    full = rng.standard_normal((500, 16))
-    full /= np.linalg.norm(full, axis=1, keepdims=True)
-    matrix = rng.standard_normal((16, 16))
-    reduced = (full - 0.1) @ matrix
-    corrected = AffineCorrection.fit(reduced, full, ridge=1e-9)(reduced)
-    np.testing.assert_allclose(corrected, full, atol=1e-4)
-    single = AffineCorrection.fit(reduced, full, ridge=1e-9)(reduced[3])
-    np.testing.assert_allclose(single, full[3], atol=1e-4)
+def test_the_resolution_correction_is_the_ridge_solution(encoder, windows, reduced_windows):
+    encoder = copy.deepcopy(encoder)
+    before = embed(encoder, reduced_windows)
+    reported = fit_reduced(encoder, windows, ridge=0.5)
+    after = embed(encoder, reduced_windows)
+    full = embed(encoder, windows)
+    assert reported == pytest.approx((after * full).sum(1).mean(), abs=0.01)
+    sums = readout_sums(encoder, reduced_windows)
+    x, y = sums - sums.mean(0), full - full.mean(0)
+    multiple = (x * y).sum() / (x * x).sum()  # the penalty draws towards the best multiple of the identity
+    oracle = Ridge(alpha=0.5 * sums.var(0).sum() * len(sums) / sums.shape[1]).fit(x, y - multiple * x)
+    expected = multiple * x + oracle.predict(x) + full.mean(0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert (expected * after).sum(1).min() > 0.999
+    assert (after * full).sum(1).mean() > (before * full).sum(1).mean() + 0.1
 
 
 def test_correction_brings_reduced_embeddings_closer_on_held_out_windows(encoder, windows, reduced_windows):
-    full, reduced = embed(encoder, windows), embed(encoder, reduced_windows)
-    corrected = AffineCorrection.fit(reduced[::2], full[::2])(reduced[1::2])
-    np.testing.assert_allclose(np.linalg.norm(corrected, axis=1), 1, atol=1e-5)
-    before, after = (reduced[1::2] * full[1::2]).sum(1).mean(), (corrected * full[1::2]).sum(1).mean()
-    assert 1 - after < 0.6 * (1 - before)
+    encoder = copy.deepcopy(encoder)
+    full, before = embed(encoder, windows[1::2]), embed(encoder, reduced_windows[1::2])
+    fit_reduced(encoder, windows[::2])
+    after = embed(encoder, reduced_windows[1::2])
+    assert 1 - (after * full).sum(1).mean() < 0.6 * (1 - (before * full).sum(1).mean())
+    assert np.array_equal(embed(encoder, windows[1::2]), full), "full resolution is not touched"
+
+
+def test_too_few_windows_leave_the_correction_as_it_is(encoder, windows):
+    encoder = copy.deepcopy(encoder)
+    fit_reduced(encoder, windows[:20])
+    assert torch.equal(encoder.from_reduced.weight, torch.eye(128))
 
 
 def test_too_few_or_misshapen_windows_are_refused(mobilenet, windows):
@@ -102,8 +124,8 @@ def test_too_few_or_misshapen_windows_are_refused(mobilenet, windows):
         fit_projection(encoder, np.repeat(windows[:1], 3, 0))
     with pytest.raises(EncoderError, match="NaN"):
         fit_projection(encoder, np.full((3, 128, 100), np.nan, np.float32))
-    with pytest.raises(EncoderError, match="two equal"):
-        AffineCorrection.fit(np.zeros((3, 4)), np.zeros((4, 4)))
+    with pytest.raises(EncoderError, match="128"):
+        fit_reduced(encoder, np.zeros((3, 64, 50), np.float32))
 
 
 def test_exits_of_identical_windows_stay_finite(mobilenet, windows):

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     set_up_logging("WARNING")
     values: dict[str, Any] = {"output_dir": arguments.output_dir, "data": arguments.data}
     if arguments.quick:
-        values |= {"learn_s": 150.0, "live_s": 15.0, "probe_s": 120.0}
+        values |= {"learn_s": 150.0, "live_s": 15.0, "probe_scenes": 180}
     given = {
         "live_s": arguments.live_seconds,
         "learn_s": arguments.learn_seconds,

@@ -85,11 +85,12 @@ def _windows(args: argparse.Namespace) -> list[Window]:
 def _fit(encoder: SplitEncoder, windows: list[Window], seed: int) -> None:
     import numpy as np
 
-    from streamsplit.encoders.projection import fit_exits, fit_projection
+    from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduced
 
     features = np.stack([window.features for window in windows])
     fit_projection(encoder, features, seed)
     fit_exits(encoder, features)
+    fit_reduced(encoder, features)
 
 
 def _measure(args: argparse.Namespace, encoder: SplitEncoder, device: Any, windows: list[Window]) -> CutTable:

@@ -35,7 +35,8 @@ class BlockCost(NamedTuple):
 class SplitEncoder(nn.Module):
     """Log-mel windows [b, 128, t] or [b, 64, t] (natural log) to unit-norm embeddings [b, d] in `num_blocks` blocks.
 
-    Blocks 1..L-1 are feature maps; block L, the head, takes the last readout and normalises the sum of all of them.
+    Blocks 1..L-1 are feature maps; block L, the head, takes the last readout and normalises the sum of all of them,
+    at reduced resolution after `from_reduced`, an affine map into the space of full ones (v1 App. C).
     `forward_from(forward_to(x, k), k)` equals `forward(x)` bit for bit for every k in 0..L on one machine, because
     all three run the same blocks on the same memory layout. Nothing depends on the rest of the batch.
     """
@@ -65,12 +66,13 @@ class SplitEncoder(nn.Module):
         self.readouts = nn.ModuleList(readouts)
         heads = [nn.Linear(embedding_dim, embedding_dim) for _ in sites[:-1]]
         self.exits = nn.ModuleList(heads)
+        self.from_reduced = nn.Linear(embedding_dim, embedding_dim)
         self.bottlenecks = Bottlenecks()
         initialise(self, rng)
         with torch.no_grad():  # statistics have norm 1 together: the sum's components start with variance 1
             for readout in readouts:
                 readout.project.weight.mul_(math.sqrt(readout.site.features))
-        for head in heads:
+        for head in (*heads, self.from_reduced):
             set_identity(head)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -146,6 +148,8 @@ class SplitEncoder(nn.Module):
         h, partial = crossing
         if block == self.num_blocks:
             partial = partial + self._readout(len(self.sites) - 1)(_as_channels_last(h))
+            if h.shape[2] < self.sites[-1].rows:
+                partial = self.from_reduced(partial)
             return Crossing(functional.normalize(partial, dim=1), partial)
         if block == 1:
             h = _normalise_input(h)
@@ -164,7 +168,7 @@ class SplitEncoder(nn.Module):
     def _parts(self, block: int) -> list[nn.Module]:
         """The modules that belong to a block: its layers and the readouts computed in it."""
         if block == self.num_blocks:
-            return [self.readouts[-1]]
+            return [self.readouts[-1], self.from_reduced]
         parts: list[nn.Module] = [self.blocks[block - 1]]
         return parts + [self.readouts[i] for i, site in enumerate(self.sites[:-1]) if max(site.block, 1) == block]
 

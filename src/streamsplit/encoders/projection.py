@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
-from streamsplit.encoders.base import SplitEncoder
+from streamsplit.audio.logmel import reduce_resolution
+from streamsplit.encoders.base import BANDS, SplitEncoder
 from streamsplit.encoders.initialise import set_identity
 from streamsplit.encoders.pca import HalfWhitenedPca, fit_pca
 from streamsplit.errors import EncoderError
 
 RIDGE = 0.2  # penalty, as a share of the inputs' mean variance; good from 30 windows to 600 on held-out windows
+MIN_PAIRS = 48
 _BATCH = 32
-
-
-class AffineCorrection(NamedTuple):
-    """Maps embeddings made at reduced resolution into the space of full ones (v1 App. C)."""
-
-    weight: np.ndarray  # [d, d] float32
-    bias: np.ndarray  # [d] float32
-
-    @classmethod
-    def fit(cls, reduced: np.ndarray, full: np.ndarray, ridge: float = RIDGE) -> AffineCorrection:
-        """Least squares on pairs of embeddings [n, d] of the same windows; raises EncoderError on other shapes.
-
-        With fewer pairs than about half of d the correction may not help: use it from d pairs on.
-        """
-        if reduced.shape != full.shape or reduced.ndim != 2 or len(reduced) < 2:
-            shapes = f"{reduced.shape} and {full.shape}"
-            raise EncoderError(f"got embeddings of shapes {shapes}, expected two equal [n, d] with n >= 2")
-        return cls(*_ridge_map(reduced, full, ridge))
-
-    def __call__(self, z: np.ndarray) -> np.ndarray:
-        """Corrected unit-norm embeddings of z [d] or [n, d]."""
-        mapped = np.asarray(z, np.float32) @ self.weight.T + self.bias
-        unit: np.ndarray = mapped / np.maximum(np.linalg.norm(mapped, axis=-1, keepdims=True), 1e-12)
-        return unit
 
 
 def fit_projection(encoder: SplitEncoder, windows: np.ndarray, seed: int = 0) -> HalfWhitenedPca:
@@ -55,7 +31,7 @@ def fit_projection(encoder: SplitEncoder, windows: np.ndarray, seed: int = 0) ->
             project.weight.copy_(torch.from_numpy(pca.matrix[:, columns]))
             project.bias.copy_(torch.from_numpy(-pca.matrix[:, columns] @ pca.mean[columns]))
             offset += project.in_features
-        for head in encoder.exit_heads():
+        for head in (*encoder.exit_heads(), encoder.from_reduced):
             set_identity(head)
     return pca
 
@@ -66,17 +42,9 @@ def fit_exits(encoder: SplitEncoder, windows: np.ndarray, ridge: float = RIDGE) 
     Returns each exit's mean cosine to the full embedding on these windows, shallowest first. Raises EncoderError on
     fewer than two windows.
     """
-    groups = collect_readouts(encoder, windows)
-    if len(groups) < 2:
-        raise EncoderError(f"got {len(groups)} windows, expected at least 2 to fit the exits")
-    partial = np.zeros((len(groups), encoder.embedding_dim), np.float32)
-    partials, offset = [], 0
-    for project in encoder.readout_projections():
-        columns = slice(offset, offset + project.in_features)
-        weight, bias = (p.detach().cpu().numpy() for p in (project.weight, project.bias))
-        partial = partial + groups[:, columns] @ weight.T + bias
-        partials.append(partial)
-        offset += project.in_features
+    if len(windows) < 2:
+        raise EncoderError(f"got {len(windows)} windows, expected at least 2 to fit the exits")
+    partials = _partial_sums(encoder, windows)
     target = _unit(partials[-1])
     agreements = []
     for head, seen in zip(encoder.exit_heads(), partials, strict=False):  # the last sum needs no exit
@@ -86,6 +54,27 @@ def fit_exits(encoder: SplitEncoder, windows: np.ndarray, ridge: float = RIDGE) 
             head.bias.copy_(torch.from_numpy(bias))
         agreements.append(float((_unit(seen @ weight.T + bias) * target).sum(1).mean()))
     return agreements
+
+
+def fit_reduced(encoder: SplitEncoder, windows: np.ndarray, ridge: float = RIDGE) -> float:
+    """Fits `from_reduced` by ridge regression on full log-mel windows [n, 128, t] and what REDUCED makes of them.
+
+    Returns the mean cosine of reduced embeddings to full ones on these windows. Fewer than MIN_PAIRS windows change
+    nothing: such a fit does not generalise. Raises EncoderError on windows of another resolution.
+    """
+    if windows.ndim != 3 or windows.shape[1] != BANDS:
+        raise EncoderError(f"got windows of shape {windows.shape}, expected [n, {BANDS}, frames]")
+    small = np.stack([reduce_resolution(np.asarray(window, np.float32)) for window in windows])
+    target = _unit(_partial_sums(encoder, windows)[-1])
+    seen = _partial_sums(encoder, small)[-1]
+    if len(windows) >= MIN_PAIRS:
+        weight, bias = _ridge_map(seen, target, ridge)
+        with torch.no_grad():
+            encoder.from_reduced.weight.copy_(torch.from_numpy(weight))
+            encoder.from_reduced.bias.copy_(torch.from_numpy(bias))
+    with torch.no_grad():
+        mapped = encoder.from_reduced(torch.from_numpy(seen).to(encoder.from_reduced.weight.device)).cpu().numpy()
+    return float((_unit(mapped) * target).sum(1).mean())
 
 
 def collect_readouts(encoder: SplitEncoder, windows: np.ndarray) -> np.ndarray:
@@ -99,6 +88,20 @@ def collect_readouts(encoder: SplitEncoder, windows: np.ndarray) -> np.ndarray:
             x = torch.from_numpy(np.asarray(windows[start : start + _BATCH], np.float32)).to(device)
             parts.append(encoder.readout_features(x).cpu().numpy())
     return np.concatenate(parts)
+
+
+def _partial_sums(encoder: SplitEncoder, windows: np.ndarray) -> list[np.ndarray]:
+    """The running sum [n, d] of the readouts' shares after each of them; the last one is the whole, not normalised."""
+    groups = collect_readouts(encoder, windows)
+    partial = np.zeros((len(groups), encoder.embedding_dim), np.float32)
+    partials, offset = [], 0
+    for project in encoder.readout_projections():
+        columns = slice(offset, offset + project.in_features)
+        weight, bias = (p.detach().cpu().numpy() for p in (project.weight, project.bias))
+        partial = partial + groups[:, columns] @ weight.T + bias
+        partials.append(partial)
+        offset += project.in_features
+    return partials
 
 
 def _ridge_map(source: np.ndarray, target: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:

@@ -42,7 +42,7 @@ class DemoSettings(Settings):
     data: str = setting("")  # folder of <label>/<file>; "" = synthetic soundscapes
     learn_s: float = setting(300.0, low=30.0)  # sound that each device hears in the fast-forward phase
     live_s: float = setting(60.0, low=10.0)  # real time
-    probe_s: float = setting(400.0, low=60.0)  # synthetic sound to train the probe on, and as much to test it
+    probe_scenes: int = setting(450, low=45)  # synthetic scenes to train the probe on, and as many to test it
     encoder: str = setting("mobilenet", choices=("mobilenet", "resnet18"))
     port: int = setting(0, low=0, high=65535)  # of the server's page; 0 = any free port
     seed: int = setting(0, low=0)
@@ -199,7 +199,7 @@ class _Run:
 def _prepare_sound(settings: DemoSettings, folder: Path) -> _Sound:
     seed = settings.seed
     if not settings.data:
-        probe = study.synthetic_probe(settings.probe_s, seed)
+        probe = study.synthetic_probe(settings.probe_scenes, seed)
         learn = [f"synthetic:{settings.learn_s:g}"] * len(FLEET)
         return _Sound("synthetic soundscapes", learn, ["synthetic"] * len(FLEET), False, probe)
     probe, train, test = study.folder_probe(Path(settings.data), seed)

@@ -11,8 +11,8 @@ import torch
 
 from streamsplit.audio.files import read_audio
 from streamsplit.audio.logmel import log_mel
-from streamsplit.audio.synth import Soundscape
-from streamsplit.audio.windows import WindowStream, cut_windows
+from streamsplit.audio.synth import LABELS, render_scene
+from streamsplit.audio.windows import cut_windows
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.fixed import five_statistics, mean_and_deviation
 from streamsplit.evaluation.datasets import Clip, load_labelled_folder, split_clips
@@ -20,12 +20,12 @@ from streamsplit.evaluation.probe import linear_probe
 from streamsplit.evaluation.retrieval import precision_at_k, silhouette
 from streamsplit.refinement.rank import effective_rank
 
+SCENE_S = 2.0
 _BATCH = 64
-_RATE_HZ = 16_000
 
 
 class Item(NamedTuple):
-    """One labelled piece of sound: a clip, or a window of a synthetic stream."""
+    """One labelled piece of sound: a clip, or a synthetic scene."""
 
     features: np.ndarray  # [f, t], the whole piece
     windows: np.ndarray  # [n, f, 100], what devices would see of it
@@ -47,10 +47,10 @@ def folder_probe(root: Path, seed: int = 0) -> tuple[ProbeSet, list[Clip], list[
     return ProbeSet(_clip_items(split.train), _clip_items(split.test), split.held_out), split.train, split.test
 
 
-def synthetic_probe(seconds: float, seed: int = 0) -> ProbeSet:
-    """Windows of two soundscapes that share no seed with any device's, each `seconds` long."""
-    train, test = _soundscape_items(seed + 100_001, seconds), _soundscape_items(seed + 200_002, seconds)
-    return ProbeSet(train, test, f"{seconds:.0f} s of another soundscape, {len(test)} windows")
+def synthetic_probe(scenes: int, seed: int = 0) -> ProbeSet:
+    """Scenes of SCENE_S seconds, made like the soundscapes that devices hear but from other seeds; as many to test."""
+    train, test = _scene_items(seed + 100_001, scenes), _scene_items(seed + 200_002, scenes)
+    return ProbeSet(train, test, f"{scenes} other scenes of {SCENE_S:g} s")
 
 
 def compare(
@@ -87,7 +87,7 @@ def compare(
                 "dim": train.shape[1],
                 "accuracy": probe.accuracy,
                 "standard_error": probe.standard_error,
-                "precision_at_10": precision_at_k(test, labels, 10),
+                "precision_at_10": precision_at_k(test, labels, 10, groups=[item.source for item in data.test]),
                 "silhouette": silhouette(test, labels),
                 "effective_rank": effective_rank(unit),
             }
@@ -114,29 +114,18 @@ def embed(encoder: SplitEncoder, windows: np.ndarray) -> np.ndarray:
 
 
 def _clip_items(clips: Sequence[Clip]) -> list[Item]:
-    items = []
-    for clip in clips:
-        audio = read_audio(clip.path)
-        windows = np.stack([window.features for window in cut_windows(audio)])
-        items.append(Item(log_mel(audio), windows, clip.label, clip.source))
-    return items
+    return [_item(read_audio(clip.path), clip.label, clip.source) for clip in clips]
 
 
-def _soundscape_items(seed: int, seconds: float) -> list[Item]:
-    """Every window with one clear label; segments of the stream are its sources."""
-    soundscape = Soundscape(seed=seed)
-    stream = WindowStream()
-    windows = stream.push(soundscape.read(round(seconds * _RATE_HZ)))
-    truth = soundscape.truth
-    items = []
-    for window in windows:
-        end_s = window.end_ms / 1000
-        start_s = end_s - len(window.audio) / _RATE_HZ
-        label = soundscape.label_at(start_s, end_s)
-        if label is not None:
-            segment = sum(part.start_s <= (start_s + end_s) / 2 for part in truth)
-            items.append(Item(window.features, window.features[None], label, str(segment)))
-    return items
+def _scene_items(seed: int, scenes: int) -> list[Item]:
+    """Independent scenes, the labels in turn."""
+    rng = np.random.default_rng(seed)
+    scenes_of = (LABELS[index % len(LABELS)] for index in range(scenes))
+    return [_item(render_scene(label, SCENE_S, rng), label, str(index)) for index, label in enumerate(scenes_of)]
+
+
+def _item(audio: np.ndarray, label: str, source: str) -> Item:
+    return Item(log_mel(audio), np.stack([window.features for window in cut_windows(audio)]), label, source)
 
 
 def _embedder(encoder: SplitEncoder) -> Callable[[Item], np.ndarray]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.crossing import Crossing
-from streamsplit.encoders.projection import fit_exits, fit_projection
+from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduced
 from streamsplit.errors import EncoderError, RevisionError
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.refinement.batch import (
@@ -232,6 +232,7 @@ class Refiner:
             return False
         fit_projection(self.encoder, windows, int(self.random.integers(2**31)))
         fit_exits(self.encoder, windows)
+        fit_reduced(self.encoder, windows)
         self.warm_started = self.breaks_space = True
         self.space += 1
         self.teacher = frozen_copy(self.encoder)
@@ -264,6 +265,7 @@ class Refiner:
                     return self._roll_back(last, f"effective rank fell from {before:.1f} to {rank:.1f}")
             if self.warm_started and len(windows) >= 64:
                 fit_exits(self.encoder, windows)
+                fit_reduced(self.encoder, windows)
         new = encoder_weights(self.encoder)
         if not all(np.isfinite(array).all() for array in new.values()):
             return self._roll_back(last, "weights became NaN or infinite")
