@@ -47,6 +47,7 @@ class StreamSplitConfig(Settings):
     latency_range: tuple[float, float] = setting((50.0, 200.0))  # ms, good and poor
     split_agent_lr: float = setting(1e-3, low=0.0)  # of a learned policy; the greedy one has nothing to learn
     split_reward_weights: dict[str, float] = setting(dict(REWARDS))
+    warm_start_windows: int = setting(192, low=16, high=4096)  # before the readout is fitted and learning begins
     publish_steps: int = setting(20, low=1)  # server steps from one revision to the next
     device: str = setting("cpu")  # 'cuda' falls back to the CPU with a warning
     seed: int = setting(0, low=0)

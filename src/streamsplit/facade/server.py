@@ -41,7 +41,10 @@ class ServerModule:
             encoder = MobileNetV3EdgeEncoder(
                 self.config.n_mels, self.config.embedding_dim, self.config.width_multiplier, seed=self.config.seed
             )
-        learning = RefinerSettings(learning_rate=self.config.server_learning_rate, min_devices=1)
+        learning = RefinerSettings(
+            learning_rate=self.config.server_learning_rate, min_devices=1,
+            warm_start_windows=self.config.warm_start_windows,
+        )  # fmt: skip
         self.refiner = Refiner(encoder.to(self.device), settings or learning, seed=self.config.seed)
         self._assemblers: dict[str, Assembler] = {}
         self._next: dict[str, int] = {}
@@ -57,7 +60,7 @@ class ServerModule:
         Gives embedding [d], uncertainty, cluster, split_point, latency (ms). Raises CutError, EncoderError or
         RevisionError for what does not fit.
         """
-        return await asyncio.to_thread(self._continue, edge_output, split_point)
+        return await asyncio.to_thread(self.complete, edge_output, split_point)
 
     async def receive_edge_embedding(self, embedding_data: Mapping[str, Any]) -> bool:
         """Takes a finished embedding: 'embedding' [d], and optionally 'device_id', 'window', 'revision'.
@@ -91,7 +94,8 @@ class ServerModule:
             self.refiner.add("server", window, features=features, embedding=z, revision=self.revision)
             return torch.from_numpy(z), self._info(z, 0, started)
 
-    def _continue(self, edge_output: Mapping[str, Any], split_point: int) -> dict[str, Any]:
+    def complete(self, edge_output: Mapping[str, Any], split_point: int) -> dict[str, Any]:
+        """`process_continuation`, for a thread."""
         started = time.perf_counter()
         media, payload = unpack_media(_required(edge_output, "payload"))
         if media.block != split_point:

@@ -9,13 +9,14 @@ from typing import Any
 
 from streamsplit.config import nearest
 from streamsplit.edge.readings import HostReadings, Readings
+from streamsplit.edge.settings import DeviceSettings, EdgeSettings
+from streamsplit.edge.tables import device_table
 from streamsplit.errors import ConfigError
 from streamsplit.facade.config import REWARDS, greedy_settings
 from streamsplit.splitting.decision import Decision, Policy
-from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.greedy import GreedyPolicy
 from streamsplit.splitting.observation import Observation
-from streamsplit.splitting.table import CutTable, packaged_table
+from streamsplit.splitting.table import CutTable
 
 SMOOTHING = 0.3  # weight of a new sample (v2, section 7)
 # Names that `update_performance` takes: bandwidth in Mbit/s, latency and rtt in ms, the rest as in Observation.
@@ -43,10 +44,11 @@ class DynamicSplittingAgent:
     ) -> None:
         self.bandwidth_range = _range(config, "bandwidth_range", (0.5, 8.0))
         self.latency_range = _range(config, "latency_range", (50.0, 200.0))
+        device_type = getattr(config, "device_type", "host")
         weights = dict(getattr(config, "split_reward_weights", REWARDS))
         interval_ms = 10.0 * getattr(config, "stride_frames", 50)
         settings = greedy_settings(weights, self.latency_range[1], interval_ms)
-        self.table = table or packaged_table("mobilenet", device_profile(getattr(config, "device_type", "host")))
+        self.table = table or device_table(EdgeSettings(device=DeviceSettings(type=device_type)))
         self.policy: Policy = policy or GreedyPolicy(settings)
         self.running = False
         self._readings = readings or HostReadings()

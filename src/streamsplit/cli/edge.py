@@ -1,0 +1,199 @@
+"""`streamsplit edge`: runs one device until its source ends or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
+from streamsplit.config import load_settings
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from streamsplit.edge.counters import EdgeStatus, RunSummary
+    from streamsplit.edge.runtime import EdgeRuntime
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options; they replace what the file says."""
+    parser.add_argument("--config", type=Path, help="YAML file (see configs/edge.yaml); default settings without one")
+    parser.add_argument("--device-id", help="the device's name at the server")
+    parser.add_argument("--server", metavar="URL", help="ws://host:port/v1/stream, or host:port")
+    sound = parser.add_mutually_exclusive_group()
+    sound.add_argument(
+        "--source", help="a file, a folder of <label>/*.wav, 'mic[:device]', 'synthetic[:seconds]', a URL"
+    )
+    sound.add_argument("--synthetic", action="store_true", help="listen to a synthetic soundscape")
+    parser.add_argument("--speed", type=float, default=1.0, help="1: real time, N: N times, 0: as fast as it goes")
+    parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
+    parser.add_argument("--no-splitting", action="store_true", help="keep everything on the device; no server needed")
+    parser.add_argument("--policy", choices=("greedy", "heuristic", "fixed", "keep-local"))
+    parser.add_argument("--cut", help="send every window at this cut, such as 6:int8 (policy 'fixed')")
+    parser.add_argument("--journal", type=Path, help="write a line of JSON per window, result and learning step here")
+    parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
+    parser.add_argument("--json", action="store_true", help="a line of JSON on stdout every --interval and at the end")
+    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="between updates (default 1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Listens, learns and streams; after Ctrl-C or SIGTERM the end is in order and the code 0."""
+    if not args.speed >= 0:
+        raise ConfigError(f"'--speed': got {args.speed}, expected 0 (as fast as it goes) or more")
+    settings = load_settings(args.config, EdgeSettings) if args.config else EdgeSettings()
+    settings = overridden(settings, args)
+    set_up_logging(args.log_level)
+    from streamsplit.edge.journal import Journal
+    from streamsplit.edge.runtime import EdgeRuntime
+    from streamsplit.edge.sources import open_source
+
+    audio = settings.audio
+    source = open_source(
+        audio.source, speed=args.speed, seed=audio.seed, loop=audio.loop, block_ms=float(audio.block_ms)
+    )
+    try:
+        journal = Journal(settings.device.journal) if settings.device.journal else None
+        runtime = EdgeRuntime(settings, source, speed=args.speed, journal=journal)
+        summary = asyncio.run(_run(runtime, args))
+    finally:
+        source.close()
+    if args.json:
+        print_json({"event": "summary", **_flat(summary)})
+    else:
+        _show_summary(summary)
+    return 0
+
+
+def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings:
+    """The settings with what the command line says in place of the file."""
+    device: dict[str, Any] = {}
+    if args.device_id is not None:
+        device["id"] = args.device_id
+    if args.journal is not None:
+        device["journal"] = str(args.journal)
+    source = "synthetic" if args.synthetic else args.source
+    audio: dict[str, Any] = {} if source is None else {"source": source}
+    server: dict[str, Any] = {} if args.server is None else {"url": server_url(args.server)}
+    splitting = settings.splitting
+    if args.no_splitting:
+        splitting = dataclasses.replace(splitting, enabled=False)
+    if args.cut is not None and args.policy not in (None, "fixed"):
+        raise ConfigError(f"'--cut': got it together with --policy {args.policy}, expected --policy fixed")
+    if args.policy is not None or args.cut is not None:
+        agent: dict[str, Any] = {"policy": args.policy or "fixed"}
+        if args.cut is not None:
+            agent["cut"] = args.cut
+        splitting = dataclasses.replace(splitting, agent=dataclasses.replace(splitting.agent, **agent))
+    return settings.replace(
+        device=dataclasses.replace(settings.device, **device),
+        audio=dataclasses.replace(settings.audio, **audio),
+        server=dataclasses.replace(settings.server, **server),
+        splitting=splitting,
+    )
+
+
+def server_url(text: str) -> str:
+    """A WebSocket URL from 'host', 'host:port' or a URL with or without a path."""
+    if "://" not in text:
+        host, _, port = text.rpartition(":")
+        text = f"ws://{text}" if host and port.isdigit() else f"ws://{text}:8888"
+    scheme, _, rest = text.partition("://")
+    scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
+    return f"{scheme}://{rest}" if "/" in rest.rstrip("/") else f"{scheme}://{rest.rstrip('/')}/v1/stream"
+
+
+async def _run(runtime: EdgeRuntime, args: argparse.Namespace) -> RunSummary:
+    loop = asyncio.get_running_loop()
+    installed = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
+            loop.add_signal_handler(number, _stopper(runtime))
+            installed.append(number)
+    view = asyncio.create_task(_watch(runtime, max(args.interval, 0.1), args.json))
+    try:
+        return await runtime.run(args.duration)
+    finally:
+        view.cancel()
+        await asyncio.gather(view, return_exceptions=True)
+        for number in installed:
+            loop.remove_signal_handler(number)
+
+
+def _stopper(runtime: EdgeRuntime) -> Any:
+    """Asks for an end in order the first time; the second time there is no more waiting."""
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        runtime.stop()
+
+    return stop
+
+
+async def _watch(runtime: EdgeRuntime, interval_s: float, as_json: bool) -> None:
+    if as_json:
+        while True:
+            await asyncio.sleep(interval_s)
+            print_json({"event": "status", **runtime.status()._asdict()})
+    elif is_terminal():
+        from rich.live import Live
+
+        with Live(console=console(), auto_refresh=False, transient=True) as live:
+            while True:
+                await asyncio.sleep(interval_s)
+                live.update(status_table(runtime.status()), refresh=True)
+
+
+def status_table(status: EdgeStatus) -> Table:
+    """The live table of one device."""
+    from rich.table import Table
+
+    table = Table(title=f"{status.device_id}: {status.connection}, {status.elapsed_s:.0f} s", show_header=False)
+    kept = f"{status.windows_skipped} kept, {status.windows_dropped} dropped, {status.windows_rejected} rejected"
+    rows = (
+        ("windows", f"{status.windows_seen} heard, {status.windows_sent} sent, {kept}"),
+        ("answers", f"{status.results}, {_number(status.latency_ms, '.0f')} ms after capture"),
+        ("cut", f"{status.cut or '-'}, {_number(status.edge_ms, '.1f')} ms on the device at cpu {status.cpu:.0%}"),
+        ("link", f"{_number(status.bandwidth_bps / 1e6, '.2f')} Mbit/s, {_number(status.rtt_ms, '.0f')} ms round trip"),
+        ("queue", f"{status.queue_windows} windows, {status.queue_bytes / 1e3:.1f} kB"),
+        ("traffic", f"{status.uplink_bytes / 1e3:.1f} kB up, {status.downlink_bytes / 1e3:.1f} kB down"),
+        ("learning", f"{status.learner_steps} steps, loss {_number(status.loss, '.3f')}"),
+        ("memory", f"uncertainty {_number(status.uncertainty, '.2f')}, rank {_number(status.effective_rank, '.1f')}"),
+        ("revision", status.revision[:8] or "-"),
+    )
+    for name, text in rows:
+        table.add_row(name, text)
+    if status.problem:
+        table.add_row("problem", status.problem)
+    return table
+
+
+def _flat(summary: RunSummary) -> dict[str, Any]:
+    values = summary._asdict()
+    return {**values.pop("status")._asdict(), **values}
+
+
+def _show_summary(summary: RunSummary) -> None:
+    status = summary.status
+    cuts = ", ".join(f"{cut} {count}" for cut, count in sorted(summary.cuts.items(), key=lambda item: -item[1]))
+    print(
+        f"{status.device_id}: {status.windows_seen} windows heard, {status.windows_sent} sent, "
+        f"{status.results} answered, {summary.left_in_queue} left in the queue; {status.uplink_bytes / 1e3:.1f} kB up, "
+        f"{status.downlink_bytes / 1e3:.1f} kB down; {status.learner_steps} learning steps; cuts: {cuts or 'none'}"
+    )
+    sys.stdout.flush()
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if value != value else format(value, form)
