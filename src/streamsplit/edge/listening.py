@@ -15,6 +15,8 @@ from streamsplit.edge.pipeline import Outcome, Surroundings, WindowPipeline
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.errors import StoreError, StreamSplitError
+from streamsplit.splitting.cut import Cut
+from streamsplit.wire.media import Encoding
 
 _UNPACED_BACKLOG = 64  # windows in the queue beyond which an unpaced source waits
 
@@ -106,8 +108,8 @@ class Listener:
         self._pipeline.worker.drain(outcome.energy_mj)
         with counters.lock:
             counters.windows_skipped += not outcome.sends
-            counters.cuts[str(outcome.cut) if outcome.sends else f"kept:{outcome.cut.block}"] += 1
-            counters.cut = str(outcome.cut)
+            counters.cuts[_cut_name(outcome)] += 1
+            counters.cut = _cut_name(outcome)
             counters.energy_mj += outcome.energy_mj
             counters.uncertainty = outcome.uncertainty
             counters.average("edge_ms", outcome.edge_ms)
@@ -148,3 +150,8 @@ class Listener:
             rtt_ms=seen.rtt_ms, backlog_bytes=seen.backlog_bytes, link_up=seen.link_up,
             label=labels.most_common(1)[0][0] if labels else None, clip=self._clip,
         )  # fmt: skip
+
+
+def _cut_name(outcome: Outcome) -> str:
+    """'6:int8' for a window that crosses, '6:none' for one that was computed that far and stays."""
+    return str(outcome.cut if outcome.sends else Cut(outcome.cut.block, Encoding.NONE))

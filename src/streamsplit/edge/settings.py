@@ -25,6 +25,7 @@ from streamsplit.splitting.policy import HeuristicSettings, PolicySettings
 from streamsplit.splitting.transmission import GateSettings
 
 TOKEN_VARIABLE = "STREAMSPLIT_TOKEN"
+_V1_REWARD = (1.0, -0.5, -0.3, -0.2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +136,21 @@ class MemoryBankSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardWeights(Settings):
-    """v1's reward; the greedy policy takes its cost from it when the section is given."""
+    """v1's reward (1.0, -0.5, -0.3, -0.2): the greedy policy takes its cost from it as soon as one weight is given."""
 
-    accuracy: float = setting(1.0)
-    resource_usage: float = setting(-0.5)
-    latency: float = setting(-0.3)
-    privacy_risk: float = setting(-0.2)
+    accuracy: float | None = setting(None)
+    resource_usage: float | None = setting(None)
+    latency: float | None = setting(None)
+    privacy_risk: float | None = setting(None)
+
+    @property
+    def greedy(self) -> GreedySettings | None:
+        """The cost that follows; None where no weight is given."""
+        given = (self.accuracy, self.resource_usage, self.latency, self.privacy_risk)
+        if all(weight is None for weight in given):
+            return None
+        weights = [usual if weight is None else weight for weight, usual in zip(given, _V1_REWARD, strict=True)]
+        return GreedySettings.from_reward(*weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +161,7 @@ class AgentSettings(Settings):
     cut: str = setting("")  # 'fixed' only, such as '6:int8'
     cuts: tuple[str, ...] = setting(())  # cuts to choose from; empty = all that the table has
     learning_rate: float = setting(1e-3, low=0.0)  # of a learned policy; the policies above do not use it
-    reward_weights: RewardWeights | None = setting(None)
+    reward_weights: RewardWeights = section(RewardWeights)
     greedy: GreedySettings = section(GreedySettings)
     heuristic: HeuristicSettings = section(HeuristicSettings)
 
@@ -163,7 +173,6 @@ class SplittingSettings(Settings):
     enabled: bool = setting(True)  # false: everything stays on the device
     agent: AgentSettings = section(AgentSettings)
     table: str = setting("")  # file of `streamsplit profile --output`; "" = the packaged table, scaled to the device
-    decide_every_ms: int = setting(100, low=0)
     gate: GateSettings = section(GateSettings)
     link: LinkSettings = section(LinkSettings)
 
@@ -244,13 +253,7 @@ class EdgeSettings(Settings):
         if not self.splitting.enabled:
             return PolicySettings(name="keep-local")
         agent = self.splitting.agent
-        greedy = agent.greedy
-        if agent.reward_weights is not None:
-            weights = agent.reward_weights
-            greedy = GreedySettings.from_reward(
-                weights.accuracy, weights.resource_usage, weights.latency, weights.privacy_risk
-            )
-        greedy = greedy.replace(interval_ms=self.audio.stride_ms)
+        greedy = (agent.reward_weights.greedy or agent.greedy).replace(interval_ms=self.audio.stride_ms)
         return PolicySettings(
             name=agent.policy, cut=agent.cut, cuts=agent.cuts, greedy=greedy, heuristic=agent.heuristic
         )

@@ -1,0 +1,192 @@
+"""From window to payload: the policy's cut, the gate's veto, the header, energy and skipped windows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from streamsplit.audio.windows import Window, WindowStream
+from streamsplit.edge.emulation import Spent
+from streamsplit.edge.model import EncoderModel, Forward, NoEncoder
+from streamsplit.edge.payload import PieceChain
+from streamsplit.edge.pipeline import Surroundings, WindowPipeline
+from streamsplit.edge.readings import Readings
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.encoders.embedding_codec import unpack_embedding
+from streamsplit.errors import CutError
+from streamsplit.splitting.cut import Cut
+from streamsplit.splitting.decision import Decision
+from streamsplit.splitting.device import device_profile
+from streamsplit.splitting.link import LinkEstimate
+from streamsplit.splitting.table import CutRow, CutTable, make_table
+from streamsplit.splitting.transmission import GateSettings, Transmission, UncertaintyGate
+from streamsplit.weights.revision import revision_prefix
+from streamsplit.wire.frame import HEADER_BYTES
+from streamsplit.wire.media import Encoding, unpack_media
+from streamsplit.wire.types import FrameType
+
+L = 13
+CUTS = [
+    Cut(0, Encoding.PCM16), Cut(0, Encoding.LOGMEL_INT8), Cut(6, Encoding.INT8), Cut(L, Encoding.EMBEDDING_FP16),
+    Cut(L, Encoding.NONE),
+]  # fmt: skip
+SIZES = [16_000, 6_400, 5_000, 280, 0]
+
+
+class Stopwatch:
+    """Work costs what it is told to."""
+
+    device = device_profile("pi4")
+
+    def __init__(self) -> None:
+        self.drained = 0.0
+
+    def run(self, work):
+        return work(), Spent(20.0, 2.0)
+
+    def drain(self, energy_mj: float) -> None:
+        self.drained += energy_mj
+
+
+class Chooses:
+    """A policy that gives what it is given and writes down what it saw."""
+
+    def __init__(self, cut: Cut) -> None:
+        self.cut, self.seen = cut, []
+
+    def decide(self, observation, table) -> Decision:
+        self.seen.append(observation)
+        return Decision(table.row(self.cut).cut, 0.9, "chosen")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> EncoderModel:
+    return EncoderModel(EdgeSettings())
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[Window]:
+    audio = np.random.default_rng(0).normal(0, 0.1, 16000 * 6).astype(np.float32)
+    return WindowStream().push(audio)
+
+
+def make(model, cut: Cut, **gate) -> WindowPipeline:
+    rows = tuple(CutRow(c, 1.0, 1.0, size, 1.0, 1.0) for c, size in zip(CUTS, SIZES, strict=True))
+    table = make_table(CutTable("mobilenet", "host", 1.0, L, rows, {}))
+    settings = GateSettings(**{"enabled": False, **gate})
+    return WindowPipeline(model, table, Chooses(cut), UncertaintyGate(settings), Stopwatch(), PieceChain(100, 50))
+
+
+def around(bps: float = 5e6, up: bool = True, cpu: float = 0.25) -> Surroundings:
+    return Surroundings(Readings(cpu, 0.5, 0.9, 0.1), LinkEstimate(bps, 10.0, 40.0, 10.0, 0), up, 1234)
+
+
+def test_the_policy_sees_the_device_and_the_last_uncertainty(encoder, windows) -> None:
+    pipeline = make(encoder, CUTS[2])
+    first = pipeline.process(windows[0], around())
+    pipeline.process(windows[1], around())
+    seen = pipeline.policy.seen
+    assert math.isnan(seen[0].uncertainty) and seen[0].last_cut is None
+    assert seen[1].uncertainty == first.uncertainty and seen[1].last_cut == CUTS[2]
+    assert (seen[0].cpu, seen[0].battery, seen[0].bandwidth_bps, seen[0].backlog_bytes) == (0.25, 0.9, 5e6, 1234)
+
+
+def test_activations_complete_to_the_devices_own_embedding(encoder, windows) -> None:
+    import torch
+
+    from streamsplit.encoders.crossing import unpack_crossing
+
+    outcome = make(encoder, CUTS[2]).process(windows[0], around())
+    header, payload = unpack_media(outcome.payload)
+    assert (header.block, header.encoding, header.new_frames) == (6, Encoding.INT8, 0)
+    assert header.revision == revision_prefix(encoder.revision) != 0
+    assert outcome.frame_type is FrameType.FEATURES
+    with torch.no_grad():
+        z = encoder.learner.key.forward_from(unpack_crossing(payload), 6)[0].numpy()
+    own = encoder.forward_to(windows[0].features, L).z
+    assert float(z @ own) > 0.99
+
+
+def test_an_embedding_crosses_with_its_uncertainty(encoder, windows) -> None:
+    outcome = make(encoder, CUTS[3]).process(windows[0], around())
+    header, payload = unpack_media(outcome.payload)
+    assert outcome.frame_type is FrameType.EMBEDDING and header.block == L
+    assert np.abs(unpack_embedding(payload) - outcome.z).max() < 1e-3
+    assert header.uncertainty == pytest.approx(outcome.uncertainty, rel=1e-3)
+
+
+def test_block_zero_needs_no_revision_and_is_piecewise(encoder, windows) -> None:
+    pipeline = make(encoder, CUTS[1])
+    new = []
+    for window in windows[:3]:
+        outcome = pipeline.process(window, around())
+        pipeline.accepted(window, outcome)
+        header, _ = unpack_media(outcome.payload)
+        new.append(header.new_frames)
+        assert header.revision == 0
+        assert math.isfinite(outcome.uncertainty)  # from the early exit on the input's statistics
+    assert new == [100, 50, 50]
+
+
+def test_keeping_everything_sends_nothing_but_embeds(encoder, windows) -> None:
+    pipeline = make(encoder, CUTS[4])
+    outcome = pipeline.process(windows[0], around())
+    assert outcome.payload is None and outcome.z is not None and outcome.action is Transmission.KEEP
+    assert pipeline.skipped == 1 and pipeline.embedded_here(0)
+
+
+def test_what_the_memory_is_sure_about_stays_and_is_counted_in_the_next_header(encoder, windows) -> None:
+    pipeline = make(encoder, CUTS[2], enabled=True, warm_up_windows=1)
+    pipeline.gate.fix_threshold(1e9)
+    kept = [pipeline.process(window, around()) for window in windows[:3]]
+    assert all(outcome.payload is None for outcome in kept) and pipeline.skipped == 3
+    pipeline.gate.fix_threshold(-1.0)
+    sent = pipeline.process(windows[3], around())
+    assert unpack_media(sent.payload)[0].skipped == 3
+    pipeline.accepted(windows[3], sent)
+    assert pipeline.skipped == 0
+
+
+def test_a_poor_link_gets_the_embedding_instead(encoder, windows) -> None:
+    pipeline = make(encoder, CUTS[0], enabled=True, warm_up_windows=1)
+    pipeline.gate.fix_threshold(-1.0)
+    outcome = pipeline.process(windows[0], around(bps=0.2e6))
+    assert outcome.action is Transmission.EMBEDDING_ONLY
+    assert outcome.cut == Cut(L, Encoding.EMBEDDING_FP16) and outcome.z is not None
+    assert outcome.z == pytest.approx(encoder.forward_to(windows[0].features, L).z, abs=1e-6)
+
+
+def test_without_an_encoder_only_block_zero_is_left_and_a_poor_link_gets_the_smallest(windows) -> None:
+    pipeline = make(NoEncoder(EdgeSettings()), CUTS[0], enabled=True, warm_up_windows=1)
+    assert pipeline.table.cuts == (CUTS[0], CUTS[1])
+    outcome = pipeline.process(windows[0], around(bps=0.2e6))
+    assert outcome.cut == CUTS[1] and math.isnan(outcome.uncertainty)
+
+
+def test_time_and_energy_hold_features_compute_and_transmission(encoder, windows) -> None:
+    pipeline = make(encoder, CUTS[3])
+    outcome = pipeline.process(windows[0], around(), feature_ms=5.0)
+    assert outcome.edge_ms == 25.0
+    expected = device_profile("pi4").energy_mj(25.0, HEADER_BYTES + len(outcome.payload))
+    assert outcome.energy_mj == pytest.approx(expected)
+    assert unpack_media(outcome.payload)[0].edge_ms == 25.0
+
+
+def test_a_restarted_device_counts_windows_on(encoder, windows) -> None:
+    pipeline = make(encoder, CUTS[3])
+    pipeline.start_at(500)
+    outcome = pipeline.process(windows[1], around())
+    assert outcome.window == 501 and unpack_media(outcome.payload)[0].window == 501
+
+
+def test_a_model_that_gives_nan_costs_its_window_only(windows) -> None:
+    class Broken(NoEncoder):
+        name = "broken"
+
+        def forward_to(self, features, k):
+            return Forward(None, np.full(128, np.nan, np.float32), 1.0)
+
+    with pytest.raises(CutError, match="NaN"):
+        make(Broken(EdgeSettings()), CUTS[3]).process(windows[0], around())
