@@ -43,8 +43,8 @@ class MediaHeader(NamedTuple):
     window: int  # u32, window index on the device; window w covers frames [w*stride, w*stride + length)
     revision: int  # u32, first four bytes (big-endian) of the encoder revision's SHA-256; 0 where no encoder was used
     block: int  # u8, number of encoder blocks already computed
-    encoding: int  # u8, Encoding
-    resolution: int  # u8, Resolution
+    encoding: int  # u8, see the table of encodings
+    resolution: int  # u8, 0 full (128 bands, 10 ms), 1 reduced (64 bands, 20 ms)
     flags: int  # u8, reserved, 0
     uncertainty: float  # f16, nats; NaN where the device does not know
     new_frames: int  # u16, k = 0 only: the payload holds the window's last `new_frames` full-rate (10 ms) frames

@@ -36,23 +36,23 @@ class Hello(Message, frozen=True, kw_only=True):
     """First message of a device (C -> S)."""
 
     frame_type: ClassVar[FrameType] = FrameType.HELLO
-    protocol: U16
-    device_id: DeviceId
-    token: Annotated[str, Meta(max_length=512)]
+    protocol: U16  # version of the protocol
+    device_id: DeviceId  # the device's name, for good
+    token: Annotated[str, Meta(max_length=512)]  # the device's secret
     epoch: U63  # random u63 made with the device's queue; sequence numbers count within it
     oldest_sequence: U32  # lowest uplink sequence the device still holds
     next_sequence: U32  # next uplink sequence it will assign
     received_through: U32 = 0  # highest downlink sequence it has processed
-    resume_token: Token = b""
+    resume_token: Token = b""  # from the last WELCOME; empty for a new session
     results_from: U32 = 0  # lowest uplink sequence whose RESULT is still missing; 0 = none missing
     encoder: Name = ""  # "" for a device without an encoder
     revision: Hash = ""  # hex SHA-256 of the weights it holds; "" for none
-    sample_rate_hz: U32 = 16000
-    mel_bands: U16 = 128
-    window_frames: U16 = 100
-    stride_frames: U16 = 50
-    device_class: Name = ""
-    software: Name = ""
+    sample_rate_hz: U32 = 16000  # of the audio behind the features
+    mel_bands: U16 = 128  # at full resolution
+    window_frames: U16 = 100  # length of a window in 10 ms frames
+    stride_frames: U16 = 50  # from one window to the next
+    device_class: Name = ""  # name of the kind of device, such as 'pi4'
+    software: Name = ""  # name and version
     want_embedding: bool = False  # RESULT carries the embedding (fp16) for cuts where the device has none
 
     def __repr__(self) -> str:
@@ -63,14 +63,14 @@ class Welcome(Message, frozen=True, kw_only=True):
     """The server's answer to HELLO (S -> C)."""
 
     frame_type: ClassVar[FrameType] = FrameType.WELCOME
-    protocol: U16
-    session_id: Name
-    resume_token: Token
+    protocol: U16  # version of the protocol
+    session_id: Name  # name of the session, kept when it is resumed
+    resume_token: Token  # secret for coming back after a lost connection
     resume_expires_ms: U32  # how long after a lost connection the token is good
     resumed: bool  # True: downlink frames after received_through follow
     received_through: U32  # highest uplink sequence that the server holds durably
     max_in_flight: U16  # uplink frames that may be unacknowledged
-    max_frame_bytes: U32
+    max_frame_bytes: U32  # largest payload that the server takes
     revision: Hash = ""  # the server's current encoder revision
     server_ms: U63 = 0  # the server's clock
 
@@ -83,9 +83,9 @@ class Ack(Message, frozen=True, kw_only=True):
 
     frame_type: ClassVar[FrameType] = FrameType.ACK
     through: U32  # every numbered frame up to here is durable
-    echo_ms: U32 = 0  # timestamp field of the frame that caused this ack
+    echo_ms: U32 = 0  # timestamp field of frame `through`; 0 if another connection carried it
     held_ms: Positive = 0.0  # time between receiving that frame and sending this ack
-    received_bytes: U63 = 0  # total bytes received in this connection, headers included
+    received_bytes: U63 = 0  # in this connection when that frame had arrived, headers included
     arrived_ms: U63 = 0  # receiver's clock when that frame arrived; differences give the link rate
     credit: U16 = 0  # frames that may be in flight from now on; 0 = unchanged
 
@@ -94,18 +94,18 @@ class Ping(Message, frozen=True, kw_only=True):
     """Keep-alive and clock probe (both ways); answered by the same message with `reply` set."""
 
     frame_type: ClassVar[FrameType] = FrameType.PING
-    nonce: U32
-    sent_ms: U63
-    reply: bool = False
+    nonce: U32  # tells probes apart
+    sent_ms: U63  # the prober's clock
+    reply: bool = False  # True in the answer
 
 
 class Error(Message, frozen=True, kw_only=True):
     """What went wrong (both ways); `fatal` ends the session."""
 
     frame_type: ClassVar[FrameType] = FrameType.ERROR
-    code: Code
-    detail: Text
-    fatal: bool = False
+    code: Code  # one of the error codes
+    detail: Text  # for people: got X, expected Y, what to do
+    fatal: bool = False  # True: the session is over
     sequence: U32 = 0  # the numbered frame it is about; 0 = none
 
 
@@ -113,36 +113,36 @@ class Bye(Message, frozen=True, kw_only=True):
     """Orderly end (both ways)."""
 
     frame_type: ClassVar[FrameType] = FrameType.BYE
-    reason: Text = ""
+    reason: Text = ""  # for people
 
 
 class Stats(Message, frozen=True, kw_only=True):
     """A device's state, about once a second, not numbered (C -> S); shares are in [0, 1], NaN where not known."""
 
     frame_type: ClassVar[FrameType] = FrameType.STATS
-    cpu: float = 0.0
-    memory: float = 0.0
+    cpu: float = 0.0  # share in use
+    memory: float = 0.0  # share in use
     battery: float = 1.0  # 1.0 on mains
-    thermal: float = 0.0
-    bandwidth_bps: float = 0.0
-    rtt_ms: float = 0.0
-    queue_windows: U63 = 0
-    queue_bytes: U63 = 0
-    windows_seen: U63 = 0
-    windows_sent: U63 = 0
-    windows_skipped: U63 = 0
+    thermal: float = 0.0  # 0 cool, 1 throttling
+    bandwidth_bps: float = 0.0  # estimated uplink rate
+    rtt_ms: float = 0.0  # estimated round trip
+    queue_windows: U63 = 0  # waiting in the offline queue
+    queue_bytes: U63 = 0  # their size
+    windows_seen: U63 = 0  # since the device started
+    windows_sent: U63 = 0  # of those, accepted for sending
+    windows_skipped: U63 = 0  # of those, kept to itself
     windows_dropped: U63 = 0  # lost to the bound of the offline queue
     uplink_bytes: U63 = 0  # on the socket, headers included
-    downlink_bytes: U63 = 0
+    downlink_bytes: U63 = 0  # the same for the other way
     latency_ms: float = 0.0  # capture to result, moving average
-    cut: Name = ""
-    resolution: U8 = 0
-    uncertainty: float = math.nan
-    loss: float = math.nan
-    effective_rank: float = math.nan
-    learner_steps: U63 = 0
-    energy_mj: float = 0.0
-    revision: Hash = ""
+    cut: Name = ""  # the present one, such as '6:int8'
+    resolution: U8 = 0  # 0 full, 1 reduced
+    uncertainty: float = math.nan  # nats, of the last window
+    loss: float = math.nan  # contrastive loss, of the last optimiser step
+    effective_rank: float = math.nan  # of recent embeddings
+    learner_steps: U63 = 0  # optimiser steps so far
+    energy_mj: float = 0.0  # so far, by the device model
+    revision: Hash = ""  # encoder revision in use
 
 
 class Result(Message, frozen=True, kw_only=True):
@@ -150,12 +150,12 @@ class Result(Message, frozen=True, kw_only=True):
 
     frame_type: ClassVar[FrameType] = FrameType.RESULT
     sequence: U32  # the uplink frame it answers
-    window: U32
+    window: U32  # its window index, from the media header
     capture_ms: U32  # timestamp field of that frame, echoed
-    uncertainty: float
+    uncertainty: float  # nats, by the mixture of the server
     cluster: I32 = -1  # nearest component of the server's mixture
     label: Name = ""  # nearest labelled prototype, where the server has any
-    confidence: Share = 0.0
+    confidence: Share = 0.0  # of the label
     server_ms: Positive = 0.0  # compute
     queue_ms: Positive = 0.0  # wait before compute
     embedding: bytes = b""  # fp16, only where asked for
@@ -165,10 +165,10 @@ class Gmm(Message, frozen=True, kw_only=True):
     """Mixture statistics for a device's memory, latest wins (S -> C)."""
 
     frame_type: ClassVar[FrameType] = FrameType.GMM
-    version: U63
-    revision: Hash
-    components: U16
-    dim: U16
+    version: U63  # grows with every change
+    revision: Hash  # encoder revision of the embedding space
+    components: U16  # C
+    dim: U16  # d
     data: bytes  # fp16: weights [C], means [C, d], variances [C, d]
 
 
@@ -176,9 +176,9 @@ class Policy(Message, frozen=True, kw_only=True):
     """What the server asks of a device's splitting policy; empty fields change nothing (S -> C)."""
 
     frame_type: ClassVar[FrameType] = FrameType.POLICY
-    policy: Name = ""
-    cut: Name = ""
-    uncertainty_threshold: float = math.nan
+    policy: Name = ""  # name of the policy to use
+    cut: Name = ""  # cut to use, such as '0:opus24'
+    uncertainty_threshold: float = math.nan  # nats above which windows are sent; NaN changes nothing
 
 
 class Revision(Message, frozen=True, kw_only=True):
@@ -188,7 +188,7 @@ class Revision(Message, frozen=True, kw_only=True):
     revision: Hash  # hex SHA-256 of the full weights that result
     base: Hash  # revision that a delta applies to; "" for full weights
     kind: Name  # 'full', 'delta' or 'local'
-    total_bytes: U32
+    total_bytes: U32  # of the transfer
     breaks_space: bool = False  # embeddings before and after do not compare: memories start anew
     samples: U63 = 0  # windows learned from ('local')
 
@@ -197,18 +197,18 @@ class WeightsRequest(Message, frozen=True, kw_only=True):
     """Asks for an announced transfer from an offset on (either way)."""
 
     frame_type: ClassVar[FrameType] = FrameType.WEIGHTS_REQ
-    revision: Hash
-    base: Hash = ""
-    offset: U32 = 0
+    revision: Hash  # as announced
+    base: Hash = ""  # as announced; "" asks for the full weights
+    offset: U32 = 0  # bytes already there
 
 
 class Throttle(Message, frozen=True, kw_only=True):
     """Load control (S -> C): frames in flight and least spacing between windows."""
 
     frame_type: ClassVar[FrameType] = FrameType.THROTTLE
-    max_in_flight: U16
-    min_interval_ms: U32 = 0
-    reason: Text = ""
+    max_in_flight: U16  # windows that may be unacknowledged; 0 = pause
+    min_interval_ms: U32 = 0  # least time between windows; 0 = none
+    reason: Text = ""  # for people
 
 
 MESSAGES: dict[FrameType, type[Message]] = {

@@ -73,7 +73,7 @@ COUNTING_TYPES = frozenset({FrameType.DIALOGUE})
 FINAL_TYPES = frozenset({FrameType.WEIGHTS, FrameType.DIALOGUE})
 """May carry FINAL: last chunk of a transfer, last frame of an utterance."""
 
-LATEST_WINS_TYPES = frozenset({FrameType.ACK, FrameType.STATS, FrameType.GMM, FrameType.POLICY, FrameType.THROTTLE})
+LATEST_WINS_TYPES = frozenset({FrameType.ACK, FrameType.STATS, FrameType.GMM, FrameType.THROTTLE})
 """An unsent older frame of the same type is replaced instead of queued behind."""
 
 OPTIONAL_TYPES = frozenset({FrameType.DIALOGUE, FrameType.GRAD_BACK})
