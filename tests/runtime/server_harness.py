@@ -16,7 +16,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from streamsplit.encoders.embedding_codec import pack_embedding
+from streamsplit.server.app import create_app
 from streamsplit.server.run import serve
+from streamsplit.server.service import StreamServer
 from streamsplit.server.settings import ServerSettings
 from streamsplit.wire.events import Acked, Closed, Event, MediaReceived, MessageReceived, Opened
 from streamsplit.wire.media import Encoding, MediaHeader, pack_media
@@ -34,6 +36,7 @@ class RunningServer:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.port = 0
+        self.app = create_app(settings)
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -43,6 +46,11 @@ class RunningServer:
         assert self._ready.wait(60.0), "the server did not start"
         if self._error is not None:
             raise self._error
+
+    @property
+    def backend(self) -> StreamServer:
+        backend: StreamServer = self.app.state.server
+        return backend
 
     @property
     def url(self) -> str:
@@ -68,7 +76,7 @@ class RunningServer:
     def _run(self) -> None:
         async def main() -> None:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-            await serve(self.settings, on_ready=self._on_ready)
+            await serve(self.settings, app=self.app, on_ready=self._on_ready)
 
         try:
             asyncio.run(main())

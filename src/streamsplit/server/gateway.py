@@ -26,10 +26,12 @@ from streamsplit.server.records import WindowRecord
 from streamsplit.server.settings import ServerSettings
 from streamsplit.server.store import Store
 from streamsplit.server.weight_service import Chunks, WeightService
+from streamsplit.splitting.cut import Cut
 from streamsplit.weights.revision import Weights
 from streamsplit.weights.transfer import WeightTransfer
 from streamsplit.wire import events
-from streamsplit.wire.messages import Error, Hello, Message, Result, Revision, Stats, Throttle, WeightsRequest
+from streamsplit.wire.media import Encoding
+from streamsplit.wire.messages import Error, Hello, Message, Policy, Result, Revision, Stats, Throttle, WeightsRequest
 from streamsplit.wire.session import ServerSession, ServerState, SessionSettings
 from streamsplit.wire.types import FrameFlag, FrameType, Priority
 
@@ -37,6 +39,7 @@ LOG = logging.getLogger(__name__)
 SEND_BYTES = 32 << 10  # handed to the transport at a time
 BULK_AHEAD_BYTES = 48 << 10  # a transfer keeps no more than this waiting
 CLOSE_POLICY = 1008
+COLD_CUT = Cut(0, Encoding.LOGMEL_INT8)  # what the projection's first fit is made from
 MAX_RATE_PAUSE_S = 1.0
 THROTTLED_IN_FLIGHT = 4
 
@@ -77,6 +80,7 @@ class Link:
         self.connection: Connection | None = None
         self.held_revision = ""
         self.announced = ""
+        self.steered = False  # told to send features, see Gateway.steer
         self.local: tuple[Revision, WeightTransfer] | None = None
 
     @property
@@ -300,6 +304,7 @@ class Gateway:
             if hello.revision and not known:
                 session.send(Error(code="unknown_revision", detail=f"revision {hello.revision[:12]} is not known here"))
             self._announce(link)
+        self._steer(link)
         self._send_again(connection, link)
         return None
 
@@ -311,6 +316,7 @@ class Gateway:
         link.connection = connection
         link.held_revision = hello.revision
         link.announced = ""
+        link.steered = False
         device.hello = hello
         device.connected = True
         device.connections += 1
@@ -540,6 +546,22 @@ class Gateway:
             if link.connection is not None and link.has_encoder and self._announce(link):
                 told += 1
         return told
+
+    def steer(self) -> None:
+        """Has every device send its features, and all of them, until the projection is fitted to real sound."""
+        for link in self.links.values():
+            self._steer(link)
+
+    def _steer(self, link: Link) -> None:
+        newest, training = self._weights.newest, self.settings.training
+        fitted = newest is not None and self._weights.space_of(newest.revision) != 0
+        cold = training.enabled and training.warm_start_windows > 0 and not fitted
+        if link.connection is None or cold == link.steered:
+            return
+        order = Policy(policy="fixed", cut=str(COLD_CUT), uncertainty_threshold=-1.0) if cold else Policy(policy="own")
+        if link.session.send(order):
+            link.steered = cold
+            link.connection.wake.set()
 
     def _announce(self, link: Link) -> bool:
         newest = self._weights.newest

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.config import WS_PROTOCOLS
 
 from streamsplit.errors import ConfigError, PortInUseError
@@ -51,14 +53,17 @@ def listen(address: str, port: int) -> socket.socket:
     return bound
 
 
-async def serve(settings: ServerSettings, *, on_ready: Callable[[str, int], None] | None = None) -> None:
+async def serve(
+    settings: ServerSettings, *, app: Starlette | None = None, on_ready: Callable[[str, int], None] | None = None
+) -> None:
     """Serves until SIGINT or SIGTERM (or cancellation), then drains and writes a checkpoint.
 
-    `on_ready(address, port)` is called when devices can connect.
+    `app` comes from `create_app`, for a caller that wants to look into it. `on_ready(address, port)` is called when
+    devices can connect.
     """
     bound = listen(settings.server.bind_address, settings.server.port)
     address, port = bound.getsockname()[:2]
-    app = create_app(settings)
+    app = create_app(settings) if app is None else app
     backend: StreamServer = app.state.server
     try:
         await backend.start()
@@ -98,6 +103,8 @@ async def serve(settings: ServerSettings, *, on_ready: Callable[[str, int], None
         while not server.started and not task.done():
             await asyncio.sleep(0.01)
         if server.started:
+            gc.collect()
+            gc.freeze()  # what PyTorch brought stays: walking it again and again would stop the event loop
             LOG.info("listening on http://%s:%d", address, port)
             if on_ready is not None:
                 on_ready(str(address), int(port))

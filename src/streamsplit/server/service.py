@@ -199,6 +199,7 @@ class StreamServer:
             self.store.record_event("revision_failed", str(error))
             return
         self.revision, self.space = new.revision, new.space
+        self.gateway.steer()
         self.metrics.revisions.inc()
         self.store.record_revision(
             new.revision,

@@ -91,7 +91,8 @@ class Store:
         self._since_prune = 0
         self.commits = 0  # transactions
         self.committed_windows = 0
-        self._readers = threading.local()
+        self._readers = threading.local()  # one connection a thread
+        self._opened: list[sqlite3.Connection] = []
         self._writer = self._open()
         self._thread = threading.Thread(target=self._run, name="streamsplit-store", daemon=True)
         self._thread.start()
@@ -133,6 +134,8 @@ class Store:
         if self._closing:
             return not self._tasks
         clean = self.flush(timeout_s)
+        for reader in self._opened:  # the writer closes last and so folds the write-ahead log into the file
+            reader.close()
         with self._condition:
             self._closing = True
             self._condition.notify()
@@ -234,9 +237,10 @@ class Store:
     def _reader(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
         if connection is None:
-            connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None)
+            connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA query_only = ON")
             self._readers.connection = connection
+            self._opened.append(connection)
         return connection
 
     def _read(self, statement: str, arguments: tuple[Any, ...]) -> list[Any]:
