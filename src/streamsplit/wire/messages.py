@@ -176,7 +176,7 @@ class Policy(Message, frozen=True, kw_only=True):
     """What the server asks of a device's splitting policy; empty fields change nothing (S -> C)."""
 
     frame_type: ClassVar[FrameType] = FrameType.POLICY
-    policy: Name = ""  # name of the policy to use
+    policy: Name = ""  # name of the policy to use; 'own' gives policy and threshold back to the device
     cut: Name = ""  # cut to use, such as '0:opus24'
     uncertainty_threshold: float = math.nan  # nats above which windows are sent; NaN changes nothing
 
