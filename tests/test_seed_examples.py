@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FRAMEWORK = '''
+FRAMEWORK = """
 import asyncio
 import numpy as np
 import torch
@@ -52,9 +52,9 @@ async def run_streamsplit():
 
 # Run the example
 asyncio.run(run_streamsplit())
-'''
+"""
 
-EDGE_ONLY = '''
+EDGE_ONLY = """
 import torch
 from streamsplit import EdgeModule
 from streamsplit import EdgeTrainer, TrainingConfig
@@ -86,9 +86,9 @@ result = edge_trainer.train_step(spectrogram)
 
 print(f"Loss: {result['loss']['total_loss']:.4f}")
 print(f"Memory bank size: {result['memory_bank_stats']['current_size']}")
-'''
+"""
 
-SERVER = '''
+SERVER = """
 import asyncio
 import time
 import torch
@@ -136,9 +136,9 @@ async def run_server():
     await server_trainer.stop_training()
 
 asyncio.run(run_server())
-'''
+"""
 
-SPLITTING = '''
+SPLITTING = """
 import asyncio
 from streamsplit import DynamicSplittingAgent
 
@@ -171,9 +171,9 @@ async def run_splitting():
     await splitting_agent.stop()
 
 asyncio.run(run_splitting())
-'''
+"""
 
-EVALUATION = '''
+EVALUATION = """
 from streamsplit import MetricsCollector, evaluate_embeddings
 import torch
 import numpy as np
@@ -204,15 +204,15 @@ collector.start_monitoring()
 collector.stop_monitoring()
 report = collector.get_comprehensive_report()
 collector.export_metrics('results/metrics.json', format='json')
-'''
+"""
 
-PRETRAINED = '''
+PRETRAINED = """
 # Loading models (when available)
 from streamsplit import MobileNetV3EdgeEncoder
 
 edge_model = MobileNetV3EdgeEncoder(input_dim=128, embedding_dim=128)
 # edge_model.load_state_dict(torch.load('path/to/pretrained_edge_model.pth'))
-'''
+"""
 
 EXAMPLES = {
     "framework": FRAMEWORK, "edge only": EDGE_ONLY, "server": SERVER, "splitting": SPLITTING, "evaluation": EVALUATION,
@@ -225,7 +225,7 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, o
     scope: dict[str, object] = {"__name__": "__main__"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="device 'cuda' was asked for")
-        exec(compile(EXAMPLES[name], f"<example: {name}>", "exec"), scope)  # noqa: S102
+        exec(compile(EXAMPLES[name], f"<example: {name}>", "exec"), scope)
     return scope
 
 

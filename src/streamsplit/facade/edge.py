@@ -125,7 +125,7 @@ class EdgeModule:
             self.learner.remember(window.features, z=embedding if finished else None, index=index)
         output: dict[str, Any] = {
             "split_point": cut.block, "encoding": cut.encoding.label, "window": index, "uncertainty": uncertainty,
-            "device_id": self.config.device_id, "revision": self.revision,
+            "device_id": self.config.device_id, "revision": self.revision, "alone": alone,
             "embedding": torch.from_numpy(embedding) if finished else None,
             "activations": None if finished else crossing.h[0],
             "partial_embedding": None if finished else crossing.partial[0],

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamsplit.codec.features import unpack_features
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.crossing import Crossing, unpack_crossing
 from streamsplit.encoders.embedding_codec import unpack_embedding
@@ -22,7 +23,7 @@ from streamsplit.refinement.refiner import Published, Refiner, RefineReport
 from streamsplit.refinement.settings import RefinerSettings
 from streamsplit.server.assembler import Assembler
 from streamsplit.server.settings import SignalSettings
-from streamsplit.wire.media import Encoding, MediaHeader, Resolution, unpack_media
+from streamsplit.wire.media import MediaHeader, unpack_media
 
 
 class ServerModule:
@@ -57,7 +58,8 @@ class ServerModule:
     async def process_continuation(self, edge_output: Mapping[str, Any], split_point: int) -> dict[str, Any]:
         """Goes on where a device stopped: what `EdgeModule.process_partial` gave, cut after block `split_point`.
 
-        Gives embedding [d], uncertainty, cluster, split_point, latency (ms). Raises CutError, EncoderError or
+        Block-0 output of a running stream holds the new frames only, and needs the window before it. Gives embedding
+        [d], uncertainty, cluster, split_point, latency (ms). Raises CutError, EncoderError or
         RevisionError for what does not fit.
         """
         return await asyncio.to_thread(self.complete, edge_output, split_point)
@@ -108,7 +110,7 @@ class ServerModule:
                 z = np.asarray(z / max(float(np.linalg.norm(z)), 1e-12), np.float32)
                 self.refiner.add(device, media.window, embedding=z, revision=revision)
             elif media.block == 0:
-                features = self._features(device, media, payload)
+                features = self._features(device, media, payload, alone=bool(edge_output.get("alone")))
                 z = self._complete(features, 0, self.revision)
                 self.refiner.add(device, media.window, features=features, embedding=z, revision=self.revision)
             else:
@@ -141,18 +143,12 @@ class ServerModule:
             z: np.ndarray = encoder.forward_from(crossing, block)[0].cpu().numpy()
         return z
 
-    def _features(self, device: str, media: MediaHeader, payload: memoryview) -> np.ndarray:
-        length = self.config.window_frames
-        if media.encoding in (Encoding.LOGMEL_FP16, Encoding.LOGMEL_INT8):
-            from streamsplit.codec.features import unpack_features
-
-            features = unpack_features(bytes(payload))
-            frames = features.shape[1] * (2 if media.resolution == Resolution.REDUCED else 1)
-            if frames == media.new_frames and frames != length:
-                return features  # a whole spectrogram of its own length, outside of any stream
+    def _features(self, device: str, media: MediaHeader, payload: memoryview, *, alone: bool) -> np.ndarray:
+        if alone:  # a spectrogram of its own, outside of any stream
+            return unpack_features(bytes(payload))
         assembler = self._assemblers.get(device)
         if assembler is None:
-            signal = SignalSettings(window_frames=length, stride_frames=self.config.stride_frames)
+            signal = SignalSettings(window_frames=self.config.window_frames, stride_frames=self.config.stride_frames)
             assembler = self._assemblers[device] = Assembler(signal)
         return assembler.add(media, payload)
 

@@ -41,6 +41,7 @@ class ServerTrainingConfig(Settings):
     temperature: float = setting(0.2, low=1e-3, high=10.0)
     anchor_weight: float = setting(4.0, low=0.0)  # refined embeddings predict their neighbours' unrefined ones
     temporal_window: int = setting(100, low=2, high=100_000)  # embeddings kept of each device
+    warm_start_windows: int = setting(256, low=16, high=4096)  # spectrograms before the encoder's readout is fitted
     min_devices_per_update: int = setting(2, low=1)  # the encoder's; one device alone learns after twice the windows
     seed: int = setting(0, low=0)
 
@@ -70,6 +71,7 @@ class ServerTrainer:
             RefinerSettings(
                 learning_rate=self.config.learning_rate, batch_windows=max(self.config.batch_size // 2 * 2, 4),
                 min_devices=self.config.min_devices_per_update, loss=self.config.loss,
+                warm_start_windows=self.config.warm_start_windows,
             ),
             seed=self.config.seed,
         )  # fmt: skip
@@ -213,9 +215,9 @@ class ServerTrainer:
         self._optimiser.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
+        total, of_task, wasserstein, laplacian = (float(part.detach()) for part in loss)
         self._steps += 1
-        self._loss_sum += float(loss.total)
+        self._loss_sum += total
         self._last = {
-            "total_loss": float(loss.total), "task_loss": float(loss.task),
-            "sliced_wasserstein": float(loss.wasserstein), "laplacian": float(loss.laplacian),
+            "total_loss": total, "task_loss": of_task, "sliced_wasserstein": wasserstein, "laplacian": laplacian,
         }  # fmt: skip
