@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.base import BANDS, SplitEncoder
 from streamsplit.encoders.crossing import Crossing
-from streamsplit.encoders.projection import fit_exits, fit_projection
+from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduced
 from streamsplit.errors import CheckpointError, EncoderError
 from streamsplit.learning import snapshot
 from streamsplit.learning.contrastive import (
@@ -153,7 +153,7 @@ class EdgeLearner:
         if not np.isfinite(value):
             self._drop_gradients()
             raise EncoderError(f"got a loss of {value}, expected a finite one; restore the last snapshot")
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        (loss * scale).backward()
         self.variance.after_backward(self._parameters, scale)
         self._losses.append(value)
         self._accumulated += 1
@@ -244,6 +244,8 @@ class EdgeLearner:
         if not self.started:
             fit_projection(self.query, windows, self.seed)
             fit_exits(self.query, windows)
+            if windows.shape[1] == BANDS:
+                fit_reduced(self.query, windows)
             load_weights(self.key, encoder_weights(self.query))
             self.started = True
             self._changed = True
@@ -380,10 +382,10 @@ class EdgeLearner:
         return z
 
     def _make_optimiser(self) -> torch.optim.Adam:
-        modules = (
-            [self.query.readouts] if self.settings.trained == "readouts" else [self.query.blocks, self.query.readouts]
-        )
-        self._parameters = [p for module in (*modules, self.target.predictor) for p in module.parameters()]
+        modules: list[nn.Module] = [self.query.readouts, self.target.predictor]
+        if self.settings.trained == "all":
+            modules.append(self.query.blocks)
+        self._parameters = [p for module in modules for p in module.parameters()]
         return torch.optim.Adam(self._parameters, lr=self.settings.learning_rate)
 
 

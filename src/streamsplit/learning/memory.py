@@ -60,7 +60,9 @@ class MixtureMemory(_Memory):
     """v2: virtual negatives from the mixture; nothing else is stored."""
 
     def __init__(self, settings: LearnerSettings, dim: int, seed: int) -> None:
-        self.mixture = GaussianMixture(settings.components, dim, settings.mixture_rate, seed)
+        self.mixture = GaussianMixture(
+            settings.components, dim, settings.mixture_rate, seed, cold_start=settings.cold_start
+        )
 
     def add(self, z: Array, index: int) -> None:
         self.mixture.observe(z)

@@ -18,6 +18,7 @@ class LearnerSettings(Settings):
     # memory
     components: int = setting(64, low=2, high=1024)
     mixture_rate: float = setting(0.01, low=1e-4, high=0.5)
+    cold_start: int = setting(50, low=2, high=10_000)  # embeddings that seed the mixture
     negatives: int = setting(64, low=0, high=4096)  # virtual or remembered, per anchor
     bank_entries: int = setting(512, low=64, high=512)
     bank_gamma: float = setting(0.99, low=0.5, high=1.0)  # weight of a remembered negative per window of age

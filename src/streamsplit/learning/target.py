@@ -63,16 +63,13 @@ class CrossWindowTarget:
     def __call__(self, windows: Array) -> Array:
         """Targets [n, g] of windows [n, f, t]; reduced windows are brought to the same statistics."""
         projected = (five_statistics(windows) - self._mean) @ self._matrix.T
-        return (projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), STATISTIC_EPS)).astype(
-            np.float32
-        )
+        norms = np.linalg.norm(projected, axis=1, keepdims=True)
+        return (projected / np.maximum(norms, STATISTIC_EPS)).astype(np.float32)
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that `load_state` needs."""
-        return {
-            "matrix": self._matrix.copy(), "mean": self._mean.copy(),
-            "weight": self.predictor.weight.detach().numpy().copy(), "bias": self.predictor.bias.detach().numpy().copy(),
-        }  # fmt: skip
+        weight, bias = (parameter.detach().numpy().copy() for parameter in self.predictor.parameters())
+        return {"matrix": self._matrix.copy(), "mean": self._mean.copy(), "weight": weight, "bias": bias}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Continues from `state()`."""

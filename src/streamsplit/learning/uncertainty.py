@@ -97,7 +97,7 @@ class PrototypeUncertainty:
 
 
 def perturbed(features: Array, rng: np.random.Generator) -> Array:
-    """A(x) for the first part: log-mel [f, t] with another gain (log-normal, 0.1) and 5-15 % of the bands at the mean."""
+    """A(x) for the first part: log-mel [f, t] with another gain (log-normal, 0.1), 5-15 % of the bands masked."""
     bands = features.shape[0]
     width = max(1, round(bands * rng.uniform(0.05, 0.15)))
     start = int(rng.integers(0, bands - width + 1))

@@ -1,0 +1,255 @@
+"""EdgeLearner: learns, never collapses, resumes exactly, stays within its memory, takes over revisions."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from streamsplit.encoders.mobilenet import MobileNetV3Small  # noqa: E402
+from streamsplit.errors import CheckpointError, ConfigError, EncoderError, RevisionError  # noqa: E402
+from streamsplit.learning.learner import EdgeLearner, LearnerSettings  # noqa: E402
+from streamsplit.weights.revision import encoder_weights  # noqa: E402
+
+SMALL: dict[str, Any] = {
+    "batch_windows": 4, "accumulate": 2, "buffer_windows": 40, "run_windows": 5, "warm_start_windows": 24,
+    "components": 8, "cold_start": 10, "negatives": 8, "learning_rate": 1e-3,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def sounds(n: int, seed: int = 0, bands: int = 128, frames: int = 24) -> np.ndarray:
+    """Log-mel windows of four textures that last five windows each."""
+    rng = np.random.default_rng(seed)
+    shapes = rng.standard_normal((4, bands, 1)) * 2
+    rhythm = np.sin(np.linspace(0, 30, frames))[None] * rng.standard_normal((4, bands, 1))
+    kinds = np.repeat(rng.integers(0, 4, n // 5 + 1), 5)[:n]
+    noise = rng.standard_normal((n, bands, frames)) * 0.7
+    return (-7 + (shapes + rhythm)[kinds] + noise).astype(np.float32)
+
+
+def make(seed: int = 0, **changes: Any) -> EdgeLearner:
+    encoder = MobileNetV3Small(0.25, 32, np.random.default_rng(seed))
+    return EdgeLearner(encoder, LearnerSettings(**{**SMALL, **changes}), seed)
+
+
+def feed(learner: EdgeLearner, windows: np.ndarray, start: int = 0, learn: bool = True) -> list[Any]:
+    return [
+        learner.observe(window, start + i, 500.0 * (start + i), learn=learn, continuous=(start + i) % 5 != 0)
+        for i, window in enumerate(windows)
+    ]
+
+
+def weights_of(learner: EdgeLearner) -> dict[str, np.ndarray]:
+    query = {f"query.{k}": v for k, v in encoder_weights(learner.query).items()}
+    return {**query, **{f"key.{k}": v for k, v in encoder_weights(learner.key).items()}}
+
+
+def identical(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_nothing_is_learned_before_the_warm_start_and_everything_after_it() -> None:
+    learner = make()
+    before = encoder_weights(learner.query)
+    seen = feed(learner, sounds(23))
+    assert all(o.loss is None and o.steps == 0 for o in seen)
+    assert identical(encoder_weights(learner.query), before) and learner.space == 0
+    seen = feed(learner, sounds(13, seed=1), start=23)
+    assert learner.space == 1 and learner.started
+    assert seen[-1].steps == learner.steps == 6
+    assert [o.loss is not None for o in seen].count(True) == 6
+    assert learner.windows_learned == 6 * 8 + 4
+    assert all(np.isclose(np.linalg.norm(o.embedding), 1, atol=1e-5) for o in seen)
+
+
+def test_learning_lowers_the_loss_and_does_not_collapse() -> None:
+    learner = make(learning_rate=2e-3)
+    windows = sounds(40, seed=3)
+    feed(learner, windows, learn=False)
+    started = np.stack([learner.embed(w) for w in windows])
+    losses = [learner.learn() for _ in range(120)]
+    assert np.mean(losses[-30:]) < 0.85 * np.mean(losses[:20])
+    learned = np.stack([learner.embed(w) for w in windows])
+    assert not np.allclose(started, learned, atol=1e-3)
+
+    def rank(z: np.ndarray) -> float:
+        s = np.linalg.svd(z - z.mean(0), compute_uv=False)
+        p = s / s.sum()
+        return float(np.exp(-(p * np.log(p + 1e-12)).sum()))
+
+    assert rank(learned) > 0.5 * rank(started)
+    assert learner.sigma2 is not None and learner.sigma2 > 0
+
+
+@pytest.mark.parametrize("memory", ["mixture", "bank"])
+@pytest.mark.parametrize("uncertainty", ["v2", "v1"])
+def test_both_memories_and_both_uncertainties_learn(memory: str, uncertainty: str) -> None:
+    learner = make(memory=memory, uncertainty=uncertainty)
+    if uncertainty == "v1":
+        learner.prototypes.set_prototypes(np.eye(5, 32))
+    seen = feed(learner, sounds(33))
+    assert learner.steps == 5 and seen[-1].loss is not None and np.isfinite(seen[-1].loss)
+    assert all(np.isfinite(o.uncertainty) and o.uncertainty >= 0 for o in seen)
+    assert len({o.uncertainty for o in seen[-8:]}) > 1
+
+
+@pytest.mark.parametrize("windows", [10, 31])  # before the warm start; within an accumulation
+@pytest.mark.parametrize("memory", ["mixture", "bank"])
+def test_a_restored_learner_goes_on_bit_for_bit(windows: int, memory: str) -> None:
+    first = make(memory=memory)
+    stream = sounds(60)
+    feed(first, stream[:windows])
+    data = first.snapshot()
+    other = make(seed=9, memory=memory)
+    other.restore(data)
+    for learner in (first, other):
+        feed(learner, stream[windows:], start=windows)
+    assert first.steps == other.steps > 5
+    assert identical(weights_of(first), weights_of(other))
+    assert first.snapshot() == other.snapshot()
+
+
+def test_a_snapshot_of_other_settings_or_of_nothing_is_refused() -> None:
+    learner = make()
+    before = weights_of(learner)
+    data = make(learning_rate=0.5).snapshot()
+    with pytest.raises(CheckpointError, match="settings"):
+        learner.restore(data)
+    for broken in (b"", data[:100], data[:-7], b"\xff" * 64, data[:8] + b"[" * 5000):
+        with pytest.raises(CheckpointError, match="snapshot"):
+            learner.restore(broken)
+    assert identical(before, weights_of(learner))
+
+
+def test_memory_is_bounded_over_thousands_of_windows() -> None:
+    learner = make()
+    rng = np.random.default_rng(0)
+    windows = sounds(40)
+
+    def stream(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            if i % 50 == 0:
+                learner.observe(windows[i % 40], i, 0.0)
+            else:
+                z = rng.standard_normal(32).astype(np.float32)
+                learner.remember(windows[i % 40], z=z / np.linalg.norm(z), index=i)
+
+    stream(0, 600)
+    account = learner.state_bytes()
+    gc.collect()
+    tracemalloc.start()
+    held = tracemalloc.get_traced_memory()[0]
+    stream(600, 3000)
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] - held
+    tracemalloc.stop()
+    assert learner.steps > 25
+    assert grown < 300_000  # small change, not one kept window (25,600 bytes each) in a hundred
+    assert learner.state_bytes() == account
+    assert len(learner.buffer) <= 40
+    assert account < 6_500_000
+
+
+def test_the_default_learner_fits_in_64_megabytes() -> None:
+    learner = EdgeLearner(MobileNetV3Small(0.75, 128), LearnerSettings())
+    assert learner.state_bytes() < 64e6
+
+
+def test_windows_of_both_resolutions_may_mix() -> None:
+    learner = make()
+    feed(learner, sounds(30))
+    feed(learner, sounds(14, bands=64, frames=12), start=30)
+    assert learner.steps >= 8
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(value: float) -> None:
+    learner = make()
+    bad = sounds(1)[0]
+    bad[3, 4] = value
+    with pytest.raises(EncoderError, match="finite"):
+        learner.observe(bad, 0)
+    assert len(learner.buffer) == 0
+
+
+def test_results_from_the_server_reach_the_memory_without_a_forward_pass() -> None:
+    learner = make()
+    z = np.zeros(32, np.float32)
+    z[0] = 1
+    learner.remember(sounds(1)[0], z=z, index=0, now_ms=0.0)
+    learner.remember(sounds(1)[0], index=1, now_ms=500.0)
+    assert learner.memory.mixture.observations == 1 and len(learner.buffer) == 2
+
+
+def test_cpu_load_lowers_the_rate_of_a_step() -> None:
+    learner = make()
+    feed(learner, sounds(25), learn=False)
+    for load, rate in ((0.0, 1e-3), (0.85, 5e-4), (1.0, 6.25e-5)):
+        for _ in range(2):
+            learner.learn(cpu_load=load)
+        assert learner._optimiser.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_a_new_revision_keeps_what_was_learned_here() -> None:
+    learner = make()
+    feed(learner, sounds(40))
+    base = learner._base
+    local = learner.local_difference()
+    assert local is not None and any(np.abs(v).max() > 0 for v in local.values())
+    server = {name: array + np.float32(0.01) for name, array in base.items()}
+    space = learner.space
+    learner.adopt(server)
+    after = encoder_weights(learner.query)
+    assert all(np.allclose(after[name], server[name] + local[name], atol=1e-5) for name in after)
+    again = learner.local_difference()
+    assert again is not None and all(np.allclose(again[name], local[name], atol=1e-5) for name in local)
+    assert learner.space == space
+    assert learner.learn() is not None
+
+
+def test_a_revision_that_breaks_the_space_starts_anew_and_brings_its_own_warm_start() -> None:
+    learner = make()
+    feed(learner, sounds(12))
+    assert learner.local_difference() is None
+    server = encoder_weights(MobileNetV3Small(0.25, 32, np.random.default_rng(77)))
+    learner.adopt(server, breaks_space=True)
+    assert identical(encoder_weights(learner.key), server) and learner.space == 1
+    assert learner.memory.mixture.observations == 12  # the buffer's windows, embedded anew
+    feed(learner, sounds(13), start=12, learn=False)
+    assert identical(encoder_weights(learner.key), server)  # no warm start of its own
+    assert learner.learn() is not None
+
+
+def test_a_revision_of_another_encoder_is_refused_before_any_change() -> None:
+    learner = make()
+    before = weights_of(learner)
+    server = encoder_weights(MobileNetV3Small(0.25, 16))
+    with pytest.raises(RevisionError):
+        learner.adopt(server, breaks_space=True)
+    assert identical(before, weights_of(learner))
+
+
+def test_what_crosses_a_cut_comes_from_the_key_encoder() -> None:
+    learner = make()
+    feed(learner, sounds(30))
+    x = sounds(1, seed=8)[0]
+    for k in (0, 5, learner.key.num_blocks):
+        z = learner.key.forward_from(learner.encode_to(x, k), k)[0].detach().numpy()
+        assert np.array_equal(z, learner.embed(x))
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="warm_start_windows"):
+        LearnerSettings(warm_start_windows=300, buffer_windows=256)
+    with pytest.raises(ConfigError, match="memory"):
+        LearnerSettings(memory="queue")
