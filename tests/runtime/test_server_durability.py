@@ -167,5 +167,3 @@ def test_metrics_tell_what_happened(tmp_path: Path) -> None:
         assert float(values['streamsplit_windows_rejected_total{code="bad_media"}']) == 1
         assert float(values["streamsplit_batch_windows_sum"]) == 20
         assert float(values["streamsplit_uplink_bytes_total"]) > 20 * 296
-
-
