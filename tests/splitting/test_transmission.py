@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
-from streamsplit.errors import ConfigError
+from streamsplit.errors import CheckpointError, ConfigError
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.transmission import GateSettings, Transmission, UncertaintyGate
 
@@ -104,6 +105,37 @@ def test_a_threshold_from_the_server_replaces_the_gates_own():
     assert gate.decide(FAST._replace(uncertainty=501.0)).action is Transmission.SEND
     gate.fix_threshold(math.nan)
     assert gate.threshold(FAST) < 200
+
+
+def test_a_restored_gate_goes_on_as_if_it_had_never_stopped():
+    for version in ("v1", "v2"):
+        first = UncertaintyGate(GateSettings(version=version))
+        values = np.random.default_rng(3).uniform(0, 4, 300)
+        for value in values[:120]:
+            first.decide(FAST._replace(uncertainty=float(value)))
+        second = UncertaintyGate(GateSettings(version=version))
+        second.load_state(json.loads(json.dumps(first.state())))
+        assert second.threshold(FAST) == first.threshold(FAST)
+        for value in values[120:]:
+            window = FAST._replace(uncertainty=float(value))
+            assert second.decide(window).threshold == first.decide(window).threshold
+
+
+@pytest.mark.parametrize("state", [{}, {"version": "v1", "seen": 3, "base": 1.0, "recent": []}, {"recent": "x"}])
+def test_a_state_that_does_not_fit_changes_nothing(state):
+    gate = warmed()
+    before = gate.state()
+    with pytest.raises(CheckpointError, match="anew"):
+        gate.load_state(state)
+    assert gate.state() == before
+
+
+def test_a_new_embedding_space_warms_up_anew():
+    gate = warmed()
+    assert not math.isnan(gate.threshold(FAST))
+    gate.restart()
+    assert math.isnan(gate.threshold(FAST))
+    assert gate.decide(FAST._replace(uncertainty=0.0)).action is Transmission.SEND
 
 
 def test_a_gate_that_is_off_sends_everything():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -199,12 +200,20 @@ class Downlink:
             self._model.result(np.frombuffer(result.embedding, "<f2").astype(np.float32), result.window)
 
     def _on_policy(self, message: Policy) -> None:
+        """The server's wish is followed within what the owner allows: `agent.cuts`, and never against a fixed cut."""
         settings = self._settings.policy
-        if message.policy or message.cut:
+        forbidden = bool(settings.cuts) and message.cut not in settings.cuts
+        if message.policy != "own" and (settings.name == "fixed" or forbidden):
+            self._note("policy", policy=message.policy, cut=message.cut, refused=True)
+            return
+        if message.policy == "own":
+            self._pipeline.policy = make_policy(settings)
+            self._pipeline.gate.fix_threshold(math.nan)
+        elif message.policy or message.cut:
             name = message.policy or ("fixed" if message.cut else settings.name)
             settings = settings.replace(name=name, cut=message.cut or settings.cut)
             self._pipeline.policy = make_policy(settings)
-        if message.uncertainty_threshold == message.uncertainty_threshold:
+        if not math.isnan(message.uncertainty_threshold):
             self._pipeline.gate.fix_threshold(message.uncertainty_threshold)
         self._note("policy", policy=message.policy, cut=message.cut, threshold=message.uncertainty_threshold)
 
@@ -213,6 +222,8 @@ class Downlink:
         try:
             weights = arrived.finish(self._model.base_weights())
             self._model.adopt(weights, revision, breaks_space=arrived.announced.breaks_space)
+            if arrived.announced.breaks_space:
+                self._pipeline.gate.restart()
         except (RevisionError, ProtocolError) as error:
             self.problem(f"revision {revision[:12]} not adopted: {error}")
             self._loop.call_soon_threadsafe(self.download.failed, revision)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
 import queue as queues
@@ -33,8 +34,10 @@ from streamsplit.edge.payload import PieceChain
 from streamsplit.edge.pipeline import Surroundings, WindowPipeline
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.snapshot import load_snapshot, save_snapshot
 from streamsplit.edge.sources import Source
 from streamsplit.edge.tables import device_table
+from streamsplit.errors import CheckpointError
 from streamsplit.splitting.link import LinkEstimator
 from streamsplit.splitting.policy import make_policy
 from streamsplit.splitting.table import CutTable
@@ -73,6 +76,7 @@ class EdgeRuntime:
         self._done = threading.Event()
         self._started_s = time.monotonic()
         self._journal = journal
+        self._gate_path = settings.device.folder / "gate.json"
         self._journal_lock = threading.Lock()
         self.device = device or make_device(settings, fast_forward=not self.paced)
         self.model = model or make_model(settings)
@@ -119,6 +123,7 @@ class EdgeRuntime:
         failure: BaseException | None = None
         try:
             self.learning.restore()
+            self._restore_gate()
             if self.settings.splitting.enabled:
                 self._connect()
                 assert self.client is not None
@@ -150,6 +155,7 @@ class EdgeRuntime:
             await asyncio.to_thread(pool.shutdown, True)
             await asyncio.to_thread(self.inlet.join, 2.0)
             self.learning.save()
+            self._save_gate()
             summary = self._summary()
             self.queue.close()
             if self._journal is not None:
@@ -196,6 +202,20 @@ class EdgeRuntime:
         if not repeated:
             log.warning("%s: %s", self.settings.device.id, text)
             self.note("problem", text=text)
+
+    def _restore_gate(self) -> None:
+        try:
+            data = load_snapshot(self._gate_path)
+            if data is not None:
+                self.pipeline.gate.load_state(json.loads(data))
+        except (CheckpointError, ValueError) as error:
+            self.problem(f"the gate warms up anew: {error}")
+
+    def _save_gate(self) -> None:
+        try:
+            save_snapshot(self._gate_path, json.dumps(self.pipeline.gate.state()).encode())
+        except CheckpointError as error:
+            self.problem(str(error))
 
     # -- event loop ----------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import numpy as np
 from streamsplit.config import Settings, setting
 from streamsplit.edge.journal import read_journal
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
-from streamsplit.errors import CheckpointError
+from streamsplit.errors import CheckpointError, StreamSplitError
 from streamsplit.evaluation import fleet, study
 from streamsplit.evaluation.fleet import FLEET, FleetDevice
 from streamsplit.evaluation.processes import Child, read_json_url, wait_until_ready
@@ -31,6 +31,7 @@ from streamsplit.server.refiner_loop import current_revision
 from streamsplit.weights.revision import load_weights
 
 MAP_POINTS = 600
+START_TIMEOUT_S = 60
 Progress = Callable[[str, dict[str, Any] | None, float], None]  # (phase, server's status, share done)
 
 
@@ -140,8 +141,9 @@ class _Run:
         """Real time: the same devices go on, slowed down to their class, over their shaped links."""
         proxies = [ShapedProxy(("127.0.0.1", self.port), link, seed=index) for index, link in enumerate(links)]
         children = self._start("live", proxies, self.sound.live, speed=1.0, loop=self.sound.loop)
-        begin = time.monotonic()
         try:
+            self._wait_until_heard(children)
+            begin = time.monotonic()
             while (done := (time.monotonic() - begin) / self.settings.live_s) < 1.0:
                 self._show("live, real time", done)
                 for child in children:
@@ -185,6 +187,17 @@ class _Run:
         for proxy in proxies:
             proxy.stop_thread()
 
+    def _wait_until_heard(self, children: Sequence[Child]) -> None:
+        """Until every device has its first window: processes take seconds to start, and none of the live phase's."""
+        journals = [_journal(self.folder, device, "live") for device in FLEET]
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not all(path.exists() and '"kind": "window"' in path.read_text("utf-8") for path in journals):
+            for child in children:
+                child.check()
+            if time.monotonic() > deadline:
+                raise StreamSplitError(f"the devices heard nothing within {START_TIMEOUT_S} s; see {self.folder}/logs")
+            self._show("live, devices start", 0.0)
+
     def _show(self, phase: str, done: float) -> None:
         self.server.check()
         status = read_json_url(self.page + "api/status")
@@ -214,7 +227,10 @@ def _device_row(
 ) -> dict[str, Any]:
     rows = list(read_journal(_journal(folder, device, "live")))
     windows = [row for row in rows if row["kind"] == "window"]
-    sent = [row for row in windows if not row["cut"].endswith(":none")]
+    for row in windows:
+        if row["sequence"] is None:  # the gate kept it, or the queue was full: nothing crossed
+            row["cut"] = f"{row['cut'].partition(':')[0]}:none"
+    sent = [row for row in windows if row["sequence"] is not None]
     trace = [[float(t), float(rate)] for t, rate in zip(link.t_s, link.rate_bps, strict=True) if t <= live_s]
     return {
         "id": device.id,

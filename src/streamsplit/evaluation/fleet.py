@@ -130,7 +130,6 @@ def server_settings(*, folder: Path, port: int, token: str, encoder: str, seed: 
             "checkpoint_interval_s": 10.0,
             "seed": seed,
         },
-        "aggregation": {"max_wait_s": 2.0},
     }
 
 

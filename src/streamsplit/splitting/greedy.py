@@ -20,7 +20,7 @@ class GreedySettings(Settings):
     quality: float = setting(10.0, low=0.0)  # per unit of (1 - agreement)
     latency: float = setting(5.0, low=0.0)  # per `latency_ms`
     energy: float = setting(3.0, low=0.0)  # per `energy_mj`
-    traffic: float = setting(1.0, low=0.0)  # per `traffic_bytes`
+    traffic: float = setting(4.0, low=0.0)  # per `traffic_bytes`; not in the papers: data volume has a price, too
     privacy: float = setting(0.0, low=0.0)  # per unit of privacy risk, where a table holds it
     local: float = setting(10.0, low=0.0)  # a window the server never sees, at full uncertainty; half of it at none
     latency_ms: float = setting(200.0, low=1e-3)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from streamsplit.config import Settings, setting
-from streamsplit.errors import ConfigError
+from streamsplit.errors import CheckpointError, ConfigError
 from streamsplit.splitting.observation import Observation
 
 
@@ -78,9 +79,33 @@ class UncertaintyGate:
         self._base = math.nan
         self._fixed = math.nan
 
+    def restart(self) -> None:
+        """Warms up anew: the embedding space has changed, and uncertainties before and after do not compare."""
+        self._recent.clear()
+        self._seen, self._base = 0, math.nan
+
     def fix_threshold(self, threshold: float) -> None:
         """A threshold set from outside (the server's POLICY message); nan gives it back to the gate."""
         self._fixed = threshold
+
+    def state(self) -> dict[str, Any]:
+        """What a restart needs so as not to warm up anew; plain values."""
+        return {"version": self.settings.version, "seen": self._seen, "base": self._base, "recent": list(self._recent)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state()`; raises CheckpointError, before any change, if it does not fit these settings."""
+        try:
+            seen, base = int(state["seen"]), float(state["base"])
+            recent = [float(value) for value in state["recent"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the gate's saved state is damaged ({error!r}); it warms up anew") from None
+        if state.get("version") != self.settings.version:
+            raise CheckpointError(
+                f"got the state of a {state.get('version')} gate, expected {self.settings.version}; it warms up anew"
+            )
+        self._seen, self._base = seen, base
+        self._recent.clear()
+        self._recent.extend(recent)
 
     def threshold(self, observation: Observation) -> float:
         """U_th at this moment, nats; nan during the warm-up."""
