@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import random
 import tempfile
@@ -22,6 +23,7 @@ import httpx
 import numpy as np
 import psutil
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from benchmarks.record import record
 from streamsplit.encoders.embedding_codec import pack_embedding
@@ -101,6 +103,10 @@ class LoadDevice:
         return pack_media(header, payload)
 
     async def _read(self, socket: Any) -> None:
+        with contextlib.suppress(ConnectionClosed):  # our own goodbye may cross an answer
+            await self._answer(socket)
+
+    async def _answer(self, socket: Any) -> None:
         async for data in socket:
             self._session.receive(data, now_ms())
             for event in self._session.events():
@@ -133,7 +139,7 @@ async def drive(port: int, devices: int, seconds: float, interval_s: float, pid:
     server = psutil.Process(pid)
     cpu_before, wall_before = server.cpu_times(), time.monotonic()
     load.counting = True
-    await asyncio.sleep(seconds)
+    late_ms = await lateness(seconds)
     load.counting = False
     cpu_after, wall_s = server.cpu_times(), time.monotonic() - wall_before
     async with httpx.AsyncClient() as client:
@@ -154,6 +160,7 @@ async def drive(port: int, devices: int, seconds: float, interval_s: float, pid:
         "latency_p95_ms": float(p95),
         "latency_p99_ms": float(p99),
         "latency_max_ms": max(load.latencies_ms),
+        "machine_late_p99_ms": late_ms,  # of a plain sleep beside: what the machine's other work costs
         "server_cpu_share": cpu_s / wall_s,
         "server_memory_mb": memory / 1e6,
         "server_loop_lag_ms": status["loop_lag_ms"],
@@ -162,6 +169,26 @@ async def drive(port: int, devices: int, seconds: float, interval_s: float, pid:
         "device_failures": failures[:5],
         "load_1_min": psutil.getloadavg()[0],
     }
+
+
+def measure_lateness(connection: Connection, seconds: float) -> None:
+    """In a process of its own: how late sleeps of 5 ms end."""
+    late, end_s = [], time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        before_s = time.monotonic()
+        time.sleep(0.005)
+        late.append(1000 * (time.monotonic() - before_s - 0.005))
+    connection.send(float(np.percentile(late, 99)))
+
+
+async def lateness(seconds: float) -> float:
+    """p99 of how late a process that does nothing else wakes up, in ms: the machine's other load."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=measure_lateness, args=(theirs, seconds))
+    await asyncio.to_thread(process.start)
+    await asyncio.sleep(seconds)
+    p99: float = await asyncio.to_thread(ours.recv)
+    return p99
 
 
 def now_ms() -> float:

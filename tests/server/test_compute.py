@@ -134,7 +134,8 @@ def test_windows_of_different_resolution_or_revision_are_never_mixed(bench: Benc
 
 def test_a_bad_window_in_a_batch_costs_only_itself(bench: Bench) -> None:
     answers = bench.run([
-        job("good", 6, Encoding.FP16, activation(1, 6, Encoding.FP16)), job("bad", 6, Encoding.FP16, b"\x11\x00garbage"),
+        job("good", 6, Encoding.FP16, activation(1, 6, Encoding.FP16)),
+        job("bad", 6, Encoding.FP16, b"\x11\x00garbage"),
         job("unknown", 6, Encoding.FP16, activation(2, 6, Encoding.FP16), prefix=123),
         job("also-good", 6, Encoding.FP16, activation(3, 6, Encoding.FP16)),
     ])  # fmt: skip

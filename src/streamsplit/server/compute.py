@@ -17,7 +17,7 @@ import torch
 from streamsplit.encoders.crossing import BOTTLENECK_FLAG, Crossing, stack_crossings, unpack_crossing
 from streamsplit.encoders.embedding_codec import unpack_embedding
 from streamsplit.errors import CutError, ProtocolError, StreamSplitError
-from streamsplit.learning.mixture import GaussianMixture, posterior_entropy
+from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.server.jobs import Done, Job, Sample
 from streamsplit.server.labels import LabelledPrototypes
 from streamsplit.server.models import EncoderShelf, Served
@@ -259,10 +259,12 @@ class ComputeWorker:
         uncertainty, cluster = math.nan, -1
         label, confidence = "", 0.0
         if item.served.space == self.shelf.current.space:
+            if self.mixture.ready:
+                uncertainty = self.mixture.entropy(embedding, self.settings.entropy_temperature)
             posterior = self.mixture.observe(embedding)
             self._gmm = None
-            if self.mixture.ready:
-                uncertainty, cluster = posterior_entropy(posterior), int(posterior.argmax())
+            if math.isfinite(uncertainty):
+                cluster = int(posterior.argmax())
             label, confidence = self.labels.nearest(embedding, item.served.space)
         record = _record(
             job,

@@ -136,6 +136,7 @@ class ComputeSettings(Settings):
     wait_ms: float = setting(3.0, low=0.0, high=1000.0)  # a batch waits this long for company
     threads: int = setting(1, low=1, high=256)
     revisions: int = setting(3, low=1, high=64)  # encoder revisions held ready
+    entropy_temperature: float = setting(16.0, low=1.0)  # softens the posterior behind the uncertainty, as on devices
 
 
 @dataclass(frozen=True, kw_only=True)
