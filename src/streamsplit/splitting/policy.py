@@ -93,11 +93,11 @@ class HeuristicPolicy:
         self.settings = settings or HeuristicSettings()
 
     def decide(self, observation: Observation, table: CutTable) -> Decision:
-        """The formula's block at INT8; raises CutError when the table lacks it. An unknown rate counts as 0."""
+        """The formula's block at INT8; raises CutError when the table lacks it. An unknown rate or load counts as 0."""
         s = self.settings
         bps = observation.bandwidth_bps if math.isfinite(observation.bandwidth_bps) else s.low_bps
         rate = min(max((bps - s.low_bps) / (s.high_bps - s.low_bps), 0.0), 1.0)
-        cpu = min(max(observation.cpu, 0.0), 1.0)
+        cpu = min(max(observation.cpu, 0.0), 1.0) if math.isfinite(observation.cpu) else 0.0
         score = s.cpu_weight * (1.0 - cpu) + s.bandwidth_weight * rate
         # Products like 13 x (0.6 x 0.5 + 0.4 x 0.5) may land a hair under a whole number: floor what was meant.
         block = min(max(math.floor(table.num_blocks * score + 1e-9), 1), table.num_blocks - 1)
