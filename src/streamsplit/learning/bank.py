@@ -29,7 +29,14 @@ class MemoryBank:
     """
 
     def __init__(
-        self, size: int = MAX_ENTRIES, dim: int = 128, seed: int = 0, *, alpha: float = 0.5, gamma: float = 0.99
+        self,
+        size: int = MAX_ENTRIES,
+        dim: int = 128,
+        seed: int = 0,
+        *,
+        alpha: float = 0.5,
+        gamma: float = 0.99,
+        cold_start: int = 50,
     ) -> None:
         if size < 1 or dim < 1 or alpha < 0.0 or not 0.0 < gamma <= 1.0:
             raise ConfigError(f"got size={size}, dim={dim}, alpha={alpha}, gamma={gamma}; expected positive sizes, "
@@ -39,7 +46,7 @@ class MemoryBank:
         self._times = np.zeros(size)
         self._filled = 0
         self._next = 0
-        self.mixture = GaussianMixture(5, dim, rate=0.1, seed=seed)
+        self.mixture = GaussianMixture(5, dim, rate=0.1, seed=seed, cold_start=cold_start)
 
     def __len__(self) -> int:
         return self._filled

@@ -60,9 +60,8 @@ class MixtureMemory(_Memory):
     """v2: virtual negatives from the mixture; nothing else is stored."""
 
     def __init__(self, settings: LearnerSettings, dim: int, seed: int) -> None:
-        self.mixture = GaussianMixture(
-            settings.components, dim, settings.mixture_rate, seed, cold_start=settings.cold_start
-        )
+        s = settings
+        self.mixture = GaussianMixture(s.components, dim, s.mixture_rate, seed, cold_start=s.cold_start)
 
     def add(self, z: Array, index: int) -> None:
         self.mixture.observe(z)
@@ -95,7 +94,10 @@ class BankMemory(_Memory):
     """v1: remembered negatives, age-weighted, away from where the stream is dense. Its mixture has 5 components."""
 
     def __init__(self, settings: LearnerSettings, dim: int, seed: int) -> None:
-        self.bank = MemoryBank(settings.bank_entries, dim, seed, alpha=settings.bank_alpha, gamma=settings.bank_gamma)
+        s = settings
+        self.bank = MemoryBank(
+            s.bank_entries, dim, seed, alpha=s.bank_alpha, gamma=s.bank_gamma, cold_start=s.cold_start
+        )
         self.mixture = self.bank.mixture
         self._gap = settings.negative_gap
         self._now = 0
