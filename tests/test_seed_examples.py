@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from streamsplit.config import load_settings
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.errors import ConfigError
+from streamsplit.server.settings import ServerSettings
+
 FRAMEWORK = """
 import asyncio
 import numpy as np
@@ -220,6 +225,61 @@ EXAMPLES = {
 }  # fmt: skip
 
 
+EDGE_YAML = """
+# Key configuration sections
+device:
+  id: "edge_device_1"
+  type: "raspberry_pi_4b"
+
+audio:
+  sample_rate: 16000
+  n_mels: 128
+  window_duration: 0.025
+
+training:
+  learning_rate: 1e-4
+  temperature: 0.1
+  batch_size: 32
+
+memory_bank:
+  min_size: 64
+  max_size: 512
+
+splitting:
+  enabled: true
+  agent:
+    learning_rate: 1e-3
+    reward_weights:
+      accuracy: 1.0
+      resource_usage: -0.5
+      latency: -0.3
+      privacy_risk: -0.2
+"""
+
+SERVER_YAML = """
+# Key configuration sections
+server:
+  bind_address: "0.0.0.0"
+  port: 8888
+
+training:
+  learning_rate: 5e-4
+  batch_size: 256
+
+loss:
+  sliced_wasserstein:
+    num_projections: 100
+    weight: 1.0
+  laplacian:
+    k_neighbors: 5
+    weight: 0.5
+
+aggregation:
+  temporal_window: 30.0
+  min_devices_per_update: 2
+"""
+
+
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.chdir(folder)
     scope: dict[str, object] = {"__name__": "__main__"}
@@ -245,6 +305,35 @@ def test_the_examples_are_the_readmes_but_for_the_import_lines():
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
     runnable = [block for block in blocks if not re.match(r"class \w+:\n    (async )?def", block)]
     assert [body(block) for block in runnable] == [body(example) for example in EXAMPLES.values()]
+
+
+def test_the_settings_files_are_the_readmes():
+    readme = Path(__file__).resolve().parents[2] / "shared" / "seeds" / "streamsplit-readme.md"
+    if not readme.is_file():
+        pytest.skip("the research code's README is not here")
+    blocks = re.findall(r"```yaml\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    assert [block.strip() for block in blocks] == [EDGE_YAML.strip(), SERVER_YAML.strip()]
+
+
+def test_the_edge_settings_example(tmp_path):
+    path = tmp_path / "edge_config.yaml"
+    path.write_text(EDGE_YAML)
+    settings = load_settings(path, EdgeSettings)
+    assert settings.device.profile.name == "pi4"
+    assert settings.training.learning_rate == 1e-4 and settings.memory_bank.max_size == 512
+    assert settings.policy.greedy.quality == 10.0 and settings.policy.greedy.energy == 5.0
+
+
+def test_the_server_settings_example_asks_for_a_token_on_an_open_address(tmp_path, monkeypatch):
+    path = tmp_path / "server_config.yaml"
+    path.write_text(SERVER_YAML)
+    monkeypatch.delenv("STREAMSPLIT_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="token"):
+        load_settings(path, ServerSettings)
+    monkeypatch.setenv("STREAMSPLIT_TOKEN", "secret")
+    settings = load_settings(path, ServerSettings)
+    assert settings.training.batch_size == 256 and settings.loss.sliced_wasserstein.weight == 1.0
+    assert settings.aggregation.min_devices_per_update == 2
 
 
 def test_the_framework_example(tmp_path, monkeypatch, capsys):
