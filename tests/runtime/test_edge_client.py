@@ -234,17 +234,19 @@ def test_bytes_are_those_on_the_socket(tmp_path: Path) -> None:
     async def run() -> None:
         async with TinyServer().running() as server:
             target = ("127.0.0.1", server.port)
-            async with ShapedProxy(target, constant_trace(50e6, 2.0)) as proxy:
-                async with Rig(tmp_path, f"ws://127.0.0.1:{proxy.address[1]}/v1/stream") as rig:
-                    for size in (10, 100, 200, 70_000):
-                        fill(rig.queue, 1, size)
-                    rig.client.wake()
-                    await until(lambda: sum(isinstance(m, Result) for m in rig.owner.messages) == 4)
-                    await asyncio.sleep(0.1)
-                    assert rig.client.bytes.up == proxy.uplink_bytes > 70_310
-                    assert rig.client.bytes.down == proxy.downlink_bytes > 0
-                    up, down = rig.client.bytes.packet_bytes
-                    assert up > rig.client.bytes.up + 49 * PACKET_HEADER_BYTES and down > rig.client.bytes.down
+            async with (
+                ShapedProxy(target, constant_trace(50e6, 2.0)) as proxy,
+                Rig(tmp_path, f"ws://127.0.0.1:{proxy.address[1]}/v1/stream") as rig,
+            ):
+                for size in (10, 100, 200, 70_000):
+                    fill(rig.queue, 1, size)
+                rig.client.wake()
+                await until(lambda: sum(isinstance(m, Result) for m in rig.owner.messages) == 4)
+                await asyncio.sleep(0.1)
+                assert rig.client.bytes.up == proxy.uplink_bytes > 70_310
+                assert rig.client.bytes.down == proxy.downlink_bytes > 0
+                up, down = rig.client.bytes.packet_bytes
+                assert up > rig.client.bytes.up + 49 * PACKET_HEADER_BYTES and down > rig.client.bytes.down
 
     asyncio.run(run())
 
@@ -275,19 +277,21 @@ def test_a_full_uplink_does_not_delay_what_comes_down(tmp_path: Path) -> None:
         async with TinyServer().running() as server:
             target = ("127.0.0.1", server.port)
             slow, fast = constant_trace(0.4e6, 10.0), constant_trace(50e6, 10.0)
-            async with ShapedProxy(target, slow, fast, backlog_bytes=8 << 10) as proxy:
-                async with Rig(tmp_path, f"ws://127.0.0.1:{proxy.address[1]}/v1/stream") as rig:
-                    await until(lambda: rig.client.is_open)
-                    fill(rig.queue, 8, 60_000)  # ten seconds of uplink
-                    rig.client.wake()
-                    await asyncio.sleep(0.5)
-                    session = server.sessions[-1]
-                    started = time.monotonic()
-                    session.send(Throttle(max_in_flight=4))
-                    for connection in server.connections:
-                        await server._flush(session, connection)
-                    await until(lambda: any(isinstance(m, Throttle) for m in rig.owner.messages), 3)
-                    assert time.monotonic() - started < 1.0
+            async with (
+                ShapedProxy(target, slow, fast, backlog_bytes=8 << 10) as proxy,
+                Rig(tmp_path, f"ws://127.0.0.1:{proxy.address[1]}/v1/stream") as rig,
+            ):
+                await until(lambda: rig.client.is_open)
+                fill(rig.queue, 8, 60_000)  # ten seconds of uplink
+                rig.client.wake()
+                await asyncio.sleep(0.5)
+                session = server.sessions[-1]
+                started = time.monotonic()
+                session.send(Throttle(max_in_flight=4))
+                for connection in server.connections:
+                    await server._flush(session, connection)
+                await until(lambda: any(isinstance(m, Throttle) for m in rig.owner.messages), 3)
+                assert time.monotonic() - started < 1.0
 
     asyncio.run(run())
 

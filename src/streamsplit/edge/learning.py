@@ -17,6 +17,7 @@ from streamsplit.edge.snapshot import load_snapshot, save_snapshot
 from streamsplit.errors import CheckpointError, EncoderError, StreamSplitError
 
 _IDLE_S = 0.2
+_YIELD_S = 0.01
 
 
 class LearningLoop:
@@ -32,8 +33,10 @@ class LearningLoop:
         problem: Callable[[str], None],
         *,
         paced: bool,
+        behind: Callable[[], bool],
     ) -> None:
         self._paced = paced
+        self._behind = behind
         self._length = settings.audio.window_frames
         self._fresh = True  # the first window follows nothing
         self._settings = settings.training
@@ -61,11 +64,14 @@ class LearningLoop:
     def run(self, stop: threading.Event) -> None:
         """The learner's thread, until `stop` is set."""
         while not stop.is_set():
+            if self._behind():  # audio waits: listening comes first
+                stop.wait(_YIELD_S)
+                continue
             learned_ms = self._learn(self._cpu) if self._cpu <= self._settings.highest_cpu else 0.0
             self._save_if_due()
             share = self._settings.load_share
             rest_s = learned_ms / 1000 * (1.0 / share - 1.0) if share > 0 else _IDLE_S
-            stop.wait(rest_s if learned_ms else _IDLE_S)
+            stop.wait(max(rest_s, _YIELD_S) if learned_ms else _IDLE_S)
 
     def restore(self) -> None:
         """Takes up the last snapshot; one that does not fit is reported and left where it is."""

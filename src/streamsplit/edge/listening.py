@@ -68,6 +68,8 @@ class Listener:
     def _hear(self, heard: Heard) -> None:
         block, resolution = heard.block, self._state().resolution
         if heard.gap:
+            self._problem("this device is too slow for its audio: some was dropped (see dropped_audio_ms)")
+            self._note("gap", dropped_ms=self._inlet.dropped_ms)
             self._stream.reset(block.start_ms)
             self._labels.clear()
         elif block.clip != self._clip:

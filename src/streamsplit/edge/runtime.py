@@ -89,8 +89,9 @@ class EdgeRuntime:
         self.monitor = ResourceMonitor(self.device, settings.monitor)
         self.inlet = AudioInlet(source, paced=self.paced, buffer_s=settings.audio.buffer_s)
         self.learning = LearningLoop(
-            settings, self.model, self.device, self.counters, self.note, self.problem, paced=self.paced
-        )
+            settings, self.model, self.device, self.counters, self.note, self.problem, paced=self.paced,
+            behind=lambda: self.inlet.waiting_ms > 2 * settings.audio.block_ms,
+        )  # fmt: skip
         self.link = LinkEstimator(settings.splitting.link)
         self._link_estimate = self.link.estimate(_now_ms())
         self._inbox: queues.SimpleQueue[Callable[[], Any]] = queues.SimpleQueue()
