@@ -238,18 +238,42 @@ def test_stop_from_another_thread_ends_in_good_order(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_the_server_may_change_the_policy(tmp_path: Path) -> None:
+async def heard_as(device: EdgeRuntime, cut: str, more_than: int = 0) -> None:
+    """Waits until windows have gone up at `cut`."""
+    deadline = time.monotonic() + 20
+    while device.counters.cuts[cut] <= more_than:
+        assert time.monotonic() < deadline, device.counters.cuts
+        await asyncio.sleep(0.02)
+
+
+def test_the_server_may_change_the_policy_and_give_it_back(tmp_path: Path) -> None:
     async def run() -> None:
         async with TinyServer().running() as server:
             server.on_open = lambda session: session.send(Policy(policy="fixed", cut="0:pcm16"))
-            device = runtime(settings(tmp_path, server.url), open_source("synthetic", speed=10), speed=10)
+            config = settings(tmp_path, server.url, splitting={"agent": {"policy": "greedy"}})
+            device = runtime(config, open_source("synthetic", speed=10), speed=10)
             running = asyncio.create_task(device.run())
-            deadline = time.monotonic() + 20
-            while not device.counters.cuts["0:pcm16"]:
-                assert time.monotonic() < deadline and not running.done()
-                await asyncio.sleep(0.02)
+            await heard_as(device, "0:pcm16", 3)
+            before = device.counters.cuts["0:logmel-int8"]
+            server.sessions[0].send(Policy(policy="own"))
+            await heard_as(device, "0:logmel-int8", before)
             device.stop()
-            assert (await running).status.cut == "0:pcm16"
+            await running
+
+    asyncio.run(run())
+
+
+def test_a_device_whose_cut_was_fixed_by_its_owner_does_not_take_another(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with TinyServer().running() as server:
+            server.on_open = lambda session: session.send(Policy(policy="fixed", cut="0:pcm16"))
+            device = runtime(
+                settings(tmp_path, server.url), open_source("synthetic:20", speed=0), journal=tmp_path / "j"
+            )
+            summary = await asyncio.wait_for(device.run(), 30)
+            assert summary.cuts == {"0:logmel-int8": 39}
+            told = [row for row in read_journal(tmp_path / "j") if row["kind"] == "policy"]
+            assert told and all(row["refused"] for row in told)
 
     asyncio.run(run())
 
