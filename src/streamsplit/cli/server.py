@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streamsplit.server.settings import ServerSettings
 
 SHOWN_DEVICES = 20
-FIRST_COLUMNS = ("device", "link", "cut", "windows", "skipped", "uplink", "latency p50/p95", "uncertainty", "label")
+COLUMNS = ("device", "link", "cut", "sent", "kept", "up", "ms p50/95", "nats", "label")  # fits 80 characters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device.add_argument("--cpu-only", action="store_true", help="never use a GPU")
     parser.add_argument("--json", action="store_true", help="a line of JSON on stdout when ready and every --interval")
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="between updates (default 2)")
-    actions = parser.add_subparsers(dest="action", metavar="validate FILE", title="actions")
+    actions = parser.add_subparsers(dest="action", metavar="[validate FILE]", title="actions")
     validate = actions.add_parser("validate", help="check a settings file and say what is wrong with it")
     validate.add_argument("file", type=Path)
 
@@ -144,19 +144,21 @@ def status_table(status: dict[str, Any]) -> Table:
     totals, refiner = status["totals"], status["refiner"]
     table = Table(
         title=f"{totals['devices_connected']} of {totals['devices']} devices connected, {totals['windows']} windows",
+        padding=(0, 0),
+        pad_edge=False,
         caption=(
             f"revision {status['revision'][:8]}, refiner {refiner['state']} (step {refiner['steps']}, "
             f"loss {_number(refiner['loss'], '.3f')}), up {status['uptime_s']:.0f} s"
         ),
     )
-    for column in FIRST_COLUMNS:
-        table.add_column(column)
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=True)
     for device in status["devices"][:SHOWN_DEVICES]:
         latency = device["latency_ms"]
         table.add_row(
             device["device"], "up" if device["connected"] else "down", device["cut"], str(device["windows"]),
             str(device["skipped"]), f"{device['uplink_bytes'] / 1e3:.1f} kB",
-            f"{_number(latency['p50'], '.0f')}/{_number(latency['p95'], '.0f')} ms",
+            f"{_number(latency['p50'], '.0f')}/{_number(latency['p95'], '.0f')}",
             _number(device["uncertainty"], ".2f"), device["label"],
         )  # fmt: skip
     hidden = len(status["devices"]) - SHOWN_DEVICES

@@ -19,6 +19,7 @@ from streamsplit.encoders.embedding_codec import unpack_embedding
 from streamsplit.errors import CutError, EncoderError
 from streamsplit.facade.config import StreamSplitConfig, torch_device
 from streamsplit.facade.encoders import MobileNetV3EdgeEncoder
+from streamsplit.learning.settings import LearnerSettings
 from streamsplit.refinement.refiner import Published, Refiner, RefineReport
 from streamsplit.refinement.settings import RefinerSettings
 from streamsplit.server.assembler import Assembler
@@ -47,6 +48,9 @@ class ServerModule:
             warm_start_windows=self.config.warm_start_windows,
         )  # fmt: skip
         self.refiner = Refiner(encoder.to(self.device), settings or learning, seed=self.config.seed)
+        self._softening = (
+            LearnerSettings().entropy_temperature
+        )  # of the posterior behind the uncertainty, as on devices
         self._assemblers: dict[str, Assembler] = {}
         self._next: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -161,7 +165,7 @@ class ServerModule:
         posterior = self.refiner.mixture.posterior(z)
         return {
             "split_point": split_point,
-            "uncertainty": self.refiner.mixture.entropy(z),
+            "uncertainty": self.refiner.mixture.entropy(z, self._softening),
             "cluster": int(posterior.argmax()) if self.refiner.mixture.ready else -1,
             "revision": self.revision,
             "latency": (time.perf_counter() - started) * 1000.0,
