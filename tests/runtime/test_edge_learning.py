@@ -48,6 +48,14 @@ def run(config: EdgeSettings, spec: str = "synthetic:40", speed: float = 0.0, jo
     return device, asyncio.wait_for(device.run(**options), 60)
 
 
+async def until(condition, task: asyncio.Future) -> None:
+    """Waits for something to become true while a device runs."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline and not task.done()
+        await asyncio.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def base() -> Weights:
     return encoder_weights(make_encoder(EdgeSettings().encoder))
@@ -62,8 +70,8 @@ def serve_weights(server: TinyServer, announced: Revision, payload: bytes) -> No
     """Announces on connection, and answers the device's requests."""
 
     def on_message(session, message) -> None:
-        if isinstance(message, WeightsRequest):
-            server.send_chunks(session, list(chunks(payload, message.revision, message.offset)))
+        if isinstance(message, WeightsRequest) and message.offset == 0:  # later ones confirm
+            server.send_chunks(session, list(chunks(payload, message.revision)))
 
     server.on_open = lambda session: session.send(announced)
     server.on_message = on_message
@@ -98,9 +106,11 @@ def test_a_device_alone_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> N
 def test_learning_runs_beside_listening_in_real_time(tmp_path: Path) -> None:
     async def go() -> None:
         async with TinyServer().running() as server:
-            _, running = run(settings(tmp_path, server.url), "synthetic", speed=10.0, duration_s=6.0)
-            summary = await running
-            assert summary.status.learner_steps >= 1
+            device, running = run(settings(tmp_path, server.url), "synthetic", speed=10.0, duration_s=30.0)
+            task = asyncio.ensure_future(running)
+            await until(lambda: device.counters.learner_steps >= 2, task)
+            device.stop()
+            summary = await task
             assert summary.left_in_queue == 0 and summary.status.dropped_audio_ms == 0
             assert any(isinstance(m, Stats) and m.learner_steps for m in server.messages)
 
@@ -136,29 +146,32 @@ def test_a_download_goes_on_after_a_lost_connection(tmp_path: Path, base: Weight
     announced = Revision(
         revision=revision_of(packed.result), base="", kind="full", total_bytes=len(packed.payload), breaks_space=True
     )
-    offsets: list[int] = []
+    asked: list[tuple[int, int]] = []  # (connection, offset), confirmations included
 
     async def go() -> None:
         async with TinyServer().running() as server:
 
             def on_message(session, message) -> None:
-                if isinstance(message, WeightsRequest):
-                    offsets.append(message.offset)
+                if not isinstance(message, WeightsRequest):
+                    return
+                first_here = session.connection not in [connection for connection, _ in asked]
+                asked.append((session.connection, message.offset))
+                if first_here:
                     pieces = list(chunks(packed.payload, message.revision, message.offset))
-                    server.send_chunks(session, pieces[:20] if len(offsets) == 1 else pieces)
-                    if len(offsets) == 1:
-                        asyncio.get_running_loop().call_later(0.3, cut)
+                    server.send_chunks(session, pieces[:20] if len(asked) == 1 else pieces)
+                elif message.offset > 500_000 and session.connection == asked[0][0]:
+                    for connection in server.connections:
+                        connection.transport.abort()
 
-            def cut() -> None:
-                for connection in server.connections:
-                    connection.transport.abort()
-
-            server.on_open = lambda session: session.send(announced) if not offsets else None
+            server.on_open = lambda session: session.send(announced) if not asked else None
             server.on_message = on_message
-            _, running = run(settings(tmp_path, server.url), "synthetic", speed=4.0, duration_s=4.0)
-            summary = await running
-            assert offsets[0] == 0 and offsets[1] > 500_000  # not from the beginning
-            assert summary.status.revision == announced.revision
+            device, running = run(settings(tmp_path, server.url), "synthetic", speed=4.0, duration_s=30.0)
+            task = asyncio.ensure_future(running)
+            await until(lambda: device.model.revision == announced.revision, task)
+            device.stop()
+            await task
+            later = [offset for connection, offset in asked if connection != asked[0][0]]
+            assert asked[0][1] == 0 and later[0] > 400_000  # not from the beginning
 
     asyncio.run(go())
 
@@ -184,30 +197,39 @@ def test_damaged_weights_are_refused_and_the_device_goes_on(tmp_path: Path, base
 
 def test_what_a_device_learned_goes_up_when_the_link_is_good(tmp_path: Path, base: Weights) -> None:
     offers: list[Revision] = []
+    receivers: list[WeightTransfer] = []
 
     async def go() -> None:
         async with TinyServer().running() as server:
 
             def on_message(session, message) -> None:
-                if isinstance(message, Revision):
+                if isinstance(message, Revision) and not offers:
                     offers.append(message)
+                    receivers.append(WeightTransfer(message.revision, message.total_bytes, message.base))
                     session.send(WeightsRequest(revision=message.revision, base=message.base, offset=0))
 
-            server.on_message = on_message
+            def on_media(session, frame) -> None:
+                transfer = receivers[0]
+                if frame.type is FrameType.WEIGHTS and not transfer.complete:
+                    transfer.add(frame.payload)
+                    session.send(
+                        WeightsRequest(revision=transfer.revision, base=transfer.base, offset=transfer.received)
+                    )
+
+            server.on_message, server.on_media = on_message, on_media
             sync = {"upload_interval_s": 1.0, "upload_min_steps": 1, "upload_min_bps": 1.0}
             config = settings(
                 tmp_path, server.url, sync=sync,
                 splitting={"agent": {"policy": "fixed", "cut": "0:logmel-int8"}, "gate": {"enabled": False}},
             )  # fmt: skip
-            _, running = run(config, "synthetic", speed=10.0, duration_s=6.0)
-            await running
+            device, running = run(config, "synthetic", speed=10.0, duration_s=30.0)
+            task = asyncio.ensure_future(running)
+            await until(lambda: bool(receivers) and receivers[0].complete, task)
+            device.stop()
+            await task
             offer = offers[0]
             assert offer.kind == "local" and offer.base == revision_of(base) and offer.samples >= 16
-            transfer = WeightTransfer(offer.revision, offer.total_bytes, offer.base)
-            for frame in server.media:
-                if frame.type is FrameType.WEIGHTS and not transfer.complete:
-                    transfer.add(frame.payload)
-            learned = transfer.finish(base)
+            learned = receivers[0].finish(base)
             assert any(np.abs(learned[name] - base[name]).max() > 0 for name in base)
 
     asyncio.run(go())

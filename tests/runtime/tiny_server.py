@@ -39,6 +39,7 @@ class TinyServer:
             sequence=frame.sequence, window=0, capture_ms=frame.timestamp_ms, uncertainty=1.0
         )
         self.on_message: Callable[[ServerSession, Message], None] = lambda session, message: None
+        self.on_media: Callable[[ServerSession, Frame], None] = lambda session, frame: None
         self.on_open: Callable[[ServerSession], None] = lambda session: None
         self.sessions: list[ServerSession] = []
         self.connections: set[ServerConnection] = set()
@@ -92,6 +93,7 @@ class TinyServer:
                 self.on_message(session, event.message)
             elif isinstance(event, MediaReceived):
                 self.media.append(event.frame)
+                self.on_media(session, event.frame)
             elif isinstance(event, Closed):
                 return session
         return session
