@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -171,24 +172,24 @@ async def drive(port: int, devices: int, seconds: float, interval_s: float, pid:
     }
 
 
-def measure_lateness(connection: Connection, seconds: float) -> None:
-    """In a process of its own: how late sleeps of 5 ms end."""
-    late, end_s = [], time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        before_s = time.monotonic()
-        time.sleep(0.005)
-        late.append(1000 * (time.monotonic() - before_s - 0.005))
-    connection.send(float(np.percentile(late, 99)))
+_SLEEPER = """
+import sys, time
+late, end_s = [], time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end_s:
+    before_s = time.monotonic()
+    time.sleep(0.005)
+    late.append(1000 * (time.monotonic() - before_s - 0.005))
+print(sorted(late)[int(0.99 * len(late))])
+"""
 
 
 async def lateness(seconds: float) -> float:
-    """p99 of how late a process that does nothing else wakes up, in ms: the machine's other load."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=measure_lateness, args=(theirs, seconds))
-    await asyncio.to_thread(process.start)
-    await asyncio.sleep(seconds)
-    p99: float = await asyncio.to_thread(ours.recv)
-    return p99
+    """p99 of how late a process that does nothing else wakes up, in ms: what the machine's other work costs."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-S", "-c", _SLEEPER, str(seconds), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    return float(output)
 
 
 def now_ms() -> float:

@@ -12,6 +12,7 @@ from functools import lru_cache, wraps
 from importlib import resources
 from typing import Any
 
+import msgspec
 import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -124,7 +125,8 @@ async def status(request: Request) -> Response:
     """Devices, totals, latencies, revision, refiner, last events."""
     server = _server(request)
     events, totals = await asyncio.to_thread(lambda: (server.store.events(50), server.store.totals()))
-    return JSONResponse(server.status(events, totals), headers={"Cache-Control": "no-store"})
+    body = msgspec.json.encode(server.status(events, totals))
+    return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 async def windows(request: Request) -> Response:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
+from collections.abc import Collection
 from typing import Any
-
-import numpy as np
 
 from streamsplit.server.records import WindowRecord
 from streamsplit.splitting.cut import Cut
 from streamsplit.wire.media import Encoding
-from streamsplit.wire.messages import Hello, Stats
+from streamsplit.wire.messages import Hello, Revision, Stats
 
 HISTORY = 120  # points of a sparkline
-LATENCIES = 1024
+LATENCIES = 256
 
 
 class Device:
@@ -42,6 +41,7 @@ class Device:
         self.label = ""
         self.cluster = -1
         self.revision = ""
+        self.learned: Revision | None = None  # local learning that came up last, whole
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES)  # frame received to result sent
         self.history: deque[tuple[float, float, float]] = deque(maxlen=HISTORY)  # time s, uncertainty, latency ms
 
@@ -60,8 +60,8 @@ class Device:
         self.latencies_ms.append(latency_ms)
         self.history.append((self.last_seen_s, record.uncertainty, latency_ms))
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything, with NaN as null."""
+    def as_json(self, *, history: bool = True) -> dict[str, Any]:
+        """Everything, with NaN as null; `history` may be left out where there are very many devices."""
         hello, stats = self.hello, self.stats
         return {
             "device": self.id,
@@ -94,16 +94,18 @@ class Device:
             },
             "history": [
                 {"t_s": round(t, 3), "uncertainty": finite(u), "latency_ms": finite(ms)} for t, u, ms in self.history
-            ],
+            ]
+            if history
+            else [],
         }
 
 
-def percentiles(values: Any) -> dict[str, float | None]:
-    """p50, p95 and p99; null without values."""
-    if not len(values):
+def percentiles(values: Collection[float]) -> dict[str, float | None]:
+    """p50, p95 and p99, each a value that occurred (nearest rank); null without values."""
+    ordered = sorted(values)
+    if not ordered:
         return {"p50": None, "p95": None, "p99": None}
-    p50, p95, p99 = np.percentile(np.fromiter(values, float, len(values)), (50, 95, 99))
-    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "p99": round(float(p99), 3)}
+    return {f"p{p}": round(ordered[min(len(ordered) - 1, p * len(ordered) // 100)], 3) for p in (50, 95, 99)}
 
 
 def finite(value: float | None) -> float | None:

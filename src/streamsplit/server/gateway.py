@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -105,6 +106,7 @@ class Gateway:
         self.settings = settings
         self.devices: dict[str, Device] = {}
         self.links: dict[str, Link] = {}
+        self.latencies_ms: deque[float] = deque(maxlen=4096)  # of all devices
         self._compute = compute
         self._store = store
         self._weights = weights
@@ -521,6 +523,7 @@ class Gateway:
             else:
                 self._metrics.windows.labels(cut_name(record.block, record.encoding)).inc()
                 self._metrics.latency.observe(latency_s)
+                self.latencies_ms.append(1000 * latency_s)
             link = self.links.get(record.device)
             if link is None or link.stream is not stream:
                 continue

@@ -9,6 +9,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -23,6 +24,7 @@ from streamsplit.server.settings import ServerSettings
 LOG = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BACKLOG = 2048
+SWITCH_INTERVAL_S = 0.0005  # the loop gives up the GIL at every send; 5 ms each until it has it back add up to seconds
 
 
 class _Server(uvicorn.Server):
@@ -84,6 +86,7 @@ async def serve(
         backlog=BACKLOG,
     )
     server = _Server(config)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     loop = asyncio.get_running_loop()
     wanted = asyncio.Event()
 

@@ -31,6 +31,7 @@ from streamsplit.weights.revision import Weights, encoder_weights, revision_of, 
 LOG = logging.getLogger(__name__)
 LAG_PROBE_S = 0.1
 HOUSEKEEPING_S = 1.0
+MAX_HISTORIES = 32  # devices whose sparkline the status carries
 
 
 class StreamServer:
@@ -287,7 +288,6 @@ class StreamServer:
     def status(self, events: list[dict[str, Any]], totals: dict[str, int]) -> dict[str, Any]:
         """The JSON of /api/status."""
         devices = sorted(self.gateway.devices.values(), key=lambda d: (not d.connected, d.id))
-        latencies = [ms for device in devices for ms in device.latencies_ms]
         progress = self.progress
         not_ready = self.not_ready()
         return {
@@ -298,7 +298,7 @@ class StreamServer:
             "revision": self.revision,
             "space": self.space,
             "revisions": int(self.metrics.revisions._value.get()),
-            "latency_ms": percentiles(latencies),
+            "latency_ms": percentiles(self.gateway.latencies_ms),
             "loop_lag_ms": round(self.loop_lag_ms, 3),
             "compute_waiting": self.compute.waiting,
             "totals": {
@@ -325,6 +325,6 @@ class StreamServer:
                 "samples_dropped": self.refiner.dropped,
                 "last_checkpoint_unix_s": self.last_checkpoint_unix_s,
             },
-            "devices": [device.as_json() for device in devices],
+            "devices": [device.as_json(history=at < MAX_HISTORIES) for at, device in enumerate(devices)],
             "events": events,
         }
