@@ -91,7 +91,7 @@ def _print_summary(values: dict[str, Any]) -> None:
     from rich.table import Table
 
     out = Console(highlight=False)
-    probe = Table(title=f"Linear probe on held-out sound ({values['probe_held_out']})", title_justify="left")
+    probe = Table(title=f"Linear probe on held-out windows ({values['probe_held_out']})", title_justify="left")
     probe.add_column("vector")
     probe.add_column("accuracy", justify="right")
     for name, accuracy in values["probe"].items():

@@ -260,14 +260,13 @@ def _probe(settings: DemoSettings, folder: Path, sound: _Sound) -> tuple[list[di
         [("encoder, untrained", "before", untrained), ("encoder, learned", "after", learned)],
         seed=settings.seed,
     )
-    count = min(len(sound.probe.test), MAP_POINTS)
-    keep = np.random.default_rng(settings.seed).permutation(len(sound.probe.test))[:count]
+    labels = [item.label for item in sound.probe.test for _ in item.windows]
+    keep = np.random.default_rng(settings.seed).permutation(len(labels))[:MAP_POINTS]
     maps = [
         [title, [[round(float(x), 3) for x in point] for point in study.map_2d(vectors[name][keep], settings.seed)]]
         for title, name in (("untrained", "encoder, untrained"), ("learned", "encoder, learned"))
     ]
-    labels = [sound.probe.test[index].label for index in keep]
-    return rows, {"method": "t-SNE", "maps": maps, "labels": labels}
+    return rows, {"method": "t-SNE", "maps": maps, "labels": [labels[index] for index in keep]}
 
 
 def _integrity(folder: Path) -> dict[str, int]:

@@ -78,12 +78,13 @@ def _headline(run: Mapping[str, Any]) -> str:
 
 
 def _probe_table(run: Mapping[str, Any]) -> str:
-    header = ("vector", "dim", "probe accuracy", "P@10", "silhouette", "effective rank")
+    header = ("vector", "dim", "probe, windows", "probe, clips", "P@10", "silhouette", "effective rank")
     rows = [
         (
             row["name"],
             str(row["dim"]),
             f"{row['accuracy']:.3f}",
+            f"{row['clip_accuracy']:.3f} ± {row['clip_standard_error']:.3f}",
             f"{row['precision_at_10']:.3f}",
             f"{row['silhouette']:+.3f}",
             f"{row['effective_rank']:.1f}",
@@ -146,8 +147,8 @@ def _method(run: Mapping[str, Any]) -> str:
 
 def _probe_caption(run: Mapping[str, Any]) -> str:
     return (
-        "Accuracy of a linear probe (cross-validated regularisation), trained on labels of the training part and "
-        f"tested on sound that no device ever heard ({run['meta']['held_out']})."
+        "Accuracy of a linear probe (cross-validated regularisation) on single windows, trained on labels of the "
+        f"training part and tested on sound that no device ever heard ({run['meta']['held_out']})."
     )
 
 

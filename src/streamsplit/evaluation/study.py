@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 
 from streamsplit.audio.files import read_audio
-from streamsplit.audio.logmel import log_mel
 from streamsplit.audio.synth import LABELS, render_scene
 from streamsplit.audio.windows import cut_windows
 from streamsplit.encoders.base import SplitEncoder
@@ -27,7 +27,6 @@ _BATCH = 64
 class Item(NamedTuple):
     """One labelled piece of sound: a clip, or a synthetic scene."""
 
-    features: np.ndarray  # [f, t], the whole piece
     windows: np.ndarray  # [n, f, 100], what devices would see of it
     label: str
     source: str  # recording that it was cut from; never on both sides of a split
@@ -56,43 +55,60 @@ def synthetic_probe(scenes: int, seed: int = 0) -> ProbeSet:
 def compare(
     data: ProbeSet, encoders: Sequence[tuple[str, str, SplitEncoder]], *, seed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Rows of the probe table (fixed statistics first), and every row's held-out vectors [n, d] by name.
+    """Rows of the probe table (fixed statistics first), and every row's held-out vectors of windows [n, d] by name.
 
-    `encoders` holds (name, kind, encoder) with kind 'before' or 'after'. An item's vector is the mean embedding of its
-    windows.
+    `encoders` holds (name, kind, encoder) with kind 'before' or 'after'. `accuracy` is the probe's on single windows,
+    `clip_accuracy` on the mean over an item's windows. The probe is trained on windows that do not overlap.
     """
-    columns: list[tuple[str, str, Callable[[Item], np.ndarray]]] = [
-        ("log-mel mean + std", "baseline", lambda item: mean_and_deviation(item.features)),
-        ("five fixed statistics", "baseline", lambda item: five_statistics(item.features)),
+    columns: list[tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = [
+        ("log-mel mean + std", "baseline", mean_and_deviation),
+        ("five fixed statistics", "baseline", five_statistics),
     ]
-    columns += [(name, kind, _embedder(encoder)) for name, kind, encoder in encoders]
-    labels = [item.label for item in data.test]
+    columns += [(name, kind, partial(embed, encoder.eval())) for name, kind, encoder in encoders]
     rows, vectors = [], {}
     for name, kind, vector in columns:
-        train = np.stack([vector(item) for item in data.train])
-        test = vectors[name] = np.stack([vector(item) for item in data.test])
+        train = [vector(item.windows) for item in data.train]
+        test = [vector(item.windows) for item in data.test]
+        apart = [part[::2] for part in train]  # every second window: none shares sound with another
+        held_out = vectors[name] = np.concatenate(test)
+        labels, sources = _per_window(data.test, test)
         probe = linear_probe(
-            train,
-            [item.label for item in data.train],
-            test,
+            np.concatenate(apart),
+            _per_window(data.train, apart)[0],
+            held_out,
             labels,
+            groups=_per_window(data.train, apart)[1],
+            seed=seed,
+        )
+        clips = linear_probe(
+            np.stack([part.mean(0) for part in train]),
+            [item.label for item in data.train],
+            np.stack([part.mean(0) for part in test]),
+            [item.label for item in data.test],
             groups=[item.source for item in data.train],
             seed=seed,
         )
-        unit = test / np.linalg.norm(test, axis=1, keepdims=True)
+        unit = held_out / np.linalg.norm(held_out, axis=1, keepdims=True)
         rows.append(
             {
                 "name": name,
                 "kind": kind,
-                "dim": train.shape[1],
+                "dim": held_out.shape[1],
                 "accuracy": probe.accuracy,
-                "standard_error": probe.standard_error,
-                "precision_at_10": precision_at_k(test, labels, 10, groups=[item.source for item in data.test]),
-                "silhouette": silhouette(test, labels),
+                "clip_accuracy": clips.accuracy,
+                "clip_standard_error": clips.standard_error,
+                "precision_at_10": precision_at_k(held_out, labels, 10, groups=sources),
+                "silhouette": silhouette(held_out, labels),
                 "effective_rank": effective_rank(unit),
             }
         )
     return rows, vectors
+
+
+def _per_window(items: Sequence[Item], parts: Sequence[np.ndarray]) -> tuple[list[str], list[str]]:
+    """Label and source of every window."""
+    labels = [item.label for item, part in zip(items, parts, strict=True) for _ in part]
+    return labels, [item.source for item, part in zip(items, parts, strict=True) for _ in part]
 
 
 def map_2d(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -125,9 +141,4 @@ def _scene_items(seed: int, scenes: int) -> list[Item]:
 
 
 def _item(audio: np.ndarray, label: str, source: str) -> Item:
-    return Item(log_mel(audio), np.stack([window.features for window in cut_windows(audio)]), label, source)
-
-
-def _embedder(encoder: SplitEncoder) -> Callable[[Item], np.ndarray]:
-    encoder.eval()
-    return lambda item: embed(encoder, item.windows).mean(0)
+    return Item(np.stack([window.features for window in cut_windows(audio)]), label, source)
