@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
+from streamsplit.edge.blocks import AudioBlock, SourceInfo
 from streamsplit.edge.inlet import AudioInlet
-from streamsplit.edge.sources import AudioBlock, SourceInfo
 from streamsplit.errors import AudioError
 
 

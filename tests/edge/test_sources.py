@@ -16,7 +16,8 @@ import soundfile
 
 from streamsplit.audio.files import read_audio
 from streamsplit.audio.synth import LABELS, Soundscape
-from streamsplit.edge.sources import AudioBlock, Pacer, find_clips, open_source
+from streamsplit.edge.blocks import AudioBlock, Pacer
+from streamsplit.edge.sources import find_clips, open_source
 from streamsplit.errors import AudioError, MissingExtraError
 
 

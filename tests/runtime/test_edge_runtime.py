@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from tiny_server import TinyServer
 
+from streamsplit.edge.blocks import AudioBlock, SourceInfo
 from streamsplit.edge.journal import Journal, read_journal
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.runtime import EdgeRuntime
 from streamsplit.edge.settings import EdgeSettings
-from streamsplit.edge.sources import AudioBlock, SourceInfo, open_source
+from streamsplit.edge.sources import open_source
 from streamsplit.errors import AudioError, ConnectionRefused
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.table import CutRow, CutTable, make_table

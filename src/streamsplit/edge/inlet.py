@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from streamsplit.edge.sources import AudioBlock, Source
+from streamsplit.edge.blocks import AudioBlock, Source
 
 
 class Heard(NamedTuple):

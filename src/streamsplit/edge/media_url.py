@@ -10,7 +10,7 @@ import numpy as np
 
 from streamsplit.audio.container import iter_container
 from streamsplit.audio.resample import StreamingResampler
-from streamsplit.edge.sources import RATE_HZ, AudioBlock, Pacer, SourceInfo
+from streamsplit.edge.blocks import RATE_HZ, AudioBlock, Pacer, SourceInfo
 from streamsplit.errors import AudioError
 
 _TIMEOUT_S = 10.0  # for opening and for every read

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from streamsplit.audio.resample import StreamingResampler, to_mono
-from streamsplit.edge.sources import RATE_HZ, AudioBlock, SourceInfo
+from streamsplit.edge.blocks import RATE_HZ, AudioBlock, SourceInfo
 from streamsplit.errors import AudioError, MissingExtraError
 
 _log = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from streamsplit import __version__
+from streamsplit.edge.blocks import Source
 from streamsplit.edge.client import EdgeClient
 from streamsplit.edge.counters import Counters, EdgeStatus, RunSummary
 from streamsplit.edge.downlink import Downlink
@@ -35,7 +36,6 @@ from streamsplit.edge.pipeline import Surroundings, WindowPipeline
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.snapshot import load_snapshot, save_snapshot
-from streamsplit.edge.sources import Source
 from streamsplit.edge.tables import device_table
 from streamsplit.errors import CheckpointError
 from streamsplit.splitting.link import LinkEstimator
