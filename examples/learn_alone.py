@@ -30,8 +30,8 @@ def main() -> None:
             if window.index % 20 == 0:
                 loss = "no step yet" if learner.last_loss is None else f"loss {learner.last_loss:.3f}"
                 print(
-                    f"{window.end_ms / 1000:6.1f} s  uncertainty {seen.uncertainty:.2f} nats, {seen.steps} steps, {loss}, "
-                    f"effective rank {seen.effective_rank:.1f}"
+                    f"{window.end_ms / 1000:6.1f} s  uncertainty {seen.uncertainty:.2f} nats, {seen.steps} steps, "
+                    f"{loss}, effective rank {seen.effective_rank:.1f}"
                 )
 
 

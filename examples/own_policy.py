@@ -1,6 +1,6 @@
 """A splitting policy of one's own: anything with `decide(observation, table) -> Decision` works.
 
-This one never sends audio or features (privacy), and takes the shallowest activation cut that the link can carry in time.
+This one never sends audio or features (privacy), and takes the shallowest activation cut that crosses in time.
 Run it against the packaged cost table: `python examples/own_policy.py`.
 """
 
