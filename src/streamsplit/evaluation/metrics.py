@@ -19,7 +19,7 @@ import psutil
 from streamsplit.errors import ConfigError, MissingExtraError, StreamSplitError
 from streamsplit.evaluation.probe import cross_validated_probe
 from streamsplit.evaluation.retrieval import precision_at_k, silhouette
-from streamsplit.refinement.rank import effective_rank
+from streamsplit.learning.rank import effective_rank
 from streamsplit.splitting.device import device_profile
 
 MAX_SAMPLES = 36_000  # of each series; the oldest go

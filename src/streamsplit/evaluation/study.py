@@ -18,7 +18,7 @@ from streamsplit.encoders.fixed import five_statistics, mean_and_deviation
 from streamsplit.evaluation.datasets import Clip, load_labelled_folder, split_clips
 from streamsplit.evaluation.probe import linear_probe
 from streamsplit.evaluation.retrieval import precision_at_k, silhouette
-from streamsplit.refinement.rank import effective_rank
+from streamsplit.learning.rank import effective_rank
 
 SCENE_S = 2.0
 _BATCH = 64

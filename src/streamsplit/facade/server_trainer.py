@@ -20,9 +20,9 @@ from streamsplit.facade.checkpoint import read_checkpoint, write_checkpoint
 from streamsplit.facade.config import torch_device
 from streamsplit.facade.encoders import MobileNetV3ServerEncoder
 from streamsplit.facade.server import as_features
+from streamsplit.learning.rank import effective_rank
 from streamsplit.refinement.buffer import BufferSettings, TemporalBuffer
 from streamsplit.refinement.hybrid import HybridSettings, hybrid_loss, pair_info_nce, target_loss
-from streamsplit.refinement.rank import effective_rank
 from streamsplit.refinement.refiner import Refiner
 from streamsplit.refinement.settings import RefinerSettings
 from streamsplit.weights.revision import encoder_weights, load_weights

@@ -1,9 +1,21 @@
-"""Effective rank of a stream of embeddings, in constant memory: the first sign of collapse."""
+"""Effective rank of embeddings, of a batch and of a stream in constant memory: the first sign of collapse."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def effective_rank(z: np.ndarray) -> float:
+    """exp(entropy of the normalised singular values) of the rows z [n, d], not centred (Roy and Vetterli 2007).
+
+    For unit-norm embeddings: 1 when all are one point (or its opposite), at most min(n, d). Without centring, a
+    collapse to a point counts even when what is left around it is noise in every direction. 0 for no rows.
+    """
+    z = np.asarray(z, dtype=np.float64)
+    if z.ndim != 2 or not len(z):
+        return 0.0
+    return _rank(np.linalg.svd(z, compute_uv=False))
 
 
 class RunningRank:
@@ -30,9 +42,7 @@ class RunningRank:
         if self._seen % self.refresh == 0:
             covariance = self._second - np.outer(self._mean, self._mean)
             singular = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0.0))
-            total = singular.sum()
-            share = singular[singular > 1e-9 * total] / total if total > 1e-9 else np.zeros(0)
-            self._value = float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0
+            self._value = _rank(singular)
 
     @property
     def value(self) -> float:
@@ -61,3 +71,11 @@ class RunningRank:
     def state_bytes(self) -> int:
         """Bytes held."""
         return self._mean.nbytes + self._second.nbytes
+
+
+def _rank(singular: NDArray[np.float64]) -> float:
+    total = float(singular.sum())
+    if not np.isfinite(total) or total <= 1e-9:
+        return 0.0
+    share = singular[singular > 1e-9 * total] / total
+    return float(np.exp(-(share * np.log(share)).sum()))

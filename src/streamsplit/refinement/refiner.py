@@ -14,6 +14,7 @@ from streamsplit.encoders.crossing import Crossing
 from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduced
 from streamsplit.errors import EncoderError, RevisionError
 from streamsplit.learning.mixture import GaussianMixture
+from streamsplit.learning.rank import effective_rank
 from streamsplit.refinement.batch import (
     embed_features,
     embed_windows,
@@ -28,7 +29,6 @@ from streamsplit.refinement.federated import LocalMerge
 from streamsplit.refinement.hybrid import hybrid_loss, label_loss, pair_info_nce, target_loss
 from streamsplit.refinement.lineage import Known, Lineage, Weights
 from streamsplit.refinement.prototypes import Prototypes
-from streamsplit.refinement.rank import effective_rank
 from streamsplit.refinement.reservoir import Reservoir, StoredWindow
 from streamsplit.refinement.settings import RefinerSettings as RefinerSettings
 from streamsplit.weights.delta import make_delta, pack_full
