@@ -18,7 +18,7 @@ from streamsplit.weights.revision import encoder_weights  # noqa: E402
 
 SMALL: dict[str, Any] = {
     "batch_windows": 4, "accumulate": 2, "buffer_windows": 40, "run_windows": 5, "warm_start_windows": 24,
-    "components": 8, "cold_start": 10, "negatives": 8, "learning_rate": 1e-3,
+    "components": 8, "cold_start": 10, "negatives": 8, "learning_rate": 1e-3, "contrast_weight": 1.0,
 }  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def test_cpu_load_lowers_the_rate_of_a_step() -> None:
     for load, rate in ((0.0, 1e-3), (0.85, 5e-4), (1.0, 6.25e-5)):
         for _ in range(2):
             learner.learn(cpu_load=load)
-        assert learner._optimiser.param_groups[0]["lr"] == pytest.approx(rate)
+        assert learner._optimiser.param_groups[1]["lr"] == pytest.approx(rate)
 
 
 def test_a_new_revision_keeps_what_was_learned_here() -> None:

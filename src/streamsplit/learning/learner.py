@@ -216,7 +216,7 @@ class EdgeLearner:
 
     def _step(self, cpu_load: float) -> None:
         for group in self._optimiser.param_groups:
-            group["lr"] = load_adaptive_rate(self.settings.learning_rate, cpu_load)
+            group["lr"] = load_adaptive_rate(group["full_rate"], cpu_load)
         self.variance.after_step(1.0 / self.settings.accumulate)
         nn.utils.clip_grad_norm_(self._parameters, self.settings.gradient_clip)
         self._optimiser.step()
@@ -324,7 +324,9 @@ class EdgeLearner:
                 arrays[f"gradient/{position}"] = parameter.grad.numpy()
             for name, value in self._optimiser.state.get(parameter, {}).items():
                 arrays[f"optimiser/{position}/{name}"] = value.numpy()
+        rates = [group["full_rate"] for group in self._optimiser.param_groups]
         record = {
+            "rates": rates,
             "settings": self.settings.as_dict(), "encoder": self.query.name, "rng": self._rng.bit_generator.state,
             "memory_rng": self.memory.rng_state(), "steps": self.steps, "space": self.space, "started": self.started,
             "windows_learned": self.windows_learned, "changed": self._changed, "accumulated": self._accumulated,
@@ -350,6 +352,8 @@ class EdgeLearner:
         for name in ("memory", "buffer", "target", "rank", "prototypes"):
             getattr(self, name).load_state(snapshot.under(name, arrays))
         self._optimiser = self._make_optimiser()
+        for group, rate in zip(self._optimiser.param_groups, record["rates"], strict=True):
+            group["full_rate"] = rate
         self._optimiser.zero_grad(set_to_none=True)
         for position, parameter in enumerate(self._parameters):
             gradient = arrays.get(f"gradient/{position}")
@@ -382,11 +386,18 @@ class EdgeLearner:
         return z
 
     def _make_optimiser(self) -> torch.optim.Adam:
-        modules: list[nn.Module] = [self.query.readouts, self.target.predictor]
+        """Adam with two rates: a warm-started projection has weights some twenty times those of a random one, so its
+        rate is relative to their size."""
+        readouts = list(self.query.readouts.parameters())
+        others = list(self.target.predictor.parameters())
+        self.query.blocks.requires_grad_(self.settings.trained == "all")
         if self.settings.trained == "all":
-            modules.append(self.query.blocks)
-        self._parameters = [p for module in modules for p in module.parameters()]
-        return torch.optim.Adam(self._parameters, lr=self.settings.learning_rate)
+            others += self.query.blocks.parameters()
+        self._parameters = [*readouts, *others]
+        squares = sum(float(p.detach().square().sum()) for p in readouts if p.dim() == 2)
+        size = (squares / sum(p.numel() for p in readouts if p.dim() == 2)) ** 0.5
+        rates = ((readouts, self.settings.readout_rate * size), (others, self.settings.learning_rate))
+        return torch.optim.Adam([{"params": group, "lr": rate, "full_rate": rate} for group, rate in rates])
 
 
 def _as_batch(features: Array) -> Tensor:

@@ -32,7 +32,7 @@ class LearnerSettings(Settings):
     warm_start_windows: int = setting(192, low=16, high=4096)  # learning begins after so many
     # loss
     temperature: float = setting(0.1, low=0.01, high=2.0)
-    contrast_weight: float = setting(1.0, low=0.0)
+    contrast_weight: float = setting(0.3, low=0.0)
     consistency_weight: float = setting(0.5, low=0.0)
     target_weight: float = setting(4.0, low=0.0)
     positive_decay: float = setting(0.5, low=0.0)  # per window: density exp(-decay d) of the positive's distance
@@ -40,8 +40,11 @@ class LearnerSettings(Settings):
     negative_gap: int = setting(16, low=1, high=100_000)  # windows closer than this are no negatives of each other
     # optimiser
     trained: str = setting("all", choices=("all", "readouts"))
-    learning_rate: float = setting(5e-4, low=1e-7, high=1.0)
-    momentum: float = setting(0.95, low=0.0, high=0.99999)  # of the key encoder, per optimiser step
+    learning_rate: float = setting(5e-4, low=1e-7, high=1.0)  # Adam, of the convolutions and the predictor
+    readout_rate: float = setting(
+        0.015, low=0.0, high=1.0
+    )  # Adam, of the readouts' projections, x the RMS of their weights
+    momentum: float = setting(0.9, low=0.0, high=0.99999)  # of the key encoder, per optimiser step
     gradient_clip: float = setting(1.0, low=1e-3)
 
     def check(self) -> None:
