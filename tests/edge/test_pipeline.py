@@ -130,6 +130,29 @@ def test_block_zero_needs_no_revision_and_is_piecewise(encoder, windows) -> None
     assert new == [100, 50, 50]
 
 
+def test_the_first_window_sent_after_a_gap_or_of_a_new_clip_says_so_at_every_cut(encoder) -> None:
+    rng = np.random.default_rng(1)
+    stream = WindowStream()
+    first = stream.push(rng.normal(0, 0.1, 32_000).astype(np.float32))
+    stream.reset()  # a gap
+    second = stream.push(rng.normal(0, 0.1, 40_000).astype(np.float32))
+    for cut in (CUTS[1], CUTS[2], CUTS[3]):
+        pipeline = make(encoder, cut, enabled=True, warm_up_windows=1)
+        marks = []
+        for number, window in enumerate(first + second):
+            pipeline.gate.fix_threshold(1e9 if number == len(first) else -1.0)  # the new stretch's first one stays
+            outcome = pipeline.process(window, around())
+            if outcome.payload is None:
+                marks.append(None)
+                continue
+            marks.append(unpack_media(outcome.payload)[0].flags)
+            if number == len(first) + 1:
+                pipeline.refused()  # it got lost: the next one takes the mark over
+            else:
+                pipeline.accepted(window, outcome)
+        assert marks == [1] + [0] * (len(first) - 1) + [None, 1, 1] + [0] * (len(second) - 3), cut
+
+
 def test_keeping_everything_sends_nothing_but_embeds(encoder, windows) -> None:
     pipeline = make(encoder, CUTS[4])
     outcome = pipeline.process(windows[0], around())

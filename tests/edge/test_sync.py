@@ -32,11 +32,15 @@ def test_a_delta_comes_down_in_chunks_and_survives_a_reconnect() -> None:
     assert len(pieces) > 4
     for piece in pieces[:2]:
         assert download.chunk(piece) is None
+        assert download.confirmation() == download.resume()
+    assert download.chunk(pieces[0]) is None and download.confirmation() is None  # nothing new
     assert download.resume() == WeightsRequest(revision=announced.revision, base=HAVE, offset=10_000)
     arrived = None
     for piece in chunks(packed.payload, announced.revision, 10_000, size=5000):
         arrived = download.chunk(piece)
     assert arrived is not None and not download.under_way
+    whole = WeightsRequest(revision=announced.revision, base=HAVE, offset=len(packed.payload))
+    assert download.confirmation() == whole
     weights = arrived.finish(OLD)
     assert revision_of(weights) == announced.revision
     assert download.received_bytes == len(packed.payload)
@@ -64,15 +68,15 @@ def test_announcing_the_same_again_goes_on_instead_of_starting_over() -> None:
     assert download.announced(announced) == WeightsRequest(revision=announced.revision, base=HAVE, offset=5000)
 
 
-def test_a_newer_revision_replaces_one_under_way_and_stray_chunks_are_refused() -> None:
+def test_a_newer_revision_replaces_one_under_way_and_stray_chunks_are_ignored() -> None:
     packed, announced = delta()
     download = WeightDownload(HAVE)
     download.announced(announced)
     newer = pack_full(OLD | {"b": np.ones(7, np.float32)})
     second = Revision(revision=revision_of(newer.result), base="", kind="full", total_bytes=len(newer.payload))
     assert download.announced(second) == WeightsRequest(revision=second.revision, base="", offset=0)
-    with pytest.raises(RevisionError):
-        download.chunk(next(chunks(packed.payload, announced.revision)))
+    assert download.chunk(next(chunks(packed.payload, announced.revision))) is None
+    assert download.confirmation() is None  # of the one given up: the server must not take it for a start
     assert download.wanted == second.revision
     arrived = [download.chunk(piece) for piece in chunks(newer.payload, second.revision)][-1]
     assert arrived is not None and revision_of(arrived.finish(OLD)) == second.revision
@@ -102,23 +106,46 @@ def test_local_learning_goes_up_when_the_server_asks_and_goes_on_after_a_reconne
     upload = WeightUpload()
     offer = upload.offer(packed, announced.revision, HAVE, samples=40)
     assert (offer.kind, offer.base, offer.samples, offer.total_bytes) == ("local", HAVE, 40, len(packed.payload))
-    assert upload.next_chunk() is None  # not asked yet
+    assert upload.next_chunk(0) is None  # not asked yet
     receiver = WeightTransfer(offer.revision, offer.total_bytes, offer.base)
-    assert upload.requested(WeightsRequest(revision=offer.revision, base=HAVE, offset=0))
+
+    def request() -> WeightsRequest:
+        return WeightsRequest(revision=offer.revision, base=HAVE, offset=receiver.received)
+
+    assert upload.requested(request(), 0)
+    first = upload.next_chunk(0)
+    assert first is not None and upload.next_chunk(1) is None  # one chunk until it is confirmed
+    receiver.add(first[0])
     assert upload.reconnected() == offer
-    assert upload.next_chunk() is None  # a new connection: the server asks again
-    assert upload.requested(WeightsRequest(revision=offer.revision, base=HAVE, offset=receiver.received))
-    while (piece := upload.next_chunk()) is not None:
+    assert upload.next_chunk(2) is None  # a new connection: the server asks again
+    now_ms = 10
+    assert upload.requested(request(), now_ms)
+    while not receiver.complete:
+        piece = upload.next_chunk(now_ms)
+        assert piece is not None
         data, last = piece
         assert receiver.add(data) == last
-    assert receiver.complete and revision_of(receiver.finish(OLD)) == offer.revision
+        assert upload.under_way  # the server may not have it yet
+        now_ms += 5
+        assert upload.requested(request(), now_ms)
+    assert revision_of(receiver.finish(OLD)) == offer.revision
     assert not upload.under_way and upload.sent_bytes == len(packed.payload)
+    assert upload.requested(request(), now_ms)  # a confirmation that is late is no error
+
+
+def test_an_upload_whose_last_confirmation_was_lost_is_offered_again_and_then_over() -> None:
+    packed, announced = delta()
+    upload = WeightUpload()
+    offer = upload.offer(packed, announced.revision, HAVE, samples=40)
+    assert upload.reconnected() == offer
+    assert upload.requested(WeightsRequest(revision=offer.revision, base=HAVE, offset=offer.total_bytes), 0)
+    assert not upload.under_way and upload.next_chunk(0) is None
 
 
 def test_a_request_for_something_else_is_refused() -> None:
     packed, announced = delta()
     upload = WeightUpload()
-    assert not upload.requested(WeightsRequest(revision="a" * 64))
+    assert not upload.requested(WeightsRequest(revision="a" * 64), 0)
     upload.offer(packed, announced.revision, HAVE, 1)
-    assert not upload.requested(WeightsRequest(revision="a" * 64))
-    assert not upload.requested(WeightsRequest(revision=announced.revision, offset=len(packed.payload) + 1))
+    assert not upload.requested(WeightsRequest(revision="a" * 64), 0)
+    assert not upload.requested(WeightsRequest(revision=announced.revision, offset=len(packed.payload) + 1), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from streamsplit.codec.features import pack_features
 from streamsplit.encoders.factory import make_encoder
 from streamsplit.errors import CheckpointError
 from streamsplit.server import refiner_loop
+from streamsplit.server.jobs import Sample
 from streamsplit.weights.delta import make_delta
 from streamsplit.weights.revision import Weights, encoder_weights, revision_of, revision_prefix
 from streamsplit.weights.transfer import WeightTransfer, chunks
@@ -68,6 +70,7 @@ async def fetch(d: TestDevice, offer: Revision, base: Weights | None, *, in_two_
             assert len(frame.payload) <= 32 << 10
             done = transfer.add(frame.payload)
             assert bool(frame.flags & FrameFlag.FINAL) is done
+            await d.say(WeightsRequest(revision=offer.revision, base=offer.base, offset=transfer.received))
             if in_two_parts and transfer.received > offer.total_bytes // 2:
                 in_two_parts = False
                 await d.cut()
@@ -237,6 +240,23 @@ def test_the_refiners_own_process_starts_learns_and_leaves_a_checkpoint(tmp_path
     with running(learning(tmp_path, worker="process")) as server:
         asyncio.run(main(server))
     assert refiner_loop.current_revision(tmp_path) is not None
+
+
+def test_the_mark_of_a_new_stretch_gets_to_the_reservoir(tmp_path: Path) -> None:
+    ours, theirs = Pipe()
+    loop = refiner_loop._Loop(theirs, learning(tmp_path))
+    features = np.random.default_rng(0).standard_normal((128, 100)).astype(np.float16)
+    z = np.eye(128, dtype=np.float32)[0]
+    samples = [
+        Sample("pi", window, 0, loop._refiner.revision, 0, 0, features, None, None, z, window == 2)
+        for window in range(4)
+    ]
+    loop._learn(samples)
+    assert [(item.window, item.starts) for item in loop._refiner.reservoir.items()] == [
+        (0, False), (1, False), (2, True), (3, False),
+    ]  # fmt: skip
+    ours.close()
+    theirs.close()
 
 
 def test_a_refiner_that_dies_leaves_the_server_answering(tmp_path: Path) -> None:

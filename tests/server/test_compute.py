@@ -145,6 +145,26 @@ def test_a_bad_window_in_a_batch_costs_only_itself(bench: Bench) -> None:
     assert len(bench.commits) == 4 and len(bench.samples) == 2
 
 
+def test_the_mark_of_a_new_stretch_reaches_the_refiner_from_every_cut(bench: Bench) -> None:
+    whole = pack_features(features(1), Encoding.LOGMEL_FP16)
+    cuts = {"input": (0, Encoding.LOGMEL_FP16, whole), "middle": (6, Encoding.FP32, activation(1, 6))}
+    z = np.eye(ENCODER.embedding_dim, dtype=np.float32)[0]
+    cuts["end"] = (ENCODER.num_blocks, Encoding.EMBEDDING_FP16, pack_embedding(z, Encoding.EMBEDDING_FP16))
+    jobs = []
+    for name, cut in cuts.items():
+        plain = job(name, *cut)
+        marked = job(f"{name} starts", *cut)
+        jobs += [plain, marked._replace(payload=marked.payload[:11] + b"\x01" + marked.payload[12:])]
+    answers = bench.run(jobs)
+    assert {item.record.error for item in answers.values()} == {""}
+    until = time.monotonic() + 10
+    while len(bench.samples) < len(jobs) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert {sample.device: sample.starts for sample in bench.samples} == {
+        name + mark: bool(mark) for name in cuts for mark in ("", " starts")
+    }
+
+
 def test_weights_that_overflow_are_a_rejected_window_and_not_a_nan_answer(bench: Bench) -> None:
     huge = np.full((128, 100), 3e4, np.float32)
     with torch.inference_mode():

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from streamsplit.wire.frame import Frame, decode_frame, encode_frame
-from streamsplit.wire.media import Encoding, MediaHeader, Resolution, pack_media, unpack_media
+from streamsplit.wire.media import Encoding, MediaFlag, MediaHeader, Resolution, pack_media, unpack_media
 from streamsplit.wire.messages import (
     MESSAGES,
     Ack,
@@ -84,7 +84,7 @@ MESSAGE_SAMPLES: dict[str, Message] = {
     "revision": Revision(
         revision=REVISION, base="ff" * 32, kind="delta", total_bytes=610_000, breaks_space=False, samples=0
     ),
-    "weights request": WeightsRequest(revision=REVISION, base="ff" * 32, offset=32_760),
+    "weights request": WeightsRequest(revision=REVISION, base="ff" * 32, offset=8192),
     "throttle": Throttle(max_in_flight=4, min_interval_ms=250, reason="the queue is long"),
 }  # fmt: skip
 
@@ -136,7 +136,10 @@ def frame_vectors() -> list[dict[str, Any]]:
         )
         for name, message in MESSAGE_SAMPLES.items()
     }
-    audio = WINDOW._replace(encoding=Encoding.PCM16, revision=0, uncertainty=math.nan, new_frames=100)
+    starts = int(MediaFlag.STARTS)
+    audio = WINDOW._replace(
+        encoding=Encoding.PCM16, revision=0, uncertainty=math.nan, new_frames=100, flags=starts
+    )
     activation = WINDOW._replace(block=6, encoding=Encoding.INT8, new_frames=0, resolution=Resolution.REDUCED)
     embedding = WINDOW._replace(block=13, encoding=Encoding.EMBEDDING_FP16, new_frames=0, edge_ms=70_000.0)
     frames |= {

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamsplit.errors import ProtocolError
-from streamsplit.wire.media import MEDIA_HEADER_BYTES, Encoding, MediaHeader, Resolution, pack_media, unpack_media
+from streamsplit.wire.media import (
+    MEDIA_HEADER_BYTES,
+    Encoding,
+    MediaFlag,
+    MediaHeader,
+    Resolution,
+    pack_media,
+    unpack_media,
+)
 
 HEADER = MediaHeader(0x01020304, 0xA1B2C3D4, 5, Encoding.INT8, Resolution.REDUCED, 0, 1.5, 50, 12.25, 3)
 
@@ -28,12 +36,18 @@ def test_numbers_too_large_for_their_field_are_held_at_its_largest_value():
     assert header.window == 9 and math.isnan(header.uncertainty)
 
 
-@pytest.mark.parametrize(("offset", "value"), [(9, 3), (9, 255), (10, 2), (11, 1)])
+@pytest.mark.parametrize(("offset", "value"), [(9, 3), (9, 255), (10, 2), (11, 2), (11, 3), (11, 128)])
 def test_unknown_encodings_resolutions_and_flags_are_refused(offset, value):
     data = bytearray(pack_media(HEADER, b""))
     data[offset] = value
     with pytest.raises(ProtocolError, match=r"^bad_media"):
         unpack_media(data)
+
+
+def test_the_mark_of_a_new_stretch_is_bit_0_of_the_flags():
+    data = pack_media(HEADER._replace(flags=MediaFlag.STARTS), b"")
+    assert data[11] == 1 and unpack_media(data)[0].flags == MediaFlag.STARTS
+    assert unpack_media(pack_media(HEADER, b""))[0].flags == MediaFlag.NONE
 
 
 def test_short_media_is_refused_at_every_length():

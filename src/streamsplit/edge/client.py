@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _BATCH_BYTES = 16 << 10
 _FEED_WINDOWS = 32  # read from the queue at once
-_BULK_WAITING = 64 << 10
 
 
 class ClientOwner(Protocol):
@@ -213,19 +212,18 @@ class EdgeClient:
             self._wake.set()
 
     async def _feed(self) -> None:
-        """Moves windows from the queue into the session as far as its credit goes, and chunks of an upload."""
+        """Moves windows from the queue into the session as far as its credit goes, and the next chunk of an upload."""
         session = self._session
         while self._queue.next_sequence > session.next_sequence and (credit := session.credit(_now_ms())) > 0:
             after, limit = session.next_sequence - 1, min(credit, _FEED_WINDOWS)
             rows = await self._in_thread(partial(self._queue.after, after, limit))
             if not all(session.send_window(r.frame_type, r.sequence, r.timestamp_ms, r.payload) for r in rows):
                 break
-        while session.is_open and session.queued_bytes(Priority.BULK) < _BULK_WAITING:
+        if session.is_open and not session.queued_bytes(Priority.BULK):
             chunk = self._owner.next_chunk()
-            if chunk is None:
-                break
-            data, last = chunk
-            session.send_media(FrameType.WEIGHTS, data, flags=FrameFlag.FINAL if last else FrameFlag.NONE)
+            if chunk is not None:
+                data, last = chunk
+                session.send_media(FrameType.WEIGHTS, data, flags=FrameFlag.FINAL if last else FrameFlag.NONE)
 
     async def _last_words(self, socket: ClientConnection) -> None:
         while batch := self._session.bytes_to_send(_BATCH_BYTES, _now_ms()):
@@ -251,7 +249,7 @@ class EdgeClient:
                 elif isinstance(event, MediaReceived):
                     await self._owner.media(event.frame)
                 elif isinstance(event, Missed):
-                    log.info("results %d..%d were lost; asking again at the next connection", event.first, event.last)
+                    log.info("results %d..%d were lost; the server sends them again", event.first, event.last)
                 elif isinstance(event, Closed):
                     self._ended = event
 

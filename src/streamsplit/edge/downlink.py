@@ -108,7 +108,7 @@ class Downlink:
 
     def next_chunk(self) -> tuple[bytes, bool] | None:
         """For the client: the next piece of an upload."""
-        return self.upload.next_chunk()
+        return self.upload.next_chunk(_now_ms())
 
     async def message(self, message: Message) -> None:
         """A control message or RESULT."""
@@ -121,7 +121,7 @@ class Downlink:
             if self._settings.sync.download and self._model.name:
                 self._send(self.download.announced(message))
         elif isinstance(message, WeightsRequest):
-            if not self.upload.requested(message):
+            if not self.upload.requested(message, _now_ms()):
                 self._send(Error(code="bad_transfer", detail=f"revision {message.revision[:12]} is not offered"))
         elif isinstance(message, Policy):
             self._hand_over(partial(self._guarded, "policy", partial(self._on_policy, message)))
@@ -140,6 +140,7 @@ class Downlink:
             log.warning("weights: %s", error)
             self._send(self.download.resume())
             return
+        self._send(self.download.confirmation())
         if arrived is not None:
             self._hand_over(partial(self._adopt, arrived))
 
@@ -237,3 +238,7 @@ class Downlink:
     def _adopted(self, revision: str) -> None:
         self.download.adopted(revision)
         self.upload.drop()  # it was made from weights that are no longer the base
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000

@@ -24,7 +24,7 @@ from streamsplit.splitting.table import CutTable
 from streamsplit.splitting.transmission import GateDecision, Transmission, UncertaintyGate
 from streamsplit.weights.revision import revision_prefix
 from streamsplit.wire.frame import HEADER_BYTES
-from streamsplit.wire.media import Encoding, MediaHeader, pack_media
+from streamsplit.wire.media import Encoding, MediaFlag, MediaHeader, pack_media
 from streamsplit.wire.types import FrameType
 
 T = TypeVar("T")
@@ -93,6 +93,7 @@ class WindowPipeline:
         self.model, self.policy, self.gate, self.worker, self.chain = model, policy, gate, worker, chain
         self.table = table if model.name else table.only([cut for cut in table.cuts if cut.block == 0])
         self.skipped = 0  # windows kept since the last one that was accepted for sending
+        self._starts = False  # a stretch of sound began with this window, or with one kept since the last one sent
         self._window_offset = 0
         self._last_cut: Cut | None = None
         self._uncertainty = math.nan
@@ -108,6 +109,7 @@ class WindowPipeline:
 
     def process(self, window: Window, around: Surroundings, feature_ms: float = 0.0) -> Outcome:
         """Decides, computes and packs; `feature_ms` is the device time that the features took."""
+        self._starts |= window.new_frames > self.chain.stride_frames
         observation = observe(around, self._uncertainty, self._last_cut)
         decision = self._decide(observation)
         (forward, cut, gate, packed), spent = self.worker.run(lambda: self._compute(window, decision.cut, observation))
@@ -139,6 +141,7 @@ class WindowPipeline:
     def accepted(self, window: Window, outcome: Outcome) -> None:
         """The window is in the queue."""
         self.skipped = 0
+        self._starts = False
         self.chain.accepted(window, outcome.cut)
 
     def refused(self) -> None:
@@ -186,7 +189,8 @@ class WindowPipeline:
     ) -> MediaHeader:
         return MediaHeader(
             window=index, revision=revision_prefix(self.model.revision) if cut.block else 0, block=cut.block,
-            encoding=cut.encoding, resolution=window.resolution, flags=0, uncertainty=uncertainty,
+            encoding=cut.encoding, resolution=window.resolution,
+            flags=MediaFlag.STARTS if self._starts else MediaFlag.NONE, uncertainty=uncertainty,
             new_frames=packed.new_frames, edge_ms=min(edge_ms, _LARGEST_F16), skipped=min(self.skipped, 0xFFFF),
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Weights in both directions: the server's revisions come down in chunks, what the device learned goes up the same way.
 
-Bookkeeping only: messages in, messages and chunks out. A transfer survives lost connections and goes on where it
-stopped.
+Bookkeeping only: messages in, messages and chunks out. The receiver confirms chunk by chunk, and the sender goes no
+further ahead than its window allows. A transfer survives lost connections and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import logging
 from typing import NamedTuple
 
 from streamsplit.weights.delta import Packed
-from streamsplit.weights.revision import Weights
-from streamsplit.weights.transfer import CHUNK_DATA_BYTES, WeightTransfer, chunks
+from streamsplit.weights.pacing import PacedSender
+from streamsplit.weights.revision import Weights, revision_prefix
+from streamsplit.weights.transfer import WeightTransfer, unpack_chunk
 from streamsplit.wire.messages import Revision, WeightsRequest
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class WeightDownload:
         self.received_bytes = 0  # of weight data, over all transfers
         self._transfer: WeightTransfer | None = None
         self._announced: Revision | None = None
+        self._confirmation: WeightsRequest | None = None
         self._failures: dict[str, int] = {}
 
     @property
@@ -78,17 +80,29 @@ class WeightDownload:
         )
 
     def chunk(self, data: bytes) -> Arrived | None:
-        """One WEIGHTS payload; returns the transfer when complete. Raises RevisionError on a chunk out of place."""
+        """One WEIGHTS payload; returns the transfer when complete. Raises RevisionError on a chunk out of place.
+
+        What is left of a transfer that was given up is left out. If it was news, there is a `confirmation` to send.
+        """
+        self._confirmation = None
         if self._transfer is None or self._announced is None:
-            return None  # the rest of a transfer that was given up
+            return None
+        if unpack_chunk(data).prefix != revision_prefix(self._transfer.revision):
+            return None
         before = self._transfer.received
         complete = self._transfer.add(data)
         self.received_bytes += self._transfer.received - before
+        if self._transfer.received > before:
+            self._confirmation = self.resume()
         if not complete:
             return None
         arrived = Arrived(self._transfer, self._announced)
         self._transfer = self._announced = None
         return arrived
+
+    def confirmation(self) -> WeightsRequest | None:
+        """What to tell the server of the chunk just taken: how far the transfer has come; None if it was no news."""
+        return self._confirmation
 
     def adopted(self, revision: str) -> None:
         """The device holds `revision` now."""
@@ -108,49 +122,54 @@ class WeightUpload:
         self.sent_bytes = 0
         self._offer: Revision | None = None
         self._payload = b""
-        self._offset: int | None = None  # next byte to send; None until the server asks
+        self._sender: PacedSender | None = None  # None until the server asks
+        self._past = ""  # revision of an offer that is over; confirmations of it may still come
 
     @property
     def under_way(self) -> bool:
-        """True from the offer until its last chunk was handed out."""
+        """True from the offer until the server has confirmed all of it."""
         return self._offer is not None
 
     def offer(self, packed: Packed, revision: str, base: str, samples: int) -> Revision:
         """Announces a difference from `base`; replaces an older offer."""
-        self._payload, self._offset = packed.payload, None
+        self.drop()
+        self._payload = packed.payload
         self._offer = Revision(
             revision=revision, base=base, kind="local", total_bytes=len(packed.payload), samples=samples
         )
         return self._offer
 
-    def requested(self, request: WeightsRequest) -> bool:
-        """The server asks for the offer from an offset on; False when it is none of ours."""
-        if self._offer is None or request.revision != self._offer.revision or request.offset > len(self._payload):
+    def requested(self, request: WeightsRequest, now_ms: float) -> bool:
+        """The server asks for the offer from an offset on, or confirms what it has; False when it is none of ours."""
+        if self._offer is None or request.revision != self._offer.revision:
+            return bool(self._past) and request.revision == self._past
+        if request.offset > len(self._payload):
             return False
-        self._offset = request.offset
+        sender, base = self._sender, self._offer.base
+        if sender is None or not sender.confirm(request.revision, base, request.offset, now_ms):
+            sender = PacedSender(self._offer.revision, base, self._payload, request.offset)
+        self._sender = sender
+        if sender.done:
+            self.drop()
         return True
 
     def reconnected(self) -> Revision | None:
         """After a reconnect: the offer to repeat."""
-        self._offset = None
+        self._sender = None
         return self._offer
 
-    def next_chunk(self) -> tuple[bytes, bool] | None:
+    def next_chunk(self, now_ms: float) -> tuple[bytes, bool] | None:
         """(chunk, last) to send next, None when there is nothing to send now."""
-        if self._offer is None or self._offset is None:
-            return None
-        offset = self._offset
-        if offset >= len(self._payload):
-            self.drop()
-            return None
-        chunk = next(chunks(self._payload, self._offer.revision, offset))
-        self._offset = min(offset + CHUNK_DATA_BYTES, len(self._payload))
-        self.sent_bytes += self._offset - offset
-        last = self._offset == len(self._payload)
-        if last:
-            self.drop()
-        return chunk, last
+        sender = self._sender
+        chunk = None if sender is None else sender.peek()
+        if sender is not None and chunk is not None:
+            before = sender.window.sent
+            sender.advance(now_ms)
+            self.sent_bytes += sender.window.sent - before
+        return chunk
 
     def drop(self) -> None:
-        """Forgets the offer: sent, refused, or made of weights that are no longer the base."""
-        self._offer, self._payload, self._offset = None, b"", None
+        """Forgets the offer: confirmed, refused, or made of weights that are no longer the base."""
+        if self._offer is not None:
+            self._past = self._offer.revision
+        self._offer, self._payload, self._sender = None, b"", None

@@ -24,7 +24,7 @@ from streamsplit.server.models import EncoderShelf, Served
 from streamsplit.server.records import Commit, WindowRecord
 from streamsplit.server.settings import ComputeSettings
 from streamsplit.splitting.cut import Cut
-from streamsplit.wire.media import Encoding, MediaHeader, Resolution, unpack_media
+from streamsplit.wire.media import Encoding, MediaFlag, MediaHeader, Resolution, unpack_media
 from streamsplit.wire.messages import Gmm
 from streamsplit.wire.types import FrameType
 
@@ -293,9 +293,10 @@ class ComputeWorker:
     def _sample(self, item: _Prepared, embedding: np.ndarray) -> Sample:
         header, job = item.header, item.job
         about = (job.stream.device, header.window, job.received_ms, item.served.revision, header.block)
+        starts = bool(header.flags & MediaFlag.STARTS)
         if item.crossing is None:
-            return Sample(*about, header.resolution, None, None, None, embedding)
-        return Sample.of_crossing(*about, header.resolution, item.crossing)
+            return Sample(*about, header.resolution, None, None, None, embedding, starts)
+        return Sample.of_crossing(*about, header.resolution, item.crossing, starts)
 
     def _current_gmm(self) -> Gmm | None:
         """The mixture's statistics for a device; made once per change, None before the cold start is over."""

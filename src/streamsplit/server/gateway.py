@@ -26,8 +26,9 @@ from streamsplit.server.metrics import Metrics
 from streamsplit.server.records import WindowRecord
 from streamsplit.server.settings import ServerSettings
 from streamsplit.server.store import Store
-from streamsplit.server.weight_service import Chunks, WeightService
+from streamsplit.server.weight_service import WeightService
 from streamsplit.splitting.cut import Cut
+from streamsplit.weights.pacing import PacedSender
 from streamsplit.weights.revision import Weights
 from streamsplit.weights.transfer import WeightTransfer
 from streamsplit.wire import events
@@ -38,7 +39,6 @@ from streamsplit.wire.types import FrameFlag, FrameType, Priority
 
 LOG = logging.getLogger(__name__)
 SEND_BYTES = 32 << 10  # handed to the transport at a time
-BULK_AHEAD_BYTES = 48 << 10  # a transfer keeps no more than this waiting
 CLOSE_POLICY = 1008
 COLD_CUT = Cut(0, Encoding.LOGMEL_INT8)  # what the projection's first fit is made from
 MAX_RATE_PAUSE_S = 1.0
@@ -57,7 +57,8 @@ class Connection:
         self.ending = False  # flush what is queued, then close
         self.replaced = False  # another transport has the session now
         self.fatal = False
-        self.chunks: Chunks | None = None
+        self.download: PacedSender | None = None
+        self.requested: WeightsRequest | None = None  # being read from the disk
         self.budget = 0.0  # windows that may come before the rate limit
         self.budget_s = time.monotonic()
         self.throttled = False
@@ -207,7 +208,7 @@ class Gateway:
 
     async def _flush(self, connection: Connection) -> None:
         while not connection.replaced:
-            self._feed_chunks(connection)
+            self._feed_download(connection)
             batch = connection.session.bytes_to_send(SEND_BYTES, now_ms())
             if not batch:
                 return
@@ -218,17 +219,17 @@ class Gateway:
                 if connection.link is not None:
                     connection.link.device.downlink_bytes += size
 
-    def _feed_chunks(self, connection: Connection) -> None:
-        chunks, session = connection.chunks, connection.session
-        while chunks is not None and not chunks.done and session.queued_bytes(Priority.BULK) < BULK_AHEAD_BYTES:
-            data, last = chunks.peek()
-            flags = FrameFlag.FINAL if last else FrameFlag.NONE
-            if not session.send_media(FrameType.WEIGHTS, data, now_ms(), flags):
-                return
-            chunks.advance()
-        if chunks is not None and chunks.done:
-            connection.chunks = None
-            self._metrics.transfers.labels("down").inc()
+    @staticmethod
+    def _feed_download(connection: Connection) -> None:
+        """Queues the next chunk of a download when its window allows one and no other bulk waits."""
+        download, session = connection.download, connection.session
+        if download is None or session.queued_bytes(Priority.BULK):
+            return
+        chunk = download.peek()
+        if chunk is not None:
+            data, last = chunk
+            if session.send_media(FrameType.WEIGHTS, data, now_ms(), FrameFlag.FINAL if last else FrameFlag.NONE):
+                download.advance(now_ms())
 
     def _count_received(self, connection: Connection, size: int) -> None:
         total = websocket_bytes(size, masked=True)
@@ -452,21 +453,38 @@ class Gateway:
             if message.revision:
                 link.held_revision = device.revision = message.revision
         elif isinstance(message, WeightsRequest):
-            self._start(self._open_chunks(connection, message))
+            self._on_weights_request(connection, message)
         elif isinstance(message, Revision):
             self._on_offer(link, message)
         elif isinstance(message, Error):
             LOG.warning("%s reports %s: %s", device.id, message.code, message.detail)
             device.last_error = f"{message.code}: {message.detail}"
 
-    async def _open_chunks(self, connection: Connection, request: WeightsRequest) -> None:
+    def _on_weights_request(self, connection: Connection, request: WeightsRequest) -> None:
+        """The start of a download, or news of how far the one under way has come."""
+        download = connection.download
+        if download is None or not download.confirm(request.revision, request.base, request.offset, now_ms()):
+            connection.download = None
+            connection.requested = request
+            self._start(self._open_download(connection, request))
+        elif download.done:
+            connection.download = None
+            self._metrics.transfers.labels("down").inc()
+
+    async def _open_download(self, connection: Connection, request: WeightsRequest) -> None:
         try:
-            connection.chunks = await asyncio.to_thread(self._weights.open_transfer, request)
+            download = await asyncio.to_thread(self._weights.open_transfer, request)
         except ProtocolError as error:
             connection.session.send(Error(code=error.code, detail=error.detail))
+        else:
+            if connection.requested is request:  # else the device has asked for something else meanwhile
+                connection.download = download
         connection.wake.set()
 
     def _on_offer(self, link: Link, offer: Revision) -> None:
+        if offer.kind == "local" and offer == link.device.learned:  # came whole; the device has not heard so
+            link.session.send(WeightsRequest(revision=offer.revision, base=offer.base, offset=offer.total_bytes))
+            return
         try:
             if link.local is None or link.local[0] != offer:
                 link.local = (offer, self._weights.accept_local(offer))
@@ -481,14 +499,17 @@ class Gateway:
             link.session.send(Error(code="bad_transfer", detail="got a chunk that was not asked for"))
             return
         offer, transfer = link.local
+        before = transfer.received
         try:
             complete = transfer.add(data)
         except RevisionError as error:
             link.local = None
             link.session.send(Error(code="bad_transfer", detail=str(error)[:500]))
             return
+        if transfer.received > before:
+            link.session.send(WeightsRequest(revision=offer.revision, base=offer.base, offset=transfer.received))
         if complete:
-            link.local = None
+            link.local, link.device.learned = None, offer
             self._start(self._take_local(link, offer, transfer))
 
     async def _take_local(self, link: Link, offer: Revision, transfer: WeightTransfer) -> None:

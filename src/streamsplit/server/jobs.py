@@ -107,15 +107,23 @@ class Sample(NamedTuple):
     h: np.ndarray | None  # [c, f, t] fp16
     partial: np.ndarray | None  # [d] float32
     embedding: np.ndarray | None  # [d] float32
+    starts: bool = False  # first window after a gap or of a new clip
 
     @classmethod
     def of_crossing(
-        cls, device: str, window: int, at_ms: int, revision: str, block: int, resolution: int, crossing: Crossing
+        cls,
+        device: str,
+        window: int,
+        at_ms: int,
+        revision: str,
+        block: int,
+        resolution: int,
+        crossing: Crossing,
+        starts: bool = False,
     ) -> Sample:
         """Block 0: the features; deeper: the activations."""
         h = crossing.h[0].numpy().astype(np.float16)
         if block == 0:
-            return cls(device, window, at_ms, revision, 0, resolution, h[0], None, None, None)
-        return cls(
-            device, window, at_ms, revision, block, resolution, None, h, crossing.partial[0].numpy().copy(), None
-        )
+            return cls(device, window, at_ms, revision, 0, resolution, h[0], None, None, None, starts)
+        partial = crossing.partial[0].numpy().copy()
+        return cls(device, window, at_ms, revision, block, resolution, None, h, partial, None, starts)

@@ -240,6 +240,7 @@ class _Loop:
                     block=sample.block,
                     embedding=sample.embedding,
                     revision=sample.revision,
+                    starts=sample.starts,
                 )
             except StreamSplitError as error:  # of a revision too old to learn from; it was answered all the same
                 self._refused += 1

@@ -10,7 +10,8 @@ from pathlib import Path
 from streamsplit.config import Settings, section, setting
 from streamsplit.encoders.factory import EncoderSettings
 from streamsplit.errors import ConfigError
-from streamsplit.wire.types import MAX_CHUNK_BYTES, MAX_FRAME_BYTES
+from streamsplit.weights.transfer import CHUNK_DATA_BYTES, DEFAULT_CHUNK_BYTES
+from streamsplit.wire.types import MAX_FRAME_BYTES
 
 TOKEN_VARIABLE = "STREAMSPLIT_TOKEN"
 
@@ -154,7 +155,7 @@ class SynchronisationSettings(Settings):
     """What goes down to the devices besides results."""
 
     gmm_every_windows: int = setting(100, low=1)
-    chunk_bytes: int = setting(MAX_CHUNK_BYTES - 8, low=1024, high=MAX_CHUNK_BYTES - 8)
+    chunk_bytes: int = setting(DEFAULT_CHUNK_BYTES, low=1024, high=CHUNK_DATA_BYTES)  # of weights, data in one frame
     announce_per_s: float = setting(10.0, low=0.1)  # devices told of a new revision a second
 
 

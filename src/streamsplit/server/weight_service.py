@@ -8,38 +8,13 @@ from typing import NamedTuple
 
 from streamsplit.errors import ProtocolError, RevisionError
 from streamsplit.server.models import RevisionFiles
-from streamsplit.weights.revision import Weights, revision_prefix
-from streamsplit.weights.transfer import CHUNK_DATA_BYTES, Chunk, WeightTransfer, pack_chunk
+from streamsplit.weights.pacing import PacedSender
+from streamsplit.weights.revision import Weights
+from streamsplit.weights.transfer import WeightTransfer
 from streamsplit.wire.messages import Revision, WeightsRequest
 
 MAX_LOCAL_BYTES = 32 << 20  # of one device's own learning
 CACHED_PAYLOADS = 4
-
-
-class Chunks:
-    """A payload on its way to one device, handed out as the link takes it."""
-
-    def __init__(self, revision: str, payload: bytes, offset: int, size: int) -> None:
-        self.revision = revision
-        self._payload = payload
-        self._prefix = revision_prefix(revision)
-        self._size = min(size, CHUNK_DATA_BYTES)
-        self.offset = offset
-
-    @property
-    def done(self) -> bool:
-        """Nothing is left."""
-        return self.offset >= len(self._payload)
-
-    def peek(self) -> tuple[bytes, bool]:
-        """The next chunk, packed, and whether it is the last."""
-        data = self._payload[self.offset : self.offset + self._size]
-        last = self.offset + len(data) >= len(self._payload)
-        return pack_chunk(Chunk(self._prefix, self.offset, data)), last
-
-    def advance(self) -> None:
-        """The next chunk was taken."""
-        self.offset += self._size
 
 
 class Newest(NamedTuple):
@@ -114,7 +89,7 @@ class WeightService:
                     self._cache.popitem(last=False)
         return data
 
-    def open_transfer(self, request: WeightsRequest) -> Chunks:
+    def open_transfer(self, request: WeightsRequest) -> PacedSender:
         """What a device asked for; blocks on the disk. Raises ProtocolError('bad_transfer')."""
         payload = self.payload(request.revision, request.base)
         if payload is None:
@@ -124,7 +99,7 @@ class WeightService:
             )
         if request.offset > len(payload):
             raise ProtocolError("bad_transfer", f"got offset {request.offset}, expected at most {len(payload)}")
-        return Chunks(request.revision, payload, request.offset, self._chunk_bytes)
+        return PacedSender(request.revision, request.base, payload, request.offset, self._chunk_bytes)
 
     def accept_local(self, offer: Revision) -> WeightTransfer:
         """A receiver for what a device learned; raises ProtocolError('bad_transfer') where it cannot be merged."""

@@ -17,6 +17,7 @@ from streamsplit.wire.types import MAX_CHUNK_BYTES
 
 _HEADER = struct.Struct("<II")
 CHUNK_DATA_BYTES = MAX_CHUNK_BYTES - _HEADER.size
+DEFAULT_CHUNK_BYTES = 8 << 10  # of data; what is urgent waits behind one of these at most
 
 
 class Chunk(NamedTuple):

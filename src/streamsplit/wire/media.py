@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
 from streamsplit.errors import ProtocolError
@@ -37,6 +37,13 @@ class Resolution(IntEnum):
     REDUCED = 1
 
 
+class MediaFlag(IntFlag):
+    """Marks of a window in the media header."""
+
+    NONE = 0
+    STARTS = 1  # the sound is not continuous with that of the window sent before: a new clip, a gap, a restart
+
+
 class MediaHeader(NamedTuple):
     """Header of one window's payload, 20 bytes little-endian."""
 
@@ -45,7 +52,7 @@ class MediaHeader(NamedTuple):
     block: int  # u8, number of encoder blocks already computed
     encoding: int  # u8, see the table of encodings
     resolution: int  # u8, 0 full (128 bands, 10 ms), 1 reduced (64 bands, 20 ms)
-    flags: int  # u8, reserved, 0
+    flags: int  # u8, bit 0 STARTS: the first window sent of a new stretch of sound; other bits are refused
     uncertainty: float  # f16, nats; NaN where the device does not know
     new_frames: int  # u16, k = 0 only: the payload holds the window's last `new_frames` full-rate (10 ms) frames
     edge_ms: float  # f16, milliseconds of device compute spent on this window
@@ -78,8 +85,8 @@ def unpack_media(data: bytes | memoryview) -> tuple[MediaHeader, memoryview]:
         raise ProtocolError("bad_media", f"got encoding {header.encoding}, expected one of the known encodings")
     if header.resolution not in Resolution._value2member_map_:
         raise ProtocolError("bad_media", f"got resolution {header.resolution}, expected 0 or 1")
-    if header.flags:
-        raise ProtocolError("bad_media", f"got media flags {header.flags}, expected 0")
+    if header.flags & ~int(MediaFlag.STARTS):
+        raise ProtocolError("bad_media", f"got media flags {header.flags}, expected 0 or {int(MediaFlag.STARTS)}")
     return header, view[MEDIA_HEADER_BYTES:]
 
 

@@ -39,8 +39,9 @@ Server (one fresh ServerSession per transport):
         Closed          flush bytes_to_send, close the transport; keep the session if session.state is DETACHED
     session.disconnected(now_ms, connection)                        # keep it; tick() closes it at next_deadline_ms()
 
-A weight transfer is fed while `queued_bytes(Priority.BULK)` is low: send_media(FrameType.WEIGHTS, chunk,
-flags=FrameFlag.FINAL on the last one), chunks as made by weights.transfer, of at most MAX_CHUNK_BYTES.
+A weight transfer is fed chunk by chunk while `queued_bytes(Priority.BULK)` is 0 and its window (weights.pacing) has
+room: send_media(FrameType.WEIGHTS, chunk, flags=FrameFlag.FINAL on the last one), at most MAX_CHUNK_BYTES each. The
+receiver answers each chunk by WeightsRequest with the offset reached.
 """
 
 from __future__ import annotations
