@@ -129,13 +129,12 @@ def simulate(rate_bps: float, rtt_ms: float, seconds: float) -> tuple[float, lis
     return 8000 * done / rate_bps / now, delays
 
 
-@pytest.mark.parametrize(
-    ("rate_bps", "rtt_ms", "share"),
-    [
-        (1e6, 100, 0.9), (1e6, 20, 0.9), (5e6, 50, 0.9), (20e6, 60, 0.9), (1e6, 600, 0.7), (2.5e5, 60, 0.8),
-        (1e5, 200, 0.7),
-    ],  # fmt: skip
-)
+LINKS = [
+    (1e6, 100, 0.9), (1e6, 20, 0.9), (5e6, 50, 0.9), (20e6, 60, 0.9), (1e6, 600, 0.7), (2.5e5, 60, 0.8), (1e5, 200, 0.7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rate_bps", "rtt_ms", "share"), LINKS)
 def test_a_transfer_uses_the_link_and_leaves_no_queue(rate_bps: float, rtt_ms: float, share: float) -> None:
     used, delays = simulate(rate_bps, rtt_ms, 60)
     own_ms = 8000 * CHUNK / rate_bps
