@@ -63,6 +63,7 @@ class Downlink:
         note: Callable[..., None],
         problem: Callable[[str], None],
         software: str,
+        bandwidth_bps: Callable[[], float] = lambda: math.nan,
     ) -> None:
         self.download = WeightDownload(model.revision)
         self.upload = WeightUpload()
@@ -76,6 +77,8 @@ class Downlink:
         self._note = note
         self.problem = problem
         self._software = software
+        self._bandwidth_bps = bandwidth_bps  # estimate of the uplink, nan while there is none
+        self._announced: Revision | None = None  # and not asked for yet
         self._loop = asyncio.get_running_loop()
 
     # -- for the client ------------------------------------------------------------------------------------------
@@ -118,8 +121,8 @@ class Downlink:
             self._hand_over(partial(self._guarded, "statistics", partial(self._model.adopt_mixture, message)))
             self._note("gmm", version=message.version, bytes=len(message.data))
         elif isinstance(message, Revision):
-            if self._settings.sync.download and self._model.name:
-                self._send(self.download.announced(message))
+            self._announced = message
+            self.fetch_announced()
         elif isinstance(message, WeightsRequest):
             if not self.upload.requested(message, _now_ms()):
                 self._send(Error(code="bad_transfer", detail=f"revision {message.revision[:12]} is not offered"))
@@ -143,6 +146,16 @@ class Downlink:
         self._send(self.download.confirmation())
         if arrived is not None:
             self._hand_over(partial(self._adopt, arrived))
+
+    def fetch_announced(self) -> None:
+        """Asks for the weights announced last; on a poor link only for those of a new embedding space."""
+        message, sync = self._announced, self._settings.sync
+        if message is None or not (sync.download and self._model.name):
+            return
+        if not message.breaks_space and self._bandwidth_bps() < sync.download_min_bps:  # False for nan
+            return
+        self._announced = None
+        self._send(self.download.announced(message))
 
     # -- inside --------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ class MonitorSettings(Settings):
     interval_ms: int = setting(100, low=10, high=10_000)
     smoothing: float = setting(0.3, low=0.01, high=1.0)  # weight of a new cpu sample
     adapt_resolution: bool = setting(True)
+    report_s: float = setting(5.0, low=0.1)  # between two STATS messages to the server
     resolution: ResolutionSettings = section(ResolutionSettings)
 
 

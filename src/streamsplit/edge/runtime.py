@@ -45,7 +45,6 @@ from streamsplit.splitting.transmission import UncertaintyGate
 from streamsplit.wire.messages import Stats
 
 log = logging.getLogger(__name__)
-_STATS_S = 1.0
 _LINK_S = 0.1
 _POLL_S = 0.1
 
@@ -224,6 +223,7 @@ class EdgeRuntime:
         self._downlink = Downlink(
             self.settings, self.queue, self.model, self.pipeline, self.counters, hand_over=self._inbox.put,
             note=self.note, problem=self.problem, software=f"streamsplit {__version__}",
+            bandwidth_bps=lambda: self._link_estimate.bandwidth_bps,
         )  # fmt: skip
         self.client = EdgeClient(self.settings.server, self.queue, self._downlink, self.link)
         self._downlink.client = self.client
@@ -271,11 +271,12 @@ class EdgeRuntime:
                 await asyncio.wait_for(asyncio.shield(client), 2.0)
 
     async def _report(self) -> None:
-        """Once a second: STATS, and what was learned when the link is good."""
+        """Every `report_s`: STATS; new weights and what was learned, when the link is good."""
         while True:
-            await asyncio.sleep(_STATS_S)
-            if self.client is not None and self.client.is_open:
+            await asyncio.sleep(self.settings.monitor.report_s)
+            if self.client is not None and self._downlink is not None and self.client.is_open:
                 self.client.send(self._stats())
+                self._downlink.fetch_announced()
                 self._offer_learning()
 
     async def _watch_link(self) -> None:

@@ -208,6 +208,7 @@ class SyncSettings(Settings):
     """Weights up and down."""
 
     download: bool = setting(True)
+    download_min_bps: float = setting(0.5e6, low=0.0)  # below it only weights of a new embedding space are fetched
     upload_local: bool = setting(True)  # ship what the device learned when the link is good
     upload_interval_s: float = setting(120.0, low=1.0)
     upload_min_steps: int = setting(20, low=1)  # optimiser steps since the last upload

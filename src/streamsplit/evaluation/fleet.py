@@ -112,6 +112,7 @@ def device_settings(
         "encoder": {"name": encoder},
         "server": {"url": url, "token": token, "first_backoff_s": 0.2, "longest_backoff_s": 2.0},
         "emulation": emulation,
+        "monitor": {"report_s": 2.0},
     }
 
 

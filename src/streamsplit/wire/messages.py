@@ -26,7 +26,7 @@ Hash = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]  # hex SHA-256, or ""
 Token = Annotated[bytes, Meta(max_length=64)]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Base of the control messages; `frame_type` says which frame carries it."""
 
     frame_type: ClassVar[FrameType]
