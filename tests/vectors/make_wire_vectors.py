@@ -32,6 +32,7 @@ from streamsplit.wire.messages import (
     Message,
     Ping,
     Policy,
+    Prototypes,
     Result,
     Revision,
     Stats,
@@ -49,7 +50,7 @@ REVISION = "00112233445566778899aabbccddeeff" * 2
 HELLO = Hello(
     protocol=1, device_id="porch-1", token="s3cret", epoch=0x0123456789ABCDEF, oldest_sequence=41, next_sequence=44,
     received_through=17, resume_token=bytes(range(16)), results_from=40, encoder="mobilenet", revision=REVISION,
-    device_class="pi4", software="streamsplit 0.1.0", want_embedding=True,
+    device_class="pi4", software="streamsplit 0.1.0", want_embedding=True, want_prototypes=True,
 )  # fmt: skip
 WELCOME = Welcome(
     protocol=1, session_id="c0ffee", resume_token=bytes(range(16, 32)), resume_expires_ms=120_000, resumed=True,
@@ -79,6 +80,7 @@ MESSAGE_SAMPLES: dict[str, Message] = {
         server_ms=4.5, queue_ms=1.25, embedding=struct.pack("<4e", 0.5, -0.5, 0.5, -0.5),
     ),
     "gmm": Gmm(version=3, revision=REVISION, components=2, dim=1, data=struct.pack("<6e", 0.5, 0.5, -1, 1, 0.25, 0.25)),
+    "prototypes": Prototypes(revision=REVISION, count=2, dim=2, data=struct.pack("<4e", 0.5, -0.5, 1.0, 0.0)),
     "policy": Policy(policy="greedy", cut="6:int8", uncertainty_threshold=1.5),
     "policy that changes nothing": Policy(),
     "revision": Revision(

@@ -54,6 +54,7 @@ class Hello(Message, frozen=True, kw_only=True):
     device_class: Name = ""  # name of the kind of device, such as 'pi4'
     software: Name = ""  # name and version
     want_embedding: bool = False  # RESULT carries the embedding (fp16) for cuts where the device has none
+    want_prototypes: bool = False  # PROTOTYPES come along with GMM
 
     def __repr__(self) -> str:
         return f"Hello(device_id={self.device_id!r}, protocol={self.protocol}, epoch={self.epoch}, tokens hidden)"
@@ -172,6 +173,16 @@ class Gmm(Message, frozen=True, kw_only=True):
     data: bytes  # fp16: weights [C], means [C, d], variances [C, d]
 
 
+class Prototypes(Message, frozen=True, kw_only=True):
+    """The server's k-means prototypes for a device's uncertainty, latest wins (S -> C); only where asked for."""
+
+    frame_type: ClassVar[FrameType] = FrameType.PROTOTYPES
+    revision: Hash  # encoder revision of the embedding space
+    count: U16  # k
+    dim: U16  # d
+    data: bytes  # fp16: centres [k, d]
+
+
 class Policy(Message, frozen=True, kw_only=True):
     """What the server asks of a device's splitting policy; empty fields change nothing (S -> C)."""
 
@@ -214,7 +225,8 @@ class Throttle(Message, frozen=True, kw_only=True):
 MESSAGES: dict[FrameType, type[Message]] = {
     kind.frame_type: kind
     for kind in (
-        Hello, Welcome, Ack, Ping, Error, Bye, Stats, Result, Gmm, Policy, Revision, WeightsRequest, Throttle,
+        Hello, Welcome, Ack, Ping, Error, Bye, Stats, Result, Gmm, Prototypes, Policy, Revision,
+        WeightsRequest, Throttle,
     )
 }
 

@@ -36,6 +36,7 @@ class FrameType(IntEnum):
     WEIGHTS = 37
     REVISION = 38
     THROTTLE = 39
+    PROTOTYPES = 40
     DIALOGUE = 48
 
 
@@ -73,7 +74,7 @@ COUNTING_TYPES = frozenset({FrameType.DIALOGUE})
 FINAL_TYPES = frozenset({FrameType.WEIGHTS, FrameType.DIALOGUE})
 """May carry FINAL: last chunk of a transfer, last frame of an utterance."""
 
-LATEST_WINS_TYPES = frozenset({FrameType.ACK, FrameType.STATS, FrameType.GMM, FrameType.THROTTLE})
+LATEST_WINS_TYPES = frozenset({FrameType.ACK, FrameType.STATS, FrameType.GMM, FrameType.PROTOTYPES, FrameType.THROTTLE})
 """An unsent older frame of the same type is replaced instead of queued behind."""
 
 OPTIONAL_TYPES = frozenset({FrameType.DIALOGUE, FrameType.GRAD_BACK})
@@ -87,7 +88,7 @@ _BOTH_WAYS = frozenset({
 UPLINK_TYPES = _BOTH_WAYS | WINDOW_TYPES | {FrameType.HELLO, FrameType.STATS}
 
 DOWNLINK_TYPES = _BOTH_WAYS | {
-    FrameType.WELCOME, FrameType.RESULT, FrameType.GMM, FrameType.POLICY, FrameType.THROTTLE,
+    FrameType.WELCOME, FrameType.RESULT, FrameType.GMM, FrameType.PROTOTYPES, FrameType.POLICY, FrameType.THROTTLE,
 }
 
 PRIORITY: dict[FrameType, Priority] = {
@@ -100,6 +101,7 @@ PRIORITY: dict[FrameType, Priority] = {
     FrameType.EMBEDDING: Priority.MEDIA,
     FrameType.GRADIENT: Priority.MEDIA,
     FrameType.GMM: Priority.BULK,
+    FrameType.PROTOTYPES: Priority.BULK,
     FrameType.WEIGHTS: Priority.BULK,
 }
 
@@ -110,5 +112,6 @@ PAYLOAD_LIMITS: dict[FrameType, int] = {
     FrameType.RESULT: MAX_RESULT_BYTES,
     FrameType.DIALOGUE: MAX_DIALOGUE_BYTES,
     FrameType.GMM: MAX_GMM_BYTES,
+    FrameType.PROTOTYPES: MAX_GMM_BYTES,
     FrameType.WEIGHTS: MAX_CHUNK_BYTES,
 }
