@@ -74,6 +74,11 @@ def test_nested_values_arrive_and_numbers_written_as_yaml_writes_them_are_read(t
         ("mode: z\n", 1, ["'mode'", "allowed x, y"]),
         ("tokens: [1]\n", 1, ["'tokens'", "mapping"]),
         ("enabled: true\na: [1\n", 3, ["not valid YAML"]),
+        ("enabled: true\nlimit: 1\nenabled: false\n", 3, ["'enabled'", "twice", "line 1"]),
+        ("inner:\n  name: a\n  batch_size: 2\n  name: b\n", 4, ["'inner.name'", "twice", "line 2"]),
+        ("inner: {name: a}\n\ninner: {batch_size: 3}\n", 3, ["'inner'", "twice", "line 1"]),
+        ("tokens: {pi: a, nano: b, pi: c}\n", 1, ["'tokens.pi'", "twice", "line 1"]),
+        ("inner: &x\n  name: *x\n", 2, ["'inner.name'", "refers to itself"]),
     ],
 )
 def test_a_mistake_names_file_line_key_and_what_is_allowed(tmp_path, text, line, words):
@@ -84,6 +89,11 @@ def test_a_mistake_names_file_line_key_and_what_is_allowed(tmp_path, text, line,
     assert message.startswith(f"{path}:{line}: ")
     for word in words:
         assert word in message
+
+
+def test_a_key_under_two_parents_and_a_shared_anchor_are_no_duplicates(tmp_path):
+    path = write(tmp_path, "tokens: &t\n  limit: a\n  '1': b\n  1: c\nlimit: 3\n")
+    assert load_settings(path, Outer).tokens == {"limit": "a", "1": "b", 1: "c"}
 
 
 def test_a_check_across_fields_is_told_with_the_file(tmp_path):

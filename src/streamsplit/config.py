@@ -92,8 +92,7 @@ def load_settings(path: str | Path, kind: type[S]) -> S:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1: got a {type(values).__name__}, expected a mapping of sections")
     lines: dict[str, int] = {}
-    if node is not None:
-        _collect_lines(node, "", lines)
+    _collect_lines(node, "", lines, str(path))
     return _build(kind, values, "", lines, str(path))
 
 
@@ -106,12 +105,22 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return "known: " + ", ".join(sorted(options))
 
 
-def _collect_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
-    for key, value in getattr(node, "value", []):
-        name = f"{prefix}{key.value}"
-        lines[name] = key.start_mark.line + 1
-        if type(value).__name__ == "MappingNode":
-            _collect_lines(value, f"{name}.", lines)
+def _collect_lines(node: Any, prefix: str, lines: dict[str, int], path: str, above: tuple[Any, ...] = ()) -> None:
+    """The line of every key by its full name; refuses a key given twice, of which YAML would keep the last."""
+    if type(node).__name__ != "MappingNode":
+        return
+    first: dict[tuple[str, str], int] = {}
+    for key, value in node.value:
+        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        identity = (key.tag, str(key.value))  # 1 and "1" are two keys
+        if identity in first:
+            raise ConfigError(
+                f"{path}:{line}: key '{name}' is given twice, here and on line {first[identity]}; keep one of the two"
+            )
+        if value is node or value in above:
+            raise ConfigError(f"{path}:{line}: '{name}' refers to itself; write its values out")
+        first[identity] = lines[name] = line
+        _collect_lines(value, f"{name}.", lines, path, (*above, node))
 
 
 def _build(cls: type[S], values: Mapping[str, Any], prefix: str, lines: Mapping[str, int], source: str) -> S:

@@ -67,6 +67,34 @@ def test_validate_says_in_one_line_what_is_wrong_and_where(tmp_path, capsys, mon
         assert all(word in shown.err for word in words), shown.err
 
 
+def test_validate_answers_scripts_in_json(tmp_path, capsys):
+    good = str(CONFIGS / "server.yaml")
+    for line in (["server", "validate", good, "--json"], ["server", "--json", "validate", good]):
+        assert main(line) == 0
+        assert json.loads(capsys.readouterr().out) == {"file": good, "good": True, "problem": None}
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("server:\n  prt: 1\n")
+    assert main(["server", "validate", str(bad), "--json"]) == 2
+    shown = capsys.readouterr()
+    answer = json.loads(shown.out)
+    assert answer["good"] is False and "bad.yaml:2: unknown key 'server.prt'" in answer["problem"]
+    assert answer["problem"] in shown.err
+
+
+def test_a_file_of_the_other_end_is_named_as_such(tmp_path, capsys):
+    short = tmp_path / "pi.yaml"
+    short.write_text("device:\n  id: pi\n")
+    for path in (CONFIGS / "edge.yaml", short):
+        for line in (["server", "validate", str(path)], ["server", "--config", str(path)]):
+            assert main(line) == 2
+            shown = capsys.readouterr().err
+            assert "looks like a device's file (it has 'device')" in shown and shown.count("\n") == 1
+            assert f"streamsplit edge --config {path}" in shown
+    assert main(["edge", "--config", str(CONFIGS / "server.yaml")]) == 2
+    shown = capsys.readouterr().err
+    assert "looks like a server's file" in shown and shown.count("\n") == 1
+
+
 def test_a_missing_settings_file_is_one_line(tmp_path, capsys):
     assert main(["server", "--config", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml: cannot be read" in capsys.readouterr().err
@@ -142,6 +170,8 @@ def test_the_edge_command_line_goes_over_the_file():
         (["--cut", "6:int9"], 2, "BLOCK:ENCODING"),
         (["--cut", "6:int8", "--policy", "greedy"], 2, "--policy fixed"),
         (["--policy", "fixed"], 2, "6:int8"),
+        (["--cut", "6:int8", "--no-splitting"], 2, "together with --no-splitting"),
+        (["--policy", "greedy", "--no-splitting"], 2, "together with --no-splitting"),
         (["--device-id", "no spaces"], 2, "no spaces"),
         (["--speed", "-1"], 2, "--speed"),
         (["--server", "ftp://x"], 2, "ftp://x"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
-from streamsplit.config import load_settings
+from streamsplit.cli.settings_files import load_device_settings
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.errors import ConfigError
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Listens, learns and streams; after Ctrl-C or SIGTERM the end is in order and the code 0."""
     if not args.speed >= 0:
         raise ConfigError(f"'--speed': got {args.speed}, expected 0 (as fast as it goes) or more")
-    settings = load_settings(args.config, EdgeSettings) if args.config else EdgeSettings()
+    settings = load_device_settings(args.config) if args.config else EdgeSettings()
     settings = overridden(settings, args)
     set_up_logging(args.log_level)
     from streamsplit.edge.journal import Journal
@@ -85,6 +85,11 @@ def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings
     splitting = settings.splitting
     if args.no_splitting:
         splitting = dataclasses.replace(splitting, enabled=False)
+        for option, value in (("--cut", args.cut), ("--policy", args.policy)):
+            if value not in (None, "keep-local"):
+                raise ConfigError(
+                    f"'{option}': got {value} together with --no-splitting, which sends nothing; leave one of them out"
+                )
     if args.cut is not None and args.policy not in (None, "fixed"):
         raise ConfigError(f"'--cut': got it together with --policy {args.policy}, expected --policy fixed")
     if args.policy is not None or args.cut is not None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
-from streamsplit.config import load_settings
+from streamsplit.cli.settings_files import load_server_settings
+from streamsplit.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="[validate FILE]", title="actions")
     validate = actions.add_parser("validate", help="check a settings file and say what is wrong with it")
     validate.add_argument("file", type=Path)
+    validate.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="the answer as a line of JSON on stdout"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,10 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from streamsplit.server.settings import ServerSettings
 
     if args.action == "validate":
-        load_settings(args.file, ServerSettings)
-        print(f"{args.file}: good")
-        return 0
-    settings = load_settings(args.config, ServerSettings) if args.config else ServerSettings()
+        return _validate(args.file, as_json=args.json)
+    settings = load_server_settings(args.config) if args.config else ServerSettings()
     settings = overridden(settings, args)
     set_up_logging(settings.server.log_level)
     if args.gpu:
@@ -58,6 +60,21 @@ def run(args: argparse.Namespace) -> int:
         run_server(settings, on_ready=status.start)
     finally:
         status.stop()
+    return 0
+
+
+def _validate(path: Path, *, as_json: bool) -> int:
+    """Says whether the file is good; what is wrong goes to stderr as for any command, and into the JSON."""
+    try:
+        load_server_settings(path)
+    except ConfigError as error:
+        if as_json:
+            print_json({"file": str(path), "good": False, "problem": str(error)})
+        raise
+    if as_json:
+        print_json({"file": str(path), "good": True, "problem": None})
+    else:
+        print(f"{path}: good")
     return 0
 
 
@@ -74,8 +91,6 @@ def overridden(settings: ServerSettings, args: argparse.Namespace) -> ServerSett
 
 def _require_cuda() -> None:
     import torch
-
-    from streamsplit.errors import ConfigError
 
     if not torch.cuda.is_available():
         raise ConfigError("'--gpu': CUDA is not available here; leave the option out, or use --cpu-only")
