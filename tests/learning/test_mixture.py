@@ -113,7 +113,11 @@ def test_entropy_is_log_c_when_cold_low_inside_a_cluster_and_log_two_between_equ
     two = GaussianMixture.from_bytes(data, 2, DIM)
     middle = np.zeros(DIM, np.float32)
     assert two.entropy(middle) == pytest.approx(math.log(2), abs=1e-6)
-    assert two.entropy(means[0].astype(np.float32)) < 1e-6
+    assert two.entropy(means[0].astype(np.float32)) < 1e-6  # cosines 1 and -1: odds of e^20
+    aside = np.zeros(DIM, np.float32)
+    aside[:2] = 0.1, math.sqrt(1 - 0.1**2)
+    p = 1 / (1 + math.exp(-2 * 0.1 / 0.1))
+    assert two.entropy(aside) == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), abs=1e-3)
     tilted = middle.copy()
     tilted[0] = 0.01
     p = 1 / (1 + math.exp(-4 * 0.5 * 0.01 / np.float16(0.01)))

@@ -48,9 +48,7 @@ class ServerModule:
             warm_start_windows=self.config.warm_start_windows,
         )  # fmt: skip
         self.refiner = Refiner(encoder.to(self.device), settings or learning, seed=self.config.seed)
-        self._softening = (
-            LearnerSettings().entropy_temperature
-        )  # of the posterior behind the uncertainty, as on devices
+        self._temperature = LearnerSettings().entropy_temperature  # of the uncertainty, as on devices
         self._assemblers: dict[str, Assembler] = {}
         self._next: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -165,7 +163,7 @@ class ServerModule:
         posterior = self.refiner.mixture.posterior(z)
         return {
             "split_point": split_point,
-            "uncertainty": self.refiner.mixture.entropy(z, self._softening),
+            "uncertainty": self.refiner.mixture.entropy(z, self._temperature),
             "cluster": int(posterior.argmax()) if self.refiner.mixture.ready else -1,
             "revision": self.revision,
             "latency": (time.perf_counter() - started) * 1000.0,

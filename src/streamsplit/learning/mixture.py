@@ -1,4 +1,4 @@
-"""Distributional memory (v2, section 3): a diagonal Gaussian mixture learned online, in place of stored negatives."""
+"""Distributional memory (v2): a diagonal Gaussian mixture learned online, in place of stored negatives."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from streamsplit.errors import ConfigError, ProtocolError
 from streamsplit.learning.reduction import reduce_components
 
 Array = NDArray[np.float32]
+SIMILARITY_TEMPERATURE = 0.1  # that of the contrastive loss
 _LOG_2PI = math.log(2.0 * math.pi)
 _DEAD_SHARE = 0.1  # of a fair share 1/C: a component that claims less is dead
 _GRACE = 10  # x C observations that a new component has to prove itself
@@ -111,25 +112,26 @@ class GaussianMixture:
         density: NDArray[np.float64] = peak[:, 0] + np.log(np.exp(joint - peak).sum(1))
         return density
 
-    def posterior(self, z: Array, temperature: float = 1.0) -> NDArray[np.float64]:
-        """p(c | z) [C]; uniform before the cold start is over.
-
-        `temperature` > 1 divides the Gaussians' log-densities (not the weights'): see `entropy`.
-        """
+    def posterior(self, z: Array) -> NDArray[np.float64]:
+        """p(c | z) [C]; uniform before the cold start is over."""
         z = self._check(z)
         if not self.ready:
             return np.full(self.components, 1.0 / self.components)
-        joint = self._joint(z)
-        if temperature != 1.0:
-            with np.errstate(divide="ignore"):
-                prior = np.log(self.weights)
-            finite = np.isfinite(prior)
-            joint[finite] = (joint[finite] - prior[finite]) / temperature + prior[finite]
-        return _softmax(joint)
+        return _softmax(self._joint(z))
 
-    def entropy(self, z: Array, temperature: float = 1.0) -> float:
-        """Uncertainty of an embedding: entropy of its posterior in nats, in [0, log C] (section 5, v2)."""
-        return posterior_entropy(self.posterior(z, temperature))
+    def entropy(self, z: Array, temperature: float = SIMILARITY_TEMPERATURE) -> float:
+        """Uncertainty of an embedding, in nats, in [0, log C]: to which component does it belong (section 5, v2)?
+
+        Entropy of p(c | z) ~ exp(cos(z, mu_c) / temperature), log C before the cold start is over. Not of the
+        Gaussians' posterior as in the paper: in 128 dimensions that is one-hot for nearly every window, and one broad
+        component near the origin claims most of them, so its entropy tells nothing (docs/design.md).
+        """
+        z = self._check(z)
+        if not self.ready:
+            return math.log(self.components)
+        means = self._means[self._claims > 0]
+        length = np.maximum(np.linalg.norm(means, axis=1) * np.linalg.norm(z), 1e-12)
+        return posterior_entropy(_softmax((means @ z / length).astype(np.float64) / temperature))
 
     # ---- learning ----
 
