@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamsplit.errors import CheckpointError
+from streamsplit.server import checkpoint
 from streamsplit.server.checkpoint import read_json, write_atomic, write_json
 
 
@@ -31,10 +32,24 @@ def test_when_the_disk_is_full_the_old_file_stays_and_nothing_is_left_over(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, step, refuse)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*the old file is unchanged"):
         write_atomic(path, b"new")
+    with pytest.raises(CheckpointError, match="there is no older file"):
+        write_atomic(tmp_path / "first.bin", b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["state.bin"]
+
+
+def test_a_folder_that_cannot_be_synced_does_not_claim_that_the_old_file_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "_sync_folder", refuse)
+    with pytest.raises(CheckpointError, match="the new file is in place"):
+        write_atomic(tmp_path / "state.bin", b"new")
+    assert (tmp_path / "state.bin").read_bytes() == b"new"
 
 
 def test_json_comes_back_and_a_missing_file_is_none(tmp_path: Path) -> None:

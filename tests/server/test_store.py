@@ -140,6 +140,21 @@ def test_while_the_disk_refuses_nothing_is_done_and_afterwards_nothing_is_missin
     assert store.position("pi", 7).received_through == 199
 
 
+def test_closing_on_a_full_disk_says_where_the_windows_are(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_module, "RETRY_S", 0.01)
+    store = open_store()
+    pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
+    store._writer.execute(f"PRAGMA max_page_count = {pages}")
+    store.submit([make_commit(sequence) for sequence in range(1, 200)], lambda: None)
+    store.record_event("started", "x" * 100)
+    assert not store.close(0.2)
+    told = caplog.messages[-1]
+    assert "199 windows not written" in told and "full" in told and "stay in their devices' queues" in told
+    assert "1 notes" in told
+
+
 def test_pruning_keeps_the_newest_windows_and_embeddings_and_the_position(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from streamsplit.errors import CheckpointError
 def write_atomic(path: Path, data: bytes) -> None:
     """Replaces `path` by `data`; raises CheckpointError and leaves what was there when the disk refuses."""
     temporary: str | None = None
+    replaced = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -23,12 +24,14 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - one name for both kinds of path
-        temporary = None
+        temporary, replaced = None, True
         _sync_folder(path.parent)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror or error}); the old file is unchanged"
-        ) from error
+        if replaced:
+            after = "the new file is in place, but may not survive a power cut"
+        else:
+            after = "the old file is unchanged" if path.is_file() else "there is no older file"
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); {after}") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

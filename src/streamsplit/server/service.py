@@ -45,6 +45,7 @@ class StreamServer:
         self.refiner_state = "off"
         self.last_checkpoint_unix_s: float | None = None
         self.loop_lag_ms = 0.0
+        self._failures: dict[str, str] = {}  # what kind of checkpoint cannot be written now, and why
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -176,13 +177,14 @@ class StreamServer:
         elif isinstance(message, Saved):
             self.last_checkpoint_unix_s = time.time()
             self.metrics.checkpoints.labels("written").inc()
+            self._checkpoint_written("refiner")
         elif isinstance(message, NewRevision) and not self._stopping:
             self._tasks.append(asyncio.create_task(self._adopt(message)))
+        elif isinstance(message, Trouble) and message.kind == "checkpoint_failed":
+            self._checkpoint_failed("refiner", message.detail)
         elif isinstance(message, Trouble):
             if message.kind == "refiner_failed":
                 self.refiner_state = "failed"
-            elif message.kind == "checkpoint_failed":
-                self.metrics.checkpoints.labels("failed").inc()
             level = logging.INFO if message.kind == "not_published" else logging.ERROR
             LOG.log(level, "%s: %s", message.kind, message.detail)
             if not self._stopping:
@@ -271,9 +273,26 @@ class StreamServer:
                 path, self.compute.mixture.state() if state is None else state, self.space if space is None else space
             )
         except CheckpointError as error:
-            self.metrics.checkpoints.labels("failed").inc()
-            LOG.error("%s", error)
-            self.store.record_event("checkpoint_failed", str(error))
+            self._checkpoint_failed("mixture", str(error))
+        else:
+            self._checkpoint_written("mixture")
+
+    def _checkpoint_failed(self, which: str, why: str) -> None:
+        """Told once until it changes: it is tried again every interval, and a full disk stays full for hours."""
+        self.metrics.checkpoints.labels("failed").inc()
+        if self._failures.get(which) == why:
+            return
+        self._failures[which] = why
+        LOG.error("checkpoint_failed: %s", why)
+        if not self._stopping:
+            self.store.record_event("checkpoint_failed", why)
+
+    def _checkpoint_written(self, which: str) -> None:
+        if self._failures.pop(which, None) is None:
+            return
+        LOG.info("checkpoint of the %s written again", which)
+        if not self._stopping:
+            self.store.record_event("checkpoint_written", f"the {which}'s, after it had failed")
 
     # -- what it tells -------------------------------------------------------------------------------------------
 

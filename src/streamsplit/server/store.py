@@ -141,7 +141,13 @@ class Store:
             self._condition.notify()
         self._thread.join(timeout_s)
         if not clean:
-            LOG.error("store: %d tasks could not be written: %s", len(self._tasks), self._failure)
+            left = list(self._tasks)
+            LOG.error(
+                "store: closed with %d windows not written (%s): none of them was acknowledged, so they stay in their "
+                "devices' queues and come again; lost are %d notes on devices and events",
+                sum(len(task.commits) for task in left), self._failure or "the disk is too slow",
+                sum(len(task.statements) for task in left),
+            )  # fmt: skip
         return clean
 
     @property
@@ -282,6 +288,8 @@ class Store:
             except sqlite3.Error as error:
                 self._fail(error)
                 continue
+            if self._failure is not None:
+                LOG.info("store: commits succeed again")
             self._failure = None
             with self._condition:
                 for _ in group:
