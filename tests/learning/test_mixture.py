@@ -122,8 +122,6 @@ def test_entropy_is_log_c_when_cold_low_inside_a_cluster_and_log_two_between_equ
     tilted[0] = 0.01
     p = 1 / (1 + math.exp(-4 * 0.5 * 0.01 / np.float16(0.01)))
     assert two.posterior(tilted)[0] == pytest.approx(p, abs=1e-4)
-    tempered = 1 / (1 + math.exp(-4 * 0.5 * 0.01 / np.float16(0.01) / 10))
-    assert two.posterior(tilted, 10.0)[0] == pytest.approx(tempered, abs=1e-4)
 
 
 def test_a_new_sound_gets_components_and_the_old_ones_stay() -> None:
