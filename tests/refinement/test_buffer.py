@@ -11,7 +11,7 @@ def mark(frame):
     return np.full(4, frame, dtype=np.float32)
 
 
-def filled(frames, **options):
+def filled(frames, /, **options):
     buffer = TemporalBuffer(BufferSettings(**options))
     for frame in frames:
         buffer.add("a", frame, mark(frame))
@@ -55,9 +55,9 @@ def test_any_order_within_the_window_ends_in_the_same_state(order, width):
 
 def test_the_five_nearest_in_time_are_those_that_are_there():
     buffer = filled([0, 1, 5, 6, 7, 20, 21])
-    assert buffer.nearest("a", 6) == [5, 7, 1, 0, 20]
+    assert buffer.nearest("a", 6, k=5) == [5, 7, 1, 0, 20]
     assert buffer.nearest("a", 3, k=2) == [1, 5]
-    assert buffer.nearest("nobody", 3) == []
+    assert buffer.nearest("nobody", 3, k=5) == []
 
 
 def test_a_count_that_starts_anew_is_accepted_after_a_few_frames():
@@ -80,9 +80,34 @@ def test_devices_are_separate_and_their_number_is_bounded():
     assert buffer.devices() == ["a", "c"]
 
 
-def test_the_graph_joins_neighbours_in_time():
-    graph = filled([0, 1, 2, 90], neighbours=1).graph("a")
-    assert graph.edges.tolist() == [[0, 1], [1, 2], [2, 3]]
+def test_the_graph_joins_a_batch_to_the_nearest_frames_held_or_in_the_batch():
+    buffer = filled([10, 11, 13, 20, 90])
+    buffer.add("b", 12, mark(7))
+    nearby = buffer.graph(np.array([12, 13, 500]), ["a", "a", "a"], k=2)
+    assert nearby.embeddings[:, 0].tolist() == [11]  # 13 is taken from the batch, b's frame and far ones from nowhere
+    assert nearby.graph.edges.tolist() == [[0, 1], [0, 3], [1, 3]]  # 12-13, 12-11, 13-11
+    assert nearby.graph.weights.tolist() == pytest.approx(np.exp(-np.array([1.0, 1.0, 4.0]) / 2).tolist())
+
+
+def test_the_graph_of_a_batch_far_from_what_is_held_has_only_the_batchs_own_edges():
+    nearby = filled([10], frames=20).graph(np.array([100, 101, 101, 121, 300]), ["a", "a", "z", "a", "a"], k=5)
+    assert nearby.graph.edges.tolist() == [[0, 1], [1, 3]] and not len(nearby.embeddings)
+    assert not len(filled([]).graph(np.array([3]), ["a"]).graph.edges)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.integers(0, 80), max_size=20), st.lists(st.integers(0, 80), min_size=1, max_size=8, unique=True))
+def test_every_row_has_its_nearest_frames_by_a_slow_search(held, batch):
+    buffer = filled(sorted(held), frames=30)
+    nearby = buffer.graph(np.array(batch), ["a"] * len(batch), k=3)
+    frame_of = batch + [int(value) for value in nearby.embeddings[:, 0]] if len(nearby.embeddings) else batch
+    found = {tuple(sorted((frame_of[i], frame_of[j]))) for i, j in nearby.graph.edges.tolist()}
+    available = set(buffer.window("a").frames.tolist()) | set(batch)
+    expected = set()
+    for frame in batch:
+        near = [other for other in available if other != frame and abs(other - frame) <= 30]
+        expected |= {tuple(sorted((frame, o))) for o in sorted(near, key=lambda o: (abs(o - frame), o))[:3]}
+    assert found == expected
 
 
 def test_nan_and_wrong_shapes_are_refused():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from streamsplit.refinement.buffer import NearbyFrames
 from streamsplit.refinement.hybrid import (
     HybridSettings,
     between_devices,
@@ -10,7 +11,7 @@ from streamsplit.refinement.hybrid import (
     pair_info_nce,
     target_loss,
 )
-from streamsplit.refinement.laplacian import laplacian_loss, neighbour_graph, temporal_graph
+from streamsplit.refinement.laplacian import Graph, laplacian_loss, neighbour_graph, temporal_graph
 from streamsplit.refinement.wasserstein import sliced_wasserstein, sliced_wasserstein_to_uniform
 
 
@@ -31,6 +32,20 @@ def slow_info_nce(first, second, frames, devices, temperature, mask):
                 terms.append(np.exp(rows[i] @ rows[j] / temperature))
         losses.append(-np.log(np.exp(rows[i] @ rows[positive] / temperature) / sum(terms)))
     return float(np.mean(losses))
+
+
+def test_frames_around_the_batch_pull_its_rows_by_their_weights():
+    z = unit(2).requires_grad_(True)
+    held = unit(1, seed=1)[0].numpy()
+    graph = Graph(np.array([[0, 1], [1, 2]]), np.array([0.5, 0.25], np.float32))
+    settings = HybridSettings(wasserstein_weight=0.0, laplacian_weight=2.0)
+    nearby = NearbyFrames(graph, held[None])
+    loss = hybrid_loss(torch.zeros(()), z, np.array([0, 90]), ["a", "b"], settings, None, nearby)
+    one, two = z.detach().numpy()
+    expected = (0.5 * ((one - two) ** 2).sum() + 0.25 * ((two - held) ** 2).sum()) / 2
+    assert float(loss.laplacian.detach()) == pytest.approx(expected)
+    loss.total.backward()
+    assert np.allclose(z.grad[1], 2 * (0.5 * (two - one) + 0.25 * (two - held)))
 
 
 def test_info_nce_equals_a_slow_loop_with_near_windows_masked():

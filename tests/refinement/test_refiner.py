@@ -280,6 +280,44 @@ def test_a_window_that_spoils_batches_is_dropped():
     assert all(np.isfinite(array).all() for array in encoder_weights(r.encoder).values())
 
 
+def test_embeddings_beside_any_cut_feed_buffer_mixture_and_prototypes():
+    r = refiner(prototypes=4)
+    feed_crossings(r, "b", 6, 3)
+    assert len(r.buffer) == 0
+    features, _ = sounds(12)
+    for i, (x, z) in enumerate(zip(features, embed_features(r.encoder, features), strict=True)):
+        if i % 2:
+            r.add("a", i, features=x, embedding=z, revision=r.revision)
+        else:
+            with torch.no_grad():
+                crossing = r.encoder.forward_to(torch.from_numpy(x)[None], 5)
+            r.add("a", i, crossing=crossing, block=5, embedding=z, revision=r.revision)
+    assert r.buffer.window("a").frames.tolist() == list(range(12)) and r.mixture.observations == 12
+    assert r.prototypes.ready and len(r.reservoir) == 18
+
+
+def test_features_stay_where_the_revision_of_their_embedding_is_gone():
+    r = refiner()
+    z = np.ones(32, np.float32) / np.sqrt(32)
+    assert r.add("a", 0, features=sounds(1)[0][0], embedding=z, revision="f" * 64)
+    assert len(r.reservoir) == 1 and len(r.buffer) == 0
+
+
+def test_the_laplacian_joins_the_batch_to_the_frames_that_the_buffer_holds():
+    features, _ = sounds(48)
+    reports = []
+    for held in (False, True):
+        r = refiner()
+        z = embed_features(r.encoder, features)
+        for i, x in enumerate(features):
+            wrong = np.roll(z[i], 1)  # not what the window gives: the pull to it must show in the loss
+            r.add("a", i, features=x, embedding=wrong if held else None, revision=r.revision)
+        reports.append(r.step())
+    alone, joined = reports
+    assert joined.task == pytest.approx(alone.task) and joined.wasserstein == pytest.approx(alone.wasserstein)
+    assert joined.laplacian > 1.5 * alone.laplacian
+
+
 def test_nan_and_wrong_shapes_are_refused_and_nothing_is_kept():
     r = refiner()
     good = sounds(1)[0][0]

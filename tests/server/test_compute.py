@@ -165,6 +165,21 @@ def test_the_mark_of_a_new_stretch_reaches_the_refiner_from_every_cut(bench: Ben
     }
 
 
+def test_the_refiner_gets_the_completed_embedding_of_every_cut(bench: Bench) -> None:
+    whole = pack_features(features(1), Encoding.LOGMEL_FP16)
+    answers = bench.run([
+        job("input", 0, Encoding.LOGMEL_FP16, whole), job("middle", 6, Encoding.FP32, activation(1, 6)),
+        job("end", 13, Encoding.EMBEDDING_FP16, pack_embedding(unit(1), Encoding.EMBEDDING_FP16)),
+    ])  # fmt: skip
+    until = time.monotonic() + 10
+    while len(bench.samples) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    for sample in bench.samples:
+        stored = np.frombuffer(answers[sample.device].record.embedding or b"", "<f2").astype(np.float32)
+        np.testing.assert_allclose(sample.embedding, stored, atol=1e-3)
+    assert {sample.device for sample in bench.samples} == {"input", "middle", "end"}
+
+
 def test_weights_that_overflow_are_a_rejected_window_and_not_a_nan_answer(bench: Bench) -> None:
     huge = np.full((128, 100), 3e4, np.float32)
     with torch.inference_mode():

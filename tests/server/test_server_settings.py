@@ -81,4 +81,4 @@ def test_the_refiner_gets_what_the_sections_say() -> None:
     assert (refiner.learning_rate, refiner.batch_windows, refiner.warm_start_windows) == (1e-3, 32, 9)
     assert refiner.loss.weights == (0.3, 0.2)
     assert (refiner.loss.projection_count, refiner.loss.neighbour_count) == (7, 3)
-    assert (refiner.buffer.frames, refiner.buffer.neighbours, refiner.min_devices) == (40, 3, 4)
+    assert (refiner.buffer.frames, refiner.loss.neighbour_count, refiner.min_devices) == (40, 3, 4)

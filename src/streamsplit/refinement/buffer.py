@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from streamsplit.config import Settings, setting
 from streamsplit.errors import EncoderError
-from streamsplit.refinement.laplacian import Graph, temporal_graph
+from streamsplit.refinement.laplacian import Graph, gap_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,6 @@ class BufferSettings(Settings):
     """Bounds of the temporal buffer; frames here are window indices."""
 
     frames: int = setting(100, low=2, high=100_000)
-    neighbours: int = setting(5, low=1, high=1000)
     max_devices: int = setting(1024, low=1)
     restart_after: int = setting(8, low=1)  # consecutive frames behind the window that mean a new count, not lateness
 
@@ -30,8 +30,15 @@ class DeviceWindow(NamedTuple):
     embeddings: np.ndarray
 
 
+class NearbyFrames(NamedTuple):
+    """A batch of n rows among the frames around it: `graph` counts the batch's rows first, then `embeddings` [m, d]."""
+
+    graph: Graph
+    embeddings: np.ndarray
+
+
 class TemporalBuffer:
-    """Keeps, per device, the embeddings whose frame index is among the last `frames` (algorithms.md section 8).
+    """Keeps, per device, the embeddings whose frame index is among the last `frames` (v2).
 
     Gaps stay gaps, late frames find their place, a repeated frame replaces the earlier one, and a frame older than the
     window is refused. A device whose count starts anew (several refused frames in a row) begins a new window. The
@@ -85,15 +92,36 @@ class TemporalBuffer:
             return DeviceWindow(frames, np.empty((0, 0), dtype=np.float32))
         return DeviceWindow(frames, np.stack([held[int(frame)] for frame in frames]))
 
-    def nearest(self, device: str, frame: int, k: int | None = None) -> list[int]:
+    def nearest(self, device: str, frame: int, k: int) -> list[int]:
         """The k held frames nearest in time to `frame`, itself excluded; nearest first, ties to the earlier one."""
-        count = self.settings.neighbours if k is None else k
         others = [held for held in self._held.get(device, {}) if held != frame]
-        return sorted(others, key=lambda held: (abs(held - frame), held))[:count]
+        return sorted(others, key=lambda held: (abs(held - frame), held))[:k]
 
-    def graph(self, device: str) -> Graph:
-        """The k-nearest-in-time graph over `window(device)`'s rows."""
-        return temporal_graph(self.window(device).frames, k=self.settings.neighbours)
+    def graph(self, frames: np.ndarray, devices: Sequence[str], k: int = 5) -> NearbyFrames:
+        """Joins every row of a batch to the k frames of its device that are nearest in time, in the batch or held here.
+
+        Frames further away than the buffer is long are not joined; a frame that the batch has is taken from the batch.
+        """
+        numbers = [int(frame) for frame in frames]
+        row_of = {key: row for row, key in enumerate(zip(devices, numbers, strict=True))}
+        batch_frames: dict[str, set[int]] = {}
+        for device, frame in row_of:
+            batch_frames.setdefault(device, set()).add(frame)
+        borrowed: list[np.ndarray] = []
+        edges: list[tuple[int, int]] = []
+        gaps: list[int] = []
+        for row, (device, frame) in enumerate(zip(devices, numbers, strict=True)):
+            candidates = batch_frames[device] | set(self.nearest(device, frame, k))
+            near = [other for other in candidates if 0 < abs(other - frame) <= self.settings.frames]
+            for other in sorted(near, key=lambda held: (abs(held - frame), held))[:k]:
+                key = (device, other)
+                if key not in row_of:
+                    row_of[key] = len(numbers) + len(borrowed)
+                    borrowed.append(self._held[device][other])
+                edges.append((row, row_of[key]))
+                gaps.append(abs(other - frame))
+        embeddings = np.stack(borrowed) if borrowed else np.empty((0, 0), dtype=np.float32)
+        return NearbyFrames(gap_graph(edges, gaps), embeddings)
 
     def forget(self, device: str) -> None:
         """Drops everything held of one device."""

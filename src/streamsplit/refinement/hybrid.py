@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamsplit.config import Settings, setting
+from streamsplit.refinement.buffer import NearbyFrames
 from streamsplit.refinement.laplacian import laplacian_loss, neighbour_graph, temporal_graph
 from streamsplit.refinement.wasserstein import sliced_wasserstein, sliced_wasserstein_to_uniform
 
 
 @dataclass(frozen=True, kw_only=True)
 class HybridSettings(Settings):
-    """Weights of the hybrid loss (algorithms.md section 8); None takes the version's own value."""
+    """Weights of the hybrid loss (v1, v2); None takes the version's own value."""
 
     version: str = setting("v2", choices=("v1", "v2"))
     wasserstein_weight: float | None = setting(None, low=0.0)  # v2: 0.1; v1: 1
@@ -62,20 +63,28 @@ def hybrid_loss(
     devices: Sequence[str],
     settings: HybridSettings,
     generator: torch.Generator | None = None,
+    nearby: NearbyFrames | None = None,
 ) -> HybridLoss:
     """Adds both regularisers to a task loss; z [n, d] unit norm, one frame index and device name per row.
 
     v2 pulls the batch to the uniform law on the sphere and smooths along each device's time graph. v1 pulls the
     devices' distributions together (each against all others; nothing to pull with one device) and smooths along the
-    nearest-neighbour graph of the space.
+    nearest-neighbour graph of the space. `nearby` adds the frames around the batch's to v2's graph: rows are pulled to
+    the embeddings that were held of them, which have no gradient.
     """
+    rows = z
     if settings.version == "v2":
         wasserstein = sliced_wasserstein_to_uniform(z, settings.projection_count, generator)
-        graph = temporal_graph(frames, devices, settings.neighbour_count, horizon=100)
+        if nearby is None:
+            graph = temporal_graph(frames, devices, settings.neighbour_count, horizon=100)
+        else:
+            graph = nearby.graph
+            if len(nearby.embeddings):
+                rows = torch.cat([z, torch.from_numpy(nearby.embeddings).to(device=z.device, dtype=z.dtype)])
     else:
         wasserstein = between_devices(z, devices, settings.projection_count, generator)
         graph = neighbour_graph(z, settings.neighbour_count)
-    laplacian = laplacian_loss(z, graph)
+    laplacian = laplacian_loss(rows, graph)
     first, second = settings.weights
     return HybridLoss(task + first * wasserstein + second * laplacian, task, wasserstein, laplacian)
 
@@ -102,7 +111,7 @@ def pair_info_nce(
 
     Row i of `first` and of `second` are two windows of one device; `frames` [2 b] and `devices` (2 b) name the rows of
     both, first then second. Other rows of the same device within `mask_frames` frames are likely the same sound: they
-    are no negatives (measured.md). With in-batch negatives only, small batches lose nothing against large ones.
+    are no negatives. With in-batch negatives only, small batches lose nothing against large ones.
     """
     z = torch.cat([first, second])
     count = len(first)
@@ -118,7 +127,7 @@ def pair_info_nce(
 def target_loss(first: Tensor, second: Tensor, first_target: Tensor, second_target: Tensor) -> Tensor:
     """Each window predicts the frozen embedding of the *other* window of its pair: mean of 1 - cosine, a scalar.
 
-    This is what keeps a warm start's geometry while improving it (measured.md, second round).
+    This is what keeps a warm start's geometry while improving it (docs/design.md).
     """
     forward = functional.cosine_similarity(first, second_target, dim=1)
     backward = functional.cosine_similarity(second, first_target, dim=1)

@@ -50,6 +50,14 @@ def temporal_graph(
     return Graph(edges, _gaussian(gaps))
 
 
+def gap_graph(edges: Sequence[tuple[int, int]], gaps: Sequence[int]) -> Graph:
+    """A graph of given edges (i, j), in any order and direction, weighted by their gap in frames as above."""
+    gap_of = {(min(edge), max(edge)): gap for edge, gap in zip(edges, gaps, strict=True)}
+    ordered = sorted(gap_of)
+    rows = np.array(ordered, dtype=np.int64).reshape(-1, 2)
+    return Graph(rows, _gaussian(np.array([gap_of[edge] for edge in ordered], dtype=np.float64)))
+
+
 def neighbour_graph(z: Tensor, k: int = 10) -> Graph:
     """Joins every row of z [n, d] to its k nearest rows, Gaussian weights with sigma = median distance (v1)."""
     if z.ndim != 2:

@@ -133,14 +133,16 @@ class Refiner:
 
         `starts` marks the first window after a gap or a new clip: positives are not taken across it.
 
-        True where any of it is used. Raises RevisionError for a crossing or embedding of an unknown revision, and
+        True where any of it is used. Raises RevisionError for a crossing or lone embedding of an unknown revision, and
         EncoderError for NaN or wrong shapes; nothing is kept then. What belongs to an earlier embedding space is left
-        out, without an error: its sender has not yet fetched the new weights.
+        out, without an error: its sender has not yet fetched the new weights. Features outlive every revision.
         """
         if features is None and crossing is None and embedding is None:
             raise EncoderError("got neither features, crossing nor embedding, expected at least one")
         current = True
-        if crossing is not None or embedding is not None:
+        if features is not None and crossing is None:
+            current = revision in self.lineage and self.lineage.get(revision).space == self.space
+        elif crossing is not None or embedding is not None:
             current = self.lineage.get(revision).space == self.space
         item = None
         if features is not None:
@@ -200,7 +202,10 @@ class Refiner:
             task = task + options.target_weight * target
         if options.label_weight and any(item.label for item in batch):
             task = task + options.label_weight * label_loss(z, label_numbers(batch), options.temperature)
-        loss = hybrid_loss(task, z, frames, devices, options.loss, self.generator)
+        nearby = None
+        if options.loss.version == "v2":
+            nearby = self.buffer.graph(frames, devices, options.loss.neighbour_count)
+        loss = hybrid_loss(task, z, frames, devices, options.loss, self.generator, nearby)
         different = len(set(devices))
         if not bool(torch.isfinite(loss.total)):
             self._drop_bad(batch, z, targets)

@@ -296,7 +296,7 @@ class ComputeWorker:
         starts = bool(header.flags & MediaFlag.STARTS)
         if item.crossing is None:
             return Sample(*about, header.resolution, None, None, None, embedding, starts)
-        return Sample.of_crossing(*about, header.resolution, item.crossing, starts)
+        return Sample.of_crossing(*about, header.resolution, item.crossing, embedding, starts)
 
     def _current_gmm(self) -> Gmm | None:
         """The mixture's statistics for a device; made once per change, None before the cold start is over."""

@@ -106,7 +106,7 @@ class Sample(NamedTuple):
     features: np.ndarray | None  # [f, t] fp16
     h: np.ndarray | None  # [c, f, t] fp16
     partial: np.ndarray | None  # [d] float32
-    embedding: np.ndarray | None  # [d] float32
+    embedding: np.ndarray  # [d] float32, as the server completed it
     starts: bool = False  # first window after a gap or of a new clip
 
     @classmethod
@@ -119,11 +119,12 @@ class Sample(NamedTuple):
         block: int,
         resolution: int,
         crossing: Crossing,
+        embedding: np.ndarray,
         starts: bool = False,
     ) -> Sample:
         """Block 0: the features; deeper: the activations."""
         h = crossing.h[0].numpy().astype(np.float16)
         if block == 0:
-            return cls(device, window, at_ms, revision, 0, resolution, h[0], None, None, None, starts)
+            return cls(device, window, at_ms, revision, 0, resolution, h[0], None, None, embedding, starts)
         partial = crossing.partial[0].numpy().copy()
-        return cls(device, window, at_ms, revision, block, resolution, None, h, partial, None, starts)
+        return cls(device, window, at_ms, revision, block, resolution, None, h, partial, embedding, starts)

@@ -131,7 +131,7 @@ def refiner_settings(settings: ServerSettings) -> RefinerSettings:
             laplacian_weight=loss.laplacian.weight,
             neighbours=loss.laplacian.k_neighbors,
         ),
-        buffer=BufferSettings(frames=frames, neighbours=loss.laplacian.k_neighbors),
+        buffer=BufferSettings(frames=frames),
     )
 
 

@@ -12,7 +12,7 @@ Device (the durable queue is the owner's; everything in one task or under one lo
             Opened          queue.delete_through(event.feed_from - 1)
             Acked           queue.delete_through(event.through); link.on_ack(event, event.now_ms)
             RoundTrip       link.on_rtt(event.rtt_ms, event.now_ms)
-            MessageReceived Result | Gmm | Prototypes | Policy | Revision | WeightsRequest | Throttle | Error (not fatal)
+            MessageReceived Result | Gmm | Prototypes | Policy | Revision | WeightsRequest | Throttle | Error, not fatal
             MediaReceived   a WEIGHTS chunk
             Missed          results that did not come; the server's store will send them again
             Closed          flush bytes_to_send, close the transport; connect again only if event.retry
