@@ -28,13 +28,12 @@ from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.encoders.fixed import five_statistics, mean_and_deviation
 from streamsplit.encoders.pca import fit_pca
-from streamsplit.evaluation.datasets import clip_vectors, load_labelled_folder
+from streamsplit.evaluation.datasets import clip_vectors, data_folder, load_labelled_folder
 from streamsplit.evaluation.probe import linear_probe
 from streamsplit.evaluation.retrieval import precision_at_k, silhouette
 from streamsplit.learning.learner import EdgeLearner, LearnerSettings
 from streamsplit.learning.rank import effective_rank
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
 STREAM_S, SCENES, SCENE_S = 1200, 180, 4.0
 MEASURES = ("probe", "probe_with_std", "precision_at_10", "silhouette")
 
@@ -161,7 +160,11 @@ def table(rows: dict[str, list[dict[str, float]]], errors: float) -> dict[str, A
 def main() -> None:
     """Prints the tables and writes benchmarks/results/learner_esc10.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of ESC-10 (skipped where it is missing)")
+    found = data_folder()
+    parser.add_argument(
+        "--data", type=Path, default=found / "esc10" if found else None,
+        help="folder of ESC-10 (default: esc10/ in STREAMSPLIT_DATA or the data folder; skipped where it is missing)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=250, help="optimiser steps")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--validate", action="store_true", help="ESC-10 folds 1-2 against 3, nothing is written")
@@ -171,7 +174,10 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = LearnerSettings.from_mapping(arguments.settings)
     tasks: dict[str, Callable[[], Task]] = {}
-    if arguments.only != "synthetic" and arguments.data.is_dir():
+    if arguments.only != "synthetic" and (arguments.data is None or not arguments.data.is_dir()):
+        missing = "there is no data folder" if arguments.data is None else f"{arguments.data} is no folder"
+        print(f"esc10: skipped, {missing}; set STREAMSPLIT_DATA or --data")
+    elif arguments.only != "synthetic":
         folds = ((1, 2), 3) if arguments.validate else ((1, 2, 3), 4)
         tasks["esc10"] = lambda: esc10(arguments.data, *folds)
     if arguments.only != "esc10":
@@ -191,6 +197,8 @@ def main() -> None:
         figures[name] = {
             "rows": table(rows, float(np.sqrt(accuracy * (1 - accuracy) / len(task.test.labels)))), "costs": costs
         }  # fmt: skip
+    if not figures:
+        raise SystemExit("nothing was measured")
     if not arguments.validate:
         used = {"steps": arguments.steps, **settings.as_dict()}
         print(record("learner_esc10", figures, used, range(arguments.seeds)))

@@ -2,25 +2,21 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import soundfile
 
 from streamsplit.errors import AudioError, ConfigError
 from streamsplit.evaluation.datasets import (
     clip_vectors,
-    clip_windows,
+    data_folder,
     load_labelled_folder,
     split_clips,
 )
 
 
-def make(root, *names, seconds=0.0):
+def make(root, *names):
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if seconds:
-            soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, int(16_000 * seconds)), 16_000)
-        else:
-            path.write_bytes(b"")
+        path.write_bytes(b"")
 
 
 def test_labels_come_from_folders_and_folds_from_esc_names(tmp_path):
@@ -104,20 +100,11 @@ def test_a_label_with_a_single_source_cannot_be_split(tmp_path):
         split_clips(load_labelled_folder(tmp_path))
 
 
-def test_windows_of_clips_are_cut_and_padded_as_on_a_device(tmp_path):
-    make(tmp_path, "a/long.wav", seconds=2.6)
-    make(tmp_path, "b/short.wav", seconds=0.3)
-    windows = clip_windows(load_labelled_folder(tmp_path))
-    assert windows.features.shape[1:] == (128, 100) and windows.features.dtype == np.float32
-    assert windows.clips.tolist() == [0] * (len(windows.clips) - 1) + [1]
-    assert windows.labels.tolist() == ["a"] * (len(windows.clips) - 1) + ["b"]
-    assert len(windows.clips) in (5, 6)
-
-
-def test_an_unreadable_clip_is_named(tmp_path):
-    make(tmp_path, "a/broken.wav", "b/broken.wav")
-    with pytest.raises(AudioError, match=r"broken\.wav"):
-        clip_windows(load_labelled_folder(tmp_path))
+def test_the_data_folder_is_the_one_that_the_environment_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("STREAMSPLIT_DATA", str(tmp_path))
+    assert data_folder() == tmp_path
+    monkeypatch.setenv("STREAMSPLIT_DATA", str(tmp_path / "none"))  # a wrong name does not fall back to another folder
+    assert data_folder() is None
 
 
 def test_clip_vectors_are_means_and_deviations_over_windows():

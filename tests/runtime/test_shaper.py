@@ -117,11 +117,9 @@ def test_a_tunnel_delays_and_loses_nothing() -> None:
             proxy.cut(0.6, reset=False)
             await asyncio.sleep(0)
             started = time.monotonic()
-            await wait_for(lambda: proxy.current_rate_bps == 0.0)
             writer.write(b"during")
             await wait_for(lambda: len(got) == 2)
             assert got[1][0] - started == pytest.approx(0.6, abs=0.1)
-            assert proxy.current_rate_bps == 10e6
             writer.close()
 
     asyncio.run(run())
@@ -156,7 +154,6 @@ def test_it_runs_in_a_thread_of_its_own_and_stops() -> None:
                 reader, writer = await asyncio.open_connection(*proxy.address)
                 writer.write(b"ping")
                 assert await reader.readexactly(4) == b"ping"
-                assert proxy.current_rate_bps == 5e6
             finally:
                 await asyncio.to_thread(proxy.stop_thread)
             with pytest.raises(OSError):

@@ -1,7 +1,8 @@
-"""Folders of labelled audio: clips with label, fold and source recording, fair splits, and windows from clips."""
+"""Folders of labelled audio: clips with label, fold and source recording, fair splits, clips as vectors."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -10,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from streamsplit.audio.files import AUDIO_SUFFIXES, read_audio
-from streamsplit.audio.windows import cut_windows
+from streamsplit.audio.files import AUDIO_SUFFIXES
 from streamsplit.errors import AudioError, ConfigError
 
 _ESC = re.compile(r"^(?P<fold>\d+)-(?P<source>\d+)-(?P<take>[A-Za-z]+)(-\d+)?$")  # <fold>-<source>-<take>[-<class>]
@@ -35,12 +35,15 @@ class Split(NamedTuple):
     held_out: str
 
 
-class WindowSet(NamedTuple):
-    """Windows of many clips: features [n, f, t] float32, label [n] and clip index [n] of each."""
+def data_folder() -> Path | None:
+    """The folder of real recordings and traces for tests and benchmarks, None where there is none.
 
-    features: np.ndarray
-    labels: np.ndarray
-    clips: np.ndarray
+    STREAMSPLIT_DATA if it is set, otherwise `data/` in the checkout or `shared/data/` beside it.
+    """
+    named = os.environ.get("STREAMSPLIT_DATA")
+    checkout = Path(__file__).resolve().parents[3]
+    candidates = [Path(named)] if named else [checkout / "data", checkout.parent / "shared" / "data"]
+    return next((folder for folder in candidates if folder.is_dir()), None)
 
 
 def load_labelled_folder(root: str | Path, *, limit: int | None = None) -> list[Clip]:
@@ -95,21 +98,6 @@ def split_clips(
     _check_sides(train, test)
     sources = len({clip.source for clip in clips})
     return Split(train, test, f"{len(test)} of {len(clips)} clips, {len(test_sources)} of {sources} source recordings")
-
-
-def clip_windows(clips: Sequence[Clip], *, length_frames: int = 100, stride_frames: int = 50) -> WindowSet:
-    """All windows of all clips as a device would cut them; raises AudioError naming a file that cannot be read."""
-    features: list[np.ndarray] = []
-    labels: list[str] = []
-    owners: list[int] = []
-    for number, clip in enumerate(clips):
-        for window in cut_windows(read_audio(clip.path), length_frames=length_frames, stride_frames=stride_frames):
-            features.append(window.features)
-            labels.append(clip.label)
-            owners.append(number)
-    if not features:
-        raise AudioError(f"got no windows from {len(clips)} clips, expected at least one clip with sound")
-    return WindowSet(np.stack(features), np.array(labels), np.array(owners, dtype=np.int64))
 
 
 def clip_vectors(vectors: np.ndarray, owners: np.ndarray, *, deviation: bool = False) -> np.ndarray:

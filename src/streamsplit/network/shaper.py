@@ -96,12 +96,6 @@ class ShapedProxy:
         return time.monotonic() - self._started
 
     @property
-    def current_rate_bps(self) -> float:
-        """What the uplink offers now, bit/s; 0 while the link is cut."""
-        now = self.elapsed_s
-        return 0.0 if now < self._dead_until else self._up.trace.at(now)[0]
-
-    @property
     def current_rtt_ms(self) -> float:
         """Round-trip time of the uplink's trace now."""
         return self._up.trace.at(self.elapsed_s)[1]
