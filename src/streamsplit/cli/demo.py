@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", default="runs", help="where the run's folder is made (default: runs)")
     parser.add_argument("--live-seconds", type=float, help="length of the live phase (default: 60)")
     parser.add_argument("--learn-seconds", type=float, help="synthetic sound per device in fast forward (default: 300)")
+    parser.add_argument("--trace", help="CSV of measured links for the live phase (default: generated links)")
     parser.add_argument("--encoder", choices=("mobilenet", "resnet18"), help="(default: mobilenet)")
     parser.add_argument("--port", type=int, help="of the live page (default: any free port)")
     parser.add_argument("--seed", type=int, help="(default: 0)")
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         values |= {"learn_s": 150.0, "live_s": 15.0, "probe_scenes": 180}
     given = {
         "live_s": arguments.live_seconds,
+        "trace": arguments.trace,
         "learn_s": arguments.learn_seconds,
         "encoder": arguments.encoder,
         "port": arguments.port,
@@ -57,7 +59,9 @@ def summary(run: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     live_s = sum(device["live_s"] for device in run["devices"])
-    sent = sum(device["uplink_bytes"] for device in run["devices"])
+    sent, windows, received = (
+        sum(device[name] for device in run["devices"]) for name in ("uplink_bytes", "window_bytes", "downlink_bytes")
+    )
     latencies = [
         row["latency_ms"]
         for device in run["devices"]
@@ -69,7 +73,10 @@ def summary(run: dict[str, Any]) -> dict[str, Any]:
         "seconds": round(run["meta"]["duration_s"], 1),
         "probe": {row["name"]: round(row["accuracy"], 4) for row in run["probe"]},
         "probe_held_out": run["meta"]["held_out"],
+        "clip_probe": {row["name"]: round(row["clip_accuracy"], 4) for row in run["probe"]},
         "uplink_mb_per_h": round(sent / max(live_s, 1e-9) * 3600 / 1e6, 3),
+        "windows_mb_per_h": round(windows / max(live_s, 1e-9) * 3600 / 1e6, 3),
+        "downlink_mb_per_h": round(received / max(live_s, 1e-9) * 3600 / 1e6, 3),
         "share_of_pcm16": round(sent / (live_s * 32_000), 4),
         "share_of_opus24": round(sent / (live_s * 3_000), 4),
         "latency_ms": percentile,
@@ -91,11 +98,12 @@ def _print_summary(values: dict[str, Any]) -> None:
     from rich.table import Table
 
     out = Console(highlight=False)
-    probe = Table(title=f"Linear probe on held-out windows ({values['probe_held_out']})", title_justify="left")
+    probe = Table(title=f"Linear probe, accuracy on held-out sound ({values['probe_held_out']})", title_justify="left")
     probe.add_column("vector")
-    probe.add_column("accuracy", justify="right")
+    probe.add_column("windows", justify="right")
+    probe.add_column("clips", justify="right")
     for name, accuracy in values["probe"].items():
-        probe.add_row(name, f"{accuracy:.3f}")
+        probe.add_row(name, f"{accuracy:.3f}", f"{values['clip_probe'][name]:.3f}")
     out.print(probe)
     devices = Table(title="Live phase", title_justify="left")
     for column in ("device", "windows", "sent", "kB up", "cuts used most"):
@@ -108,7 +116,8 @@ def _print_summary(values: dict[str, Any]) -> None:
     latency = values["latency_ms"]
     out.print(
         f"uplink {values['uplink_mb_per_h']:.2f} MB/h a device: {values['share_of_pcm16']:.1%} of PCM16, "
-        f"{values['share_of_opus24']:.1%} of Opus 24 kbit/s"
+        f"{values['share_of_opus24']:.1%} of Opus 24 kbit/s (windows alone {values['windows_mb_per_h']:.2f} MB/h); "
+        f"downlink {values['downlink_mb_per_h']:.1f} MB/h"
     )
     if latency:
         out.print(f"window's end to result: p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms")

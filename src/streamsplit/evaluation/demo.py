@@ -31,6 +31,7 @@ from streamsplit.server.refiner_loop import current_revision
 from streamsplit.weights.revision import load_weights
 
 MAP_POINTS = 600
+FRAME_BYTES = 16 + 8  # frame header and WebSocket header of a window
 START_TIMEOUT_S = 60
 Progress = Callable[[str, dict[str, Any] | None, float], None]  # (phase, server's status, share done)
 
@@ -44,6 +45,7 @@ class DemoSettings(Settings):
     learn_s: float = setting(300.0, low=30.0)  # sound that each device hears in the fast-forward phase
     live_s: float = setting(60.0, low=10.0)  # real time
     probe_scenes: int = setting(450, low=45)  # synthetic scenes to train the probe on, and as many to test it
+    trace: str = setting("")  # CSV of measured links; "" = generated ones
     encoder: str = setting("mobilenet", choices=("mobilenet", "resnet18"))
     port: int = setting(0, low=0, high=65535)  # of the server's page; 0 = any free port
     seed: int = setting(0, low=0)
@@ -58,7 +60,7 @@ def run_demo(settings: DemoSettings, progress: Progress) -> dict[str, Any]:
     token = secrets.token_hex(16)
     port = settings.port or _free_port()
     page = f"http://127.0.0.1:{port}/"
-    links = [device.link(settings.live_s, settings.seed + index) for index, device in enumerate(FLEET)]
+    links = [device.link(settings.live_s, settings.seed + index, settings.trace) for index, device in enumerate(FLEET)]
     server_yaml = fleet.write_yaml(
         folder / "server.yaml",
         fleet.server_settings(
@@ -239,6 +241,7 @@ def _device_row(
         "live_s": live_s,
         "windows_seen": len(windows),
         "windows_sent": len(sent),
+        "window_bytes": sum(row["payload_bytes"] + FRAME_BYTES for row in sent),
         "uplink_bytes": proxy.uplink_bytes,
         "downlink_bytes": proxy.downlink_bytes,
         "energy_mj": sum(row.get("energy_mj") or 0.0 for row in windows),

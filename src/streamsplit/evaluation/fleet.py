@@ -12,9 +12,12 @@ import yaml
 from streamsplit.audio.files import AUDIO_SUFFIXES
 from streamsplit.errors import AudioError
 from streamsplit.evaluation.datasets import Clip
-from streamsplit.network.trace import BandwidthTrace, constant_trace, generate_trace
+from streamsplit.network.trace import BandwidthTrace, constant_trace, generate_trace, read_trace, trace_runs
 
 LEARN_LINK_BPS = 100e6  # fast-forward has no real time to shape: the learning phase has a good link
+
+
+RUN_STEP = 37  # from one device's run to the next one's in a file of measured drives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +33,18 @@ class FleetDevice:
     rtt_scale: float
     outage_share: tuple[float, float] | None = None  # (start, length) as shares of the live phase
     bursts: Mapping[str, float] | None = None
+    memory: float = 0.4  # share in use
 
-    def link(self, seconds: float, seed: int) -> BandwidthTrace:
-        """The uplink that this device gets in the live phase."""
-        trace = generate_trace(
-            seconds + 30, seed, level=self.level, rate_scale=self.rate_scale, rtt_scale=self.rtt_scale
-        )
-        if self.outage_share is None:
+    def link(self, seconds: float, seed: int, trace_file: str = "") -> BandwidthTrace:
+        """The uplink that this device gets in the live phase: generated, or a run of a file of measured drives."""
+        if trace_file:
+            runs = trace_runs(trace_file)
+            trace = read_trace(trace_file, runs[RUN_STEP * seed % len(runs)] if runs else None).scaled(self.rate_scale)
+        else:
+            trace = generate_trace(
+                seconds + 30, seed, level=self.level, rate_scale=self.rate_scale, rtt_scale=self.rtt_scale
+            )
+        if self.outage_share is None or sum(self.outage_share) * seconds >= trace.duration_s:
             return trace
         start, length = self.outage_share
         return trace.with_outage(start * seconds, length * seconds)
@@ -44,7 +52,14 @@ class FleetDevice:
 
 FLEET = (
     FleetDevice(
-        id="pi4-wifi", type="pi4", radio="wifi", network="good Wi-Fi", level=0.9, rate_scale=1.0, rtt_scale=0.15
+        id="pi4-wifi",
+        type="pi4",
+        radio="wifi",
+        network="good Wi-Fi",
+        level=0.9,
+        rate_scale=1.0,
+        rtt_scale=0.15,
+        bursts={"share": 0.8, "period_s": 30.0, "length_s": 8.0, "offset_s": 15.0},
     ),
     FleetDevice(
         id="zero-4g", type="pi-zero-2w", radio="lte", network="4G, moving", level=0.5, rate_scale=0.05, rtt_scale=1.0
@@ -58,7 +73,8 @@ FLEET = (
         rate_scale=0.02,
         rtt_scale=1.5,
         outage_share=(0.45, 0.12),
-        bursts={"share": 0.9, "period_s": 20.0, "length_s": 8.0, "offset_s": 6.0},
+        bursts={"share": 0.95, "period_s": 20.0, "length_s": 8.0, "offset_s": 6.0},
+        memory=0.8,
     ),
 )
 
@@ -97,7 +113,7 @@ def device_settings(
     loop: bool,
 ) -> dict[str, Any]:
     """The sections of the device's YAML file for one phase."""
-    emulation: dict[str, Any] = {"enabled": True}
+    emulation: dict[str, Any] = {"enabled": True, "memory": device.memory}
     if device.bursts:
         emulation["bursts"] = dict(device.bursts)
     return {
@@ -127,7 +143,7 @@ def server_settings(*, folder: Path, port: int, token: str, encoder: str, seed: 
             "warm_start_windows": 256,
             "step_interval_s": 0.2,
             "publish_steps": 20,
-            "publish_interval_s": 15.0,
+            "publish_interval_s": 30.0,
             "checkpoint_interval_s": 10.0,
             "seed": seed,
         },

@@ -59,7 +59,7 @@ def latency_distribution(latencies_ms: Mapping[str, Sequence[float]]) -> Figure:
     axes.set_xlabel("window's end to result on the device, ms")
     axes.set_ylabel("share of windows")
     axes.set_ylim(0, 1.02)
-    if latencies_ms:
+    if any(len(values) for values in latencies_ms.values()):
         axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 

@@ -14,8 +14,8 @@ import numpy as np
 from streamsplit.evaluation import plots
 
 _BYTES = (
-    "Uplink of the live phase, counted on the socket with all headers, against sending everything as PCM16 "
-    "(115.2 MB/h) or as Opus at 24 kbit/s (10.8 MB/h). Logarithmic axis."
+    "Uplink of the live phase, counted on the socket: windows, reports, acknowledgements, confirmed weights, all "
+    "headers; against sending everything as PCM16 (115.2 MB/h) or as Opus at 24 kbit/s (10.8 MB/h). Logarithmic axis."
 )
 _LATENCY = "On each device's own clock: from the end of a window to its result, through the shaped link."
 
@@ -54,6 +54,7 @@ def _headline(run: Mapping[str, Any]) -> str:
     devices = run["devices"]
     seconds = sum(device["live_s"] for device in devices)
     sent = sum(device["uplink_bytes"] for device in devices)
+    received = sum(device["downlink_bytes"] for device in devices)
     latencies = np.concatenate([np.zeros(0), *_latencies(run).values()])
     before = next(row for row in run["probe"] if row["kind"] == "before")
     after = next(row for row in run["probe"] if row["kind"] == "after")
@@ -62,6 +63,7 @@ def _headline(run: Mapping[str, Any]) -> str:
         (f"{before['accuracy']:.2f} → {after['accuracy']:.2f}", "probe on held-out sound, untrained → learned"),
         (f"{_saved(sent, seconds, plots.PCM_BYTES_PER_S)}", f"of PCM16's bytes sent ({_rate(sent, seconds)} a device)"),
         (f"{_saved(sent, seconds, plots.OPUS_BYTES_PER_S)}", "of Opus 24 kbit/s's bytes"),
+        (f"{_rate(received, seconds)}", "down a device: results, statistics, weights"),
         (
             f"{np.percentile(latencies, 50):.0f} / {np.percentile(latencies, 95):.0f} ms" if len(latencies) else "none",
             "p50 / p95 from a window's end to its result",
@@ -95,7 +97,19 @@ def _probe_table(run: Mapping[str, Any]) -> str:
 
 
 def _device_table(run: Mapping[str, Any]) -> str:
-    header = ("device", "class", "link", "windows", "sent", "share", "kB up", "kB down", "J / window", "cuts used most")
+    header = (
+        "device",
+        "class",
+        "link",
+        "windows",
+        "sent",
+        "share",
+        "kB of windows",
+        "kB up in all",
+        "kB down",
+        "J / window",
+        "cuts used most",
+    )
     rows = []
     for device in run["devices"]:
         cuts = sorted(device["cuts"].items(), key=lambda item: -item[1])[:3]
@@ -108,6 +122,7 @@ def _device_table(run: Mapping[str, Any]) -> str:
                 str(device["windows_seen"]),
                 str(device["windows_sent"]),
                 f"{share:.0%}",
+                f"{device['window_bytes'] / 1e3:.0f}",
                 f"{device['uplink_bytes'] / 1e3:.0f}",
                 f"{device['downlink_bytes'] / 1e3:.0f}",
                 f"{device['energy_mj'] / 1e3 / max(device['windows_seen'], 1):.2f}",
