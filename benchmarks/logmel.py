@@ -2,8 +2,12 @@
 
     python -m benchmarks.logmel [--seconds 60] [--repeats 5]
 
-librosa is asked for what a device needs, one window of features at every stride, from the same samples, in its own best
-case (mono float32, no centring pad). The whole clip in one call, which no device can wait for, is reported beside it.
+Three ratios, each librosa's time over ours on the same samples, in librosa's best case (mono float32, no centring pad):
+
+- windows as a device makes them: ours hears blocks of 0.1 s and computes each frame once; librosa computes every window
+  of 1 s anew, so the half that overlaps is computed twice. This is the one with a goal.
+- each frame once: both get the new audio in pieces of 0.5 s and compute no frame twice; ours also assembles windows.
+- whole clip: one call of each for all the audio, which no device can wait for.
 """
 
 # ruff: noqa: E402  (numpy counts its threads when it is imported)
@@ -23,7 +27,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.record import record
-from streamsplit.audio.logmel import LogMelSettings, StreamingLogMel, log_mel
+from streamsplit.audio.logmel import LogMelSettings, log_mel
 from streamsplit.audio.synth import Soundscape
 from streamsplit.audio.windows import WindowStream
 from streamsplit.codec.features import pack_features, unpack_features
@@ -33,6 +37,11 @@ from streamsplit.wire.media import Encoding, Resolution
 
 SEED = 0
 WANTED_RATIO = 5.0
+RATIOS = {
+    "ratio_windows_as_a_device_runs": "windows as a device makes them, librosa per window with overlap recomputed",
+    "ratio_each_frame_once_500ms_pieces": "each frame once, both given the new audio in 0.5 s pieces",
+    "ratio_whole_clip_in_one_call": "whole clip in one call",
+}
 
 
 def measure(repeats: int, **works: Callable[[], object]) -> dict[str, float]:
@@ -48,7 +57,7 @@ def measure(repeats: int, **works: Callable[[], object]) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measures, writes the JSON, prints the figures; 1 if the wanted ratio was not reached."""
+    """Measures, writes the JSON, prints the figures; 1 if a device's windows are not made fast enough."""
     import librosa
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,12 +72,6 @@ def main() -> int:
     def stream(block: int, resolution: Resolution = Resolution.FULL) -> int:
         windows = WindowStream(settings)
         return sum(len(windows.push(audio[at : at + block], resolution)) for at in range(0, len(audio), block))
-
-    def frames(block: int) -> None:
-        extractor = StreamingLogMel(settings)
-        state = extractor.initial()
-        for at in range(0, len(audio), block):
-            _, state = extractor.step(audio[at : at + block], state)
 
     def reference(samples: np.ndarray) -> np.ndarray:
         return librosa.feature.melspectrogram(
@@ -85,11 +88,9 @@ def main() -> int:
         windows_100ms=lambda: stream(1_600),
         windows_500ms=lambda: stream(8_000),
         windows_reduced_100ms=lambda: stream(1_600, Resolution.REDUCED),
-        frames_100ms=lambda: frames(1_600),
         whole_clip=lambda: log_mel(audio, settings),
         librosa_windows=lambda: [reference(audio[at : at + span]) for at in starts],
         librosa_new_500ms=lambda: [reference(audio[at : at + 8_240]) for at in range(0, len(audio) - 8_240, 8_000)],
-        librosa_100ms=lambda: [reference(audio[at : at + 1_840]) for at in range(0, len(audio) - 1_840, 1_600)],
         librosa_whole_clip=lambda: reference(audio),
     )
     pieces = [audio[at : at + 8_000] for at in range(0, len(audio) - 8_000, 8_000)]
@@ -106,23 +107,30 @@ def main() -> int:
         logmel_int8_pack=lambda: [pack_features(piece, Encoding.LOGMEL_INT8) for piece in features],
         logmel_int8_unpack=lambda: [unpack_features(payload) for payload in int8],
     )
-    ratio = times["librosa_windows"] / times["windows_100ms"]
+    ratios = {
+        "ratio_windows_as_a_device_runs": times["librosa_windows"] / times["windows_100ms"],
+        "ratio_each_frame_once_500ms_pieces": times["librosa_new_500ms"] / times["windows_500ms"],
+        "ratio_whole_clip_in_one_call": times["librosa_whole_clip"] / times["whole_clip"],
+    }
+    met = {name: ratio >= WANTED_RATIO for name, ratio in ratios.items()}
     figures = {
         **{f"{name}_us_per_window": 1e6 * value / count for name, value in times.items()},
         **{f"{name}_us_per_half_second": 1e6 * value / len(pieces) for name, value in coding.items()},
         "opus_bytes_per_s": 2.0 * sum(map(len, opus)) / len(opus),
         "pcm_bytes_per_s": 2.0 * sum(map(len, pcm)) / len(pcm),
-        "ratio_windows_librosa_to_ours": ratio,
-        "ratio_windows_500ms_librosa_to_ours": times["librosa_windows"] / times["windows_500ms"],
-        "ratio_each_frame_once_500ms_librosa_to_ours": times["librosa_new_500ms"] / times["windows_500ms"],
-        "ratio_100ms_blocks_librosa_to_ours": times["librosa_100ms"] / times["frames_100ms"],
-        "ratio_whole_clip_librosa_to_ours": times["librosa_whole_clip"] / times["whole_clip"],
+        **ratios,
+        "wanted_ratio": WANTED_RATIO,
+        "ratios_that_meet_it": [name for name, good in met.items() if good],
     }
     path = record("logmel", figures, {**settings.as_dict(), **vars(options)}, [SEED])
     for name, value in figures.items():
-        print(f"{name:45} {value:10.2f}")
-    print(f"streaming log-mel is {ratio:.1f} times as fast as librosa (wanted {WANTED_RATIO:g}); written to {path}")
-    return 0 if ratio >= WANTED_RATIO else 1
+        if isinstance(value, float) and name not in ratios:
+            print(f"{name:45} {value:10.2f}")
+    print(f"\nstreaming log-mel against librosa (wanted: {WANTED_RATIO:g} times as fast)")
+    for name, ratio in ratios.items():
+        print(f"{ratio:6.1f}  {'meets it' if met[name] else 'does not':8}  {RATIOS[name]}")
+    print(f"written to {path}")
+    return 0 if met["ratio_windows_as_a_device_runs"] else 1
 
 
 if __name__ == "__main__":

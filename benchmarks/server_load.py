@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="of one round")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two windows of a device")
-    parser.add_argument("--refine", action="store_true", help="let the refiner train beside")
+    parser.add_argument("--refine", action="store_true", help="let the refiner train beside it; written apart")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         values = {
@@ -242,10 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             process.terminate()
             process.join(30.0)
-    path = record("server_load", figures, {**vars(options), "server": values}, [SEED])
+    path = record(
+        "server_load_refine" if options.refine else "server_load", figures, {**vars(options), "server": values}, [SEED]
+    )
     for name, value in figures.items():
-        print(f"{name:>22}  {value:.2f}" if isinstance(value, float) else f"{name:>22}  {value}")
-    print(f"{'written':>22}  {path}")
+        print(f"{name:>29}  {value:.2f}" if isinstance(value, float) else f"{name:>29}  {value}")
+    print(f"{'written':>29}  {path}")
 
 
 if __name__ == "__main__":
