@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from server_harness import RunningServer, TestDevice, device, embedding_window, make_settings, media, running
+from server_harness import RunningServer, TestDevice, device, embedding_window, make_settings, media, running, unit
 
 from streamsplit.codec.features import pack_features
 from streamsplit.encoders.factory import make_encoder
@@ -22,7 +22,7 @@ from streamsplit.weights.delta import make_delta
 from streamsplit.weights.revision import Weights, encoder_weights, revision_of, revision_prefix
 from streamsplit.weights.transfer import WeightTransfer, chunks
 from streamsplit.wire.media import Encoding
-from streamsplit.wire.messages import Error, Revision, Stats, WeightsRequest
+from streamsplit.wire.messages import Error, Gmm, Prototypes, Revision, Stats, WeightsRequest
 from streamsplit.wire.types import FrameFlag, FrameType
 
 FIRST = encoder_weights(make_encoder())
@@ -190,6 +190,41 @@ def test_what_a_device_learned_goes_up_in_chunks_and_into_the_next_revision(tmp_
         asyncio.run(eventually_running(server))
         asyncio.run(main(server))
         assert "local_learning" in kinds(server)
+
+
+def test_prototypes_come_down_with_the_mixture_to_devices_that_ask(tmp_path: Path) -> None:
+    """Oracle: embeddings in five tight groups; every prototype lies at one of them, and every group has one."""
+    groups = [unit(seed) for seed in range(5)]
+
+    async def send(d: TestDevice, windows: range) -> None:
+        for window in windows:
+            z = groups[window % 5] + 0.01 * unit(100 + window)
+            await d.send(embedding_window(window, revision_prefix(FIRST_REVISION), z / np.linalg.norm(z)))
+        await d.until(lambda: not d.queue)
+
+    async def main(port: int) -> None:
+        async with device(port, "asks", want_prototypes=True) as d, device(port, "other") as other:
+            for start in range(0, 3000, 20):
+                await send(d, range(start, start + 20))
+                if any(isinstance(m, Prototypes) for m in d.messages):
+                    break
+                await asyncio.sleep(0.02)
+            await send(other, range(20))
+            assert any(isinstance(m, Gmm) for m in other.messages)
+            assert not any(isinstance(m, Prototypes) for m in other.messages)
+            message = next(m for m in d.messages if isinstance(m, Prototypes))
+        assert (message.revision, message.count, message.dim) == (FIRST_REVISION, 50, 128)
+        centres = np.frombuffer(message.data, "<f2").astype(np.float32).reshape(50, 128)
+        distances = np.linalg.norm(centres[:, None] - np.stack(groups)[None], axis=2)
+        assert distances.min(axis=1).max() < 0.05 and set(distances.argmin(axis=1)) == set(range(5))
+
+    settings = make_settings(
+        tmp_path, training={"enabled": True, "worker": "thread", "warm_start_windows": 0},
+        synchronisation={"gmm_every_windows": 10},
+    )  # fmt: skip
+    with running(settings) as server:
+        asyncio.run(eventually_running(server))
+        asyncio.run(main(server.port))
 
 
 def test_learning_on_an_unknown_base_is_refused_and_so_is_a_chunk_out_of_place(tmp_path: Path) -> None:

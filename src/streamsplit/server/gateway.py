@@ -33,7 +33,7 @@ from streamsplit.splitting.cut import Cut
 from streamsplit.weights.revision import Weights
 from streamsplit.wire import events
 from streamsplit.wire.media import Encoding
-from streamsplit.wire.messages import Error, Hello, Message, Policy, Revision, Stats, WeightsRequest
+from streamsplit.wire.messages import Error, Hello, Message, Policy, Prototypes, Revision, Stats, WeightsRequest
 from streamsplit.wire.session import ServerSession, ServerState, SessionSettings
 from streamsplit.wire.types import FrameType
 
@@ -56,6 +56,7 @@ class Gateway:
     ) -> None:
         self.settings = settings
         self.latencies_ms: deque[float] = deque(maxlen=4096)  # of all devices
+        self.prototypes: Prototypes | None = None  # what devices that ask for them get along with a mixture
         self._compute = compute
         self._weights = weights
         self._metrics = metrics
@@ -200,6 +201,7 @@ class Gateway:
                 frame.wire_bytes,
                 bool(hello and hello.want_embedding),
                 want_gmm,
+                bool(want_gmm and hello and hello.want_prototypes),
             )
         )
 
@@ -245,6 +247,8 @@ class Gateway:
             link.session.send(answer(record, want_embedding=job.want_embedding))
             if gmm is not None:
                 link.session.send(gmm)
+                if self.prototypes is not None and job.want_prototypes:
+                    link.session.send(self.prototypes)
             if record.error == "unknown_revision":
                 self._transfers.announce(link)
         for name in touched:

@@ -84,6 +84,7 @@ class Job(NamedTuple):
     frame_bytes: int  # header included
     want_embedding: bool
     want_gmm: bool
+    want_prototypes: bool = False  # along with the mixture
 
 
 class Done(NamedTuple):

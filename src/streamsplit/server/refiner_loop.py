@@ -29,6 +29,7 @@ from streamsplit.weights.revision import Weights
 LOG = logging.getLogger(__name__)
 CHECKPOINT = "refiner.safetensors"
 CHECKPOINT_INFO = "refiner.json"
+PROTOTYPES_INTERVAL_S = 1.0  # least time between two reports of the prototypes
 
 
 # -- what the server sends ---------------------------------------------------------------------------------------
@@ -96,6 +97,13 @@ class NewRevision(NamedTuple):
     merged_devices: int
     steps: int
     mixture: dict[str, np.ndarray] | None
+
+
+class Centres(NamedTuple):
+    """The k-means prototypes [k, d] float32 of one embedding space, as they are now."""
+
+    space: int
+    centres: np.ndarray
 
 
 class Trouble(NamedTuple):
@@ -173,6 +181,8 @@ class _Loop:
         self._publish_due = now + self._training.publish_interval_s
         self._save_due = now + self._training.checkpoint_interval_s
         self._dirty = not self._resumed
+        self._prototypes_due = now
+        self._prototypes_changed = True
         self._refused = 0
 
     def run(self) -> None:
@@ -194,6 +204,8 @@ class _Loop:
                 self._step()
             if self._unpublished is not None or (self._has_news() and now >= self._publish_due):
                 self._publish()
+            if self._prototypes_changed and refiner.prototypes.ready and now >= self._prototypes_due:
+                self._send_prototypes()
             if self._dirty and now >= self._save_due:
                 self._save()
 
@@ -247,7 +259,7 @@ class _Loop:
                 if self._refused in (1, 10, 100) or self._refused % 1000 == 0:
                     LOG.info("refiner: %d windows not used, the last one because: %s", self._refused, error)
             else:
-                self._dirty = True
+                self._dirty = self._prototypes_changed = True
 
     def _merge(self, message: Merge) -> None:
         try:
@@ -314,6 +326,11 @@ class _Loop:
                 refiner.mixture.state() if published.breaks_space else None,
             )
         )
+
+    def _send_prototypes(self) -> None:
+        self._prototypes_due = time.monotonic() + PROTOTYPES_INTERVAL_S
+        self._prototypes_changed = False
+        self._send(Centres(self._refiner.space, self._refiner.prototypes.centres.astype(np.float32)))
 
     def _save(self) -> None:
         """Snapshot and its description; the old files stay when the disk refuses."""

@@ -20,13 +20,14 @@ from streamsplit.server.labels import LabelledPrototypes
 from streamsplit.server.metrics import Metrics
 from streamsplit.server.models import EncoderShelf, RevisionFiles, torch_device, weights_file
 from streamsplit.server.records import Commit
-from streamsplit.server.refiner_loop import NewRevision, Progress, Saved, Started, Trouble, current_revision
+from streamsplit.server.refiner_loop import Centres, NewRevision, Progress, Saved, Started, Trouble, current_revision
 from streamsplit.server.refiner_worker import RefinerWorker
 from streamsplit.server.settings import ServerSettings
 from streamsplit.server.store import Store
 from streamsplit.server.weight_service import WeightService
 from streamsplit.weights.delta import pack_full
 from streamsplit.weights.revision import Weights, encoder_weights, revision_of, revision_prefix
+from streamsplit.wire.messages import Prototypes
 
 LOG = logging.getLogger(__name__)
 LAG_PROBE_S = 0.1
@@ -42,6 +43,7 @@ class StreamServer:
         self.metrics = Metrics()
         self.started_unix_s = time.time()
         self.progress: Progress | None = None
+        self.centres: Centres | None = None
         self.refiner_state = "off"
         self.last_checkpoint_unix_s: float | None = None
         self.loop_lag_ms = 0.0
@@ -182,6 +184,9 @@ class StreamServer:
             self._tasks.append(asyncio.create_task(self._adopt(message)))
         elif isinstance(message, Trouble) and message.kind == "checkpoint_failed":
             self._checkpoint_failed("refiner", message.detail)
+        elif isinstance(message, Centres):
+            self.centres = message
+            self._offer_prototypes()
         elif isinstance(message, Trouble):
             if message.kind == "refiner_failed":
                 self.refiner_state = "failed"
@@ -202,6 +207,7 @@ class StreamServer:
             self.store.record_event("revision_failed", str(error))
             return
         self.revision, self.space = new.revision, new.space
+        self._offer_prototypes()
         self.gateway.steer()
         self.metrics.revisions.inc()
         self.store.record_revision(
@@ -216,6 +222,15 @@ class StreamServer:
         self.store.record_event(kind, f"{new.revision[:12]} after {new.steps} steps, rank {new.effective_rank:.1f}")
         kept = [row["revision"] for row in await asyncio.to_thread(self.store.revisions)]
         await asyncio.to_thread(self.files.prune, [r for r in kept if r != new.revision] + [new.revision])
+
+    def _offer_prototypes(self) -> None:
+        """Has the gateway send the newest prototypes; none while they are of another space than the revision."""
+        held = self.centres
+        self.gateway.prototypes = None
+        if held is not None and held.space == self.space:
+            count, dim = held.centres.shape
+            data = held.centres.astype("<f2").tobytes()
+            self.gateway.prototypes = Prototypes(revision=self.revision, count=count, dim=dim, data=data)
 
     def _switch(self, new: NewRevision, weights: Weights) -> None:
         """In the compute worker's thread."""
