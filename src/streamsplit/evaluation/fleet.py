@@ -143,7 +143,7 @@ def server_settings(*, folder: Path, port: int, token: str, encoder: str, seed: 
             "warm_start_windows": 256,
             "step_interval_s": 0.2,
             "publish_steps": 20,
-            "publish_interval_s": 30.0,
+            "publish_interval_s": 45.0,
             "checkpoint_interval_s": 10.0,
             "seed": seed,
         },

@@ -76,7 +76,7 @@ class TrainingSettings(Settings):
     warm_start_windows: int = setting(256, low=0)  # windows collected before the first fit of the projection
     step_interval_s: float = setting(1.0, low=0.0)  # least time between two optimiser steps
     publish_steps: int = setting(20, low=1)  # optimiser steps from one published revision to the next
-    publish_interval_s: float = setting(60.0, low=0.0)  # least time between two revisions
+    publish_interval_s: float = setting(600.0, low=0.0)  # least time between revisions of 1.2 MB each
     checkpoint_interval_s: float = setting(60.0, low=0.1)
     worker: str = setting("process", choices=("process", "thread"))
     threads: int = setting(1, low=1, high=256)
@@ -85,7 +85,7 @@ class TrainingSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedWassersteinSettings(Settings):
-    """Pull of the embeddings to the uniform law on the sphere (algorithms.md 8)."""
+    """Pull of the embeddings to the uniform law on the sphere (v2)."""
 
     num_projections: int = setting(50, low=1, high=10000)
     weight: float = setting(0.1, low=0.0)
@@ -93,7 +93,7 @@ class SlicedWassersteinSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LaplacianSettings(Settings):
-    """Smoothness along each device's time graph (algorithms.md 8)."""
+    """Smoothness along each device's time graph (v2)."""
 
     k_neighbors: int = setting(5, low=1, high=100)
     weight: float = setting(0.01, low=0.0)
@@ -137,7 +137,7 @@ class ComputeSettings(Settings):
     wait_ms: float = setting(3.0, low=0.0, high=1000.0)  # a batch waits this long for company
     threads: int = setting(1, low=1, high=256)
     revisions: int = setting(3, low=1, high=64)  # encoder revisions held ready
-    entropy_temperature: float = setting(16.0, low=1.0)  # softens the posterior behind the uncertainty, as on devices
+    entropy_temperature: float = setting(0.1, low=0.01, high=10.0)  # of the uncertainty, as on devices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ class GreedySettings(Settings):
     traffic_bytes: float = setting(16_000.0, low=1.0)  # half a second of PCM16: what a window would cost uncoded
     interval_ms: float = setting(500.0, low=1.0)  # a window starts this often: slower stages fall behind
     horizon_windows: int = setting(10, low=1)  # over how many windows falling behind is counted
-    stickiness: float = setting(0.15, low=0.0, high=1.0)  # share by which another cut must be cheaper to be taken
+    stickiness: float = setting(0.10, low=0.0, high=1.0)  # share by which another cut must be cheaper to be taken
     least_gain: float = setting(0.05, low=0.0)  # and at least this much cost
     assumed_bps: float = setting(1e6, low=1.0)  # uplink rate before the first estimate
     assumed_rtt_ms: float = setting(80.0, low=0.0)
