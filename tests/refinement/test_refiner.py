@@ -171,6 +171,25 @@ def test_a_delta_and_the_full_weights_give_the_announced_revision():
     assert 0 < largest < 1e-5
 
 
+def test_a_revision_tells_how_far_apart_the_devices_are():
+    r = refiner()
+    z = embed_features(r.encoder, feed(r, "a")[0])
+    feed(r, "b", seed=1)
+    for i, row in enumerate(z):
+        r.add("a", i, embedding=row, revision=r.revision)
+    r.step()
+    assert r.publish().alignment is None
+    far = z - 2 * (z @ z.mean(axis=0))[:, None] * z.mean(axis=0) / (z.mean(axis=0) ** 2).sum()  # mirrored
+    for i, (row, mirrored) in enumerate(zip(z, far, strict=True)):
+        r.add("b", i, embedding=row, revision=r.revision)
+        r.add("odd", i, embedding=mirrored, revision=r.revision)
+    r.step()
+    alignment = r.publish().alignment
+    assert set(alignment.devices) == {"a", "b", "odd"}
+    assert alignment.devices[alignment.mean_distance.argmax()] == "odd"
+    assert alignment.distances[alignment.devices.index("a"), alignment.devices.index("b")] < 1e-5
+
+
 def test_quantisation_errors_do_not_add_up_over_revisions():
     r = refiner(keep_revisions=2)
     feed(r)

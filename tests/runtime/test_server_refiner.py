@@ -227,6 +227,26 @@ def test_prototypes_come_down_with_the_mixture_to_devices_that_ask(tmp_path: Pat
         asyncio.run(main(server.port))
 
 
+def test_every_cut_fills_the_buffer_and_a_revision_reports_how_far_apart_devices_are(tmp_path: Path) -> None:
+    async def main(server: RunningServer) -> None:
+        async with device(server.port, "near") as one, device(server.port, "far") as other:
+            for start in range(0, 400, 8):
+                await feed(one, range(start, start + 8))
+                await feed(other, range(5000 + start, 5008 + start))
+                if server.status()["refiner"]["alignment"]:
+                    break
+        found = server.status()["refiner"]
+        assert set(found["alignment"]) == {"near", "far"} and found["laplacian"] > 0
+        distance = found["alignment"]["near"]
+        assert 0 < distance < 2 and found["alignment"]["far"] == pytest.approx(distance)
+        line = next(x for x in server.get("/metrics").text.splitlines() if x.startswith("streamsplit_refiner_device"))
+        assert float(line.split()[1]) > 0
+
+    with running(learning(tmp_path)) as server:
+        asyncio.run(eventually_running(server))
+        asyncio.run(main(server))
+
+
 def test_learning_on_an_unknown_base_is_refused_and_so_is_a_chunk_out_of_place(tmp_path: Path) -> None:
     async def main(port: int) -> None:
         async with device(port) as d:

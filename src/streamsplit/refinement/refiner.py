@@ -15,6 +15,7 @@ from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduc
 from streamsplit.errors import EncoderError, RevisionError
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.learning.rank import effective_rank
+from streamsplit.refinement.aggregation import Alignment, device_alignment
 from streamsplit.refinement.batch import (
     embed_features,
     embed_windows,
@@ -35,6 +36,7 @@ from streamsplit.weights.delta import make_delta, pack_full
 from streamsplit.weights.revision import encoder_weights, load_weights, revision_of
 
 FULL_BANDS = 128
+ALIGNED_DEVICES = 16  # pairs grow with the square
 
 
 class RefineReport(NamedTuple):
@@ -64,6 +66,7 @@ class Published(NamedTuple):
     effective_rank: float  # of up to 256 collected windows; NaN without any
     merged_devices: int = 0
     note: str = ""  # why nothing new was published; "" otherwise
+    alignment: Alignment | None = None  # of the devices heard last; None with fewer than two
 
 
 class Refiner:
@@ -288,10 +291,17 @@ class Refiner:
         self.lineage.add(Known(revision, weights, self.space))
         self.breaks_space = False
         self.steps_since_publish = self.samples_since_publish = 0
+        aligned = self.alignment()
         if breaks:
             self._seed_statistics()
         base = None if breaks else last.revision
-        return Published(revision, base, weights, delta, full, breaks, rank, merged.devices)
+        return Published(revision, base, weights, delta, full, breaks, rank, merged.devices, alignment=aligned)
+
+    def alignment(self) -> Alignment | None:
+        """How far apart the last embeddings of the devices heard last are; None with fewer than two devices."""
+        recent = self.buffer.devices()[-ALIGNED_DEVICES:]
+        found = device_alignment({device: self.buffer.window(device).embeddings for device in recent})
+        return found if len(found.devices) > 1 else None
 
     def merge_local(self, device: str, base: str, difference: Weights, samples: int) -> None:
         """Takes a device's local learning relative to revision `base`; it goes into the next revision.

@@ -39,6 +39,10 @@ class Metrics:
         self.refiner_steps = Gauge("streamsplit_refiner_steps", "Optimiser steps", registry=registry)
         self.refiner_loss = Gauge("streamsplit_refiner_loss", "Hybrid loss of the last step", registry=registry)
         self.refiner_rank = Gauge("streamsplit_refiner_effective_rank", "Of the last batch", registry=registry)
+        self.refiner_alignment = Gauge(
+            "streamsplit_refiner_device_distance", "Mean distance of devices' embeddings at the last revision",
+            registry=registry,
+        )  # fmt: skip
         self.refiner_dropped = Gauge(
             "streamsplit_refiner_samples_dropped", "Windows not learned from", registry=registry
         )

@@ -87,7 +87,10 @@ class Progress(NamedTuple):
 
 
 class NewRevision(NamedTuple):
-    """A revision whose files are written; `mixture` describes a new space, where there is one."""
+    """A revision whose files are written; `mixture` describes a new space, where there is one.
+
+    `alignment` maps a device to its mean distance from the others (sliced Wasserstein of kernel densities).
+    """
 
     revision: str
     base: str
@@ -97,6 +100,7 @@ class NewRevision(NamedTuple):
     merged_devices: int
     steps: int
     mixture: dict[str, np.ndarray] | None
+    alignment: dict[str, float]
 
 
 class Centres(NamedTuple):
@@ -324,6 +328,7 @@ class _Loop:
                 published.merged_devices,
                 refiner.steps,
                 refiner.mixture.state() if published.breaks_space else None,
+                _distances(published),
             )
         )
 
@@ -373,6 +378,13 @@ class _Loop:
 
     def _send(self, message: Any) -> None:
         self._connection.send(message)
+
+
+def _distances(published: Published) -> dict[str, float]:
+    found = published.alignment
+    if found is None:
+        return {}
+    return dict(zip(found.devices, found.mean_distance.tolist(), strict=True))
 
 
 def current_revision(folder: Path) -> tuple[str, int] | None:

@@ -44,6 +44,7 @@ class StreamServer:
         self.started_unix_s = time.time()
         self.progress: Progress | None = None
         self.centres: Centres | None = None
+        self.alignment: dict[str, float] = {}
         self.refiner_state = "off"
         self.last_checkpoint_unix_s: float | None = None
         self.loop_lag_ms = 0.0
@@ -208,6 +209,9 @@ class StreamServer:
             return
         self.revision, self.space = new.revision, new.space
         self._offer_prototypes()
+        if new.alignment:
+            self.alignment = new.alignment
+            self.metrics.refiner_alignment.set(sum(new.alignment.values()) / len(new.alignment))
         self.gateway.steer()
         self.metrics.revisions.inc()
         self.store.record_revision(
@@ -354,6 +358,7 @@ class StreamServer:
                 "wasserstein": finite(progress.wasserstein) if progress else None,
                 "laplacian": finite(progress.laplacian) if progress else None,
                 "effective_rank": finite(progress.effective_rank) if progress else None,
+                "alignment": {device: finite(distance) for device, distance in self.alignment.items()},
                 "step_ms": progress.step_ms if progress else None,
                 "collected": progress.collected if progress else 0,
                 "samples_dropped": self.refiner.dropped,
