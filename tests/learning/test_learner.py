@@ -103,20 +103,91 @@ def test_both_memories_and_both_uncertainties_learn(memory: str, uncertainty: st
     assert len({o.uncertainty for o in seen[-8:]}) > 1
 
 
+@pytest.mark.parametrize("learner", [{}, {"augment": "auto"}, {"uncertainty": "v1"}], ids=str)
 @pytest.mark.parametrize("windows", [10, 31])  # before the warm start; within an accumulation
 @pytest.mark.parametrize("memory", ["mixture", "bank"])
-def test_a_restored_learner_goes_on_bit_for_bit(windows: int, memory: str) -> None:
-    first = make(memory=memory)
+def test_a_restored_learner_goes_on_bit_for_bit(windows: int, memory: str, learner: dict[str, str]) -> None:
+    first = make(memory=memory, **learner)
     stream = sounds(60)
     feed(first, stream[:windows])
     data = first.snapshot()
-    other = make(seed=9, memory=memory)
+    other = make(seed=9, memory=memory, **learner)
     other.restore(data)
-    for learner in (first, other):
-        feed(learner, stream[windows:], start=windows)
+    first_seen, other_seen = (feed(each, stream[windows:], start=windows) for each in (first, other))
+    assert [o.uncertainty for o in first_seen] == [o.uncertainty for o in other_seen]
     assert first.steps == other.steps > 5
     assert identical(weights_of(first), weights_of(other))
     assert first.snapshot() == other.snapshot()
+
+
+def test_augmentation_changes_the_second_view_only_and_auto_follows_the_load() -> None:
+    def losses(augment: str, **load: float) -> list[float | None]:
+        learner = make(augment=augment)
+        feed(learner, sounds(30), learn=False)
+        return [learner.learn(**load) for _ in range(4)]
+
+    plain, basic, standard, extended = (losses(name) for name in ("none", "basic", "standard", "extended"))
+    assert len({tuple(each) for each in (plain, basic, standard, extended)}) == 4
+    assert losses("standard") == standard
+    assert losses("auto") == extended  # an idle device can afford it
+    assert losses("auto", cpu_load=0.5, memory_load=0.5) == standard
+    assert losses("auto", cpu_load=0.75, memory_load=1.0) == basic
+    learner = make(augment="extended", contrast_weight=0.0, consistency_weight=0.0)
+    bare = make(contrast_weight=0.0, consistency_weight=0.0)
+    for each in (learner, bare):
+        feed(each, sounds(30), learn=False)
+    assert learner.learn() == bare.learn()  # what is predicted stays as heard
+
+
+@pytest.mark.parametrize("k", [0, 5, 11])
+def test_v1_uncertainty_tells_windows_apart_at_every_cut(k: int) -> None:
+    learner = make(uncertainty="v1")
+    k = min(k, learner.key.num_blocks)
+    windows = sounds(60)
+    feed(learner, windows, learn=False)
+
+    def parts(window: np.ndarray) -> tuple[float, float]:
+        z = learner.key.exit_embedding(learner.encode_to(window, k), k)[0].detach().numpy()
+        return learner.uncertainty(z, window, k), learner.uncertainty(z)
+
+    first = [parts(window) for window in windows[:20]]
+    assert len({u for u, _ in first}) == 20 and len({u for _, u in first}) == 20  # also without the first part
+    learner.prototypes.set_prototypes(np.eye(5, 32))
+    assert not np.allclose([u for _, u in first], [parts(window)[1] for window in windows[:20]])
+    silence = np.full_like(windows[0], -13.8)
+    assert parts(silence)[0] > 0
+
+
+def test_prototypes_of_an_earlier_space_are_forgotten() -> None:
+    learner = make(uncertainty="v1")
+    learner.prototypes.set_prototypes(np.eye(5, 32))
+    learner.adopt(learner.base)
+    assert len(learner.prototypes.prototypes) == 5
+    learner.adopt(learner.base, breaks_space=True)
+    assert len(learner.prototypes.prototypes) == 0
+
+
+def test_the_bank_follows_free_memory_and_its_size_survives_a_restart() -> None:
+    learner, windows = make(memory="bank", bank_entries=300, warm_start=False), sounds(40)
+    rng = np.random.default_rng(0)
+    for i in range(320):
+        z = rng.standard_normal(32).astype(np.float32)
+        learner.remember(windows[i % 40], z=z / np.linalg.norm(z), index=i)
+    bank = learner.memory.bank
+    kept = bank.entries()[0]
+    sizes = []
+    for free_bytes in (1e9, 100 * 4 * 32 + 5, 0, 200 * 4 * 32):
+        learner.memory.fit(free_bytes)
+        sizes.append((bank.size, len(bank)))
+    assert sizes == [(300, 300), (100, 100), (64, 64), (200, 64)]
+    assert np.array_equal(bank.entries()[0], kept[-64:])
+    other = make(memory="bank", bank_entries=300, warm_start=False)
+    other.restore(learner.snapshot())
+    assert other.memory.bank.size == 200
+    mixture = make().memory
+    before = mixture.state_bytes()
+    mixture.fit(0)
+    assert mixture.state_bytes() == before
 
 
 def test_a_snapshot_of_other_settings_or_of_nothing_is_refused() -> None:

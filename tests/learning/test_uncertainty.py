@@ -1,4 +1,4 @@
-"""Both uncertainty measures and v1's threshold, with known answers."""
+"""Both uncertainty measures, with known answers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ import pytest
 
 from streamsplit.errors import ConfigError
 from streamsplit.learning.mixture import GaussianMixture
-from streamsplit.learning.uncertainty import (
-    Components,
-    PrototypeUncertainty,
-    Range,
-    WarmUpThreshold,
-    adaptive_threshold,
-    mixture_entropy,
-)
+from streamsplit.learning.uncertainty import Components, PrototypeUncertainty
 
 
 def test_v2_is_the_entropy_of_the_mixture() -> None:
-    assert mixture_entropy(GaussianMixture(64, 8), np.ones(8, np.float32)) == pytest.approx(math.log(64))
+    assert GaussianMixture(64, 8).entropy(np.ones(8, np.float32)) == pytest.approx(math.log(64))
 
 
 def test_v1_parts_have_their_known_values() -> None:
@@ -57,29 +50,17 @@ def test_v1_weights_stay_equal_when_nothing_predicts_the_loss() -> None:
     assert np.allclose(measure.weights, 1 / 3)
 
 
+def test_others_stand_in_until_prototypes_come_and_again_when_they_are_forgotten() -> None:
+    measure, z = PrototypeUncertainty(2), np.array([1.0, 0.0], np.float32)
+    far = np.array([[0.0, 1.0]], np.float32)
+    assert measure.components(z, stand_in=far).distance == pytest.approx(math.sqrt(2))
+    measure.set_prototypes(z[None])
+    assert measure.components(z, stand_in=far).distance == 0.0
+    measure.forget_prototypes()
+    assert measure.components(z, stand_in=far).distance == pytest.approx(math.sqrt(2))
+    assert measure.components(z, stand_in=far[:0]) == (0.0, 0.0, 0.0)
+
+
 def test_bad_prototypes_are_refused() -> None:
     with pytest.raises(ConfigError, match="prototypes"):
         PrototypeUncertainty(4).set_prototypes(np.full((3, 4), np.nan))
-
-
-@pytest.mark.parametrize(
-    ("bandwidth", "battery", "factor"),
-    [(10e6, 1.0, 1.0), (0.0, 1.0, 1.5), (10e6, 0.0, 1.5), (0.0, 0.0, 2.0), (5e6, 0.5, 1.5), (99e6, 1.0, 1.0)],
-)
-def test_the_threshold_rises_when_link_or_battery_are_short(bandwidth: float, battery: float, factor: float) -> None:
-    assert adaptive_threshold(0.4, bandwidth, battery) == pytest.approx(0.4 * factor)
-
-
-def test_the_threshold_uses_the_ranges_it_is_given() -> None:
-    value = adaptive_threshold(1.0, 3.0, 0.5, bandwidth_range=Range(1.0, 5.0), battery_range=Range(0.2, 0.7))
-    assert value == pytest.approx(1 + 0.5 * 0.5 + 0.5 * 0.4)
-
-
-def test_the_base_is_the_70th_percentile_of_the_warm_up() -> None:
-    threshold = WarmUpThreshold(windows=11)
-    for value in range(10):
-        threshold.observe(value)
-    assert threshold.base is None
-    threshold.observe(10)
-    threshold.observe(1000)
-    assert threshold.base == pytest.approx(7.0)

@@ -1,6 +1,6 @@
 """Augmentations of a window, as samples or as log-mel features, in three levels by what the device can spare.
 
-algorithms.md 2. BASIC: time shift and gain. STANDARD: also a frequency mask and noise. EXTENDED: also a frequency roll.
+v1's augmentations. BASIC: time shift, gain. STANDARD: also a frequency mask and noise. EXTENDED: also a frequency roll.
 """
 
 from __future__ import annotations
@@ -31,14 +31,6 @@ def budget_level(cpu_free: float, mem_free: float) -> AugmentLevel:
     """The level for a budget 0.7 cpu_free + 0.3 mem_free (shares in 0..1), cut at 0.3 and 0.7."""
     budget = 0.7 * cpu_free + 0.3 * mem_free
     return AugmentLevel.BASIC if budget < 0.3 else AugmentLevel.STANDARD if budget < 0.7 else AugmentLevel.EXTENDED
-
-
-def positive_distance(rng: np.random.Generator, rate: float, farthest: int) -> int:
-    """How many windows away to take a positive: d in 1..farthest with probability ~ exp(-rate d)."""
-    if farthest < 1 or rate < 0.0:
-        raise AudioError(f"got rate {rate} and farthest {farthest}, expected rate >= 0 and at least 1")
-    weights = np.exp(-rate * np.arange(farthest, dtype=np.float64))
-    return 1 + int(rng.choice(farthest, p=weights / weights.sum()))
 
 
 @dataclass(frozen=True, kw_only=True)

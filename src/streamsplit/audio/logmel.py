@@ -34,7 +34,7 @@ LOGMEL_STD = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class LogMelSettings(Settings):
-    """The analysis (algorithms.md 1); `floor` is added to the mel power, so digital silence is ln(floor)."""
+    """The analysis (v1, v2); `floor` is added to the mel power, so digital silence is ln(floor)."""
 
     sample_rate_hz: int = setting(16_000, low=4_000, high=192_000)
     window_samples: int = setting(400, low=16, high=8_192)

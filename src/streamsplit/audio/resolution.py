@@ -10,15 +10,6 @@ from streamsplit.errors import ConfigError
 from streamsplit.wire.media import Resolution
 
 
-class ResourcePressure(NamedTuple):
-    """Shares in 0..1 of what the device has: load, memory in use, battery left, heat between normal and limit."""
-
-    cpu: float
-    memory: float
-    battery: float = 1.0
-    thermal: float = 0.0
-
-
 def pressure(cpu: float, memory: float, battery: float = 1.0, thermal: float = 0.0) -> float:
     """R = 0.5 cpu + 0.3 memory + 0.15 (1 - battery) + 0.05 thermal, in 0..1; inputs are clipped to 0..1 (v1 App. C)."""
     cpu, memory, battery, thermal = (min(1.0, max(0.0, value)) for value in (cpu, memory, battery, thermal))

@@ -61,11 +61,6 @@ class WindowStream:
         self._start_ms = 0.0
         self._overlap: tuple[Resolution, Floats] | None = None  # frames that the next window shares with the last one
 
-    @property
-    def next_index(self) -> int:
-        """Index of the next window."""
-        return self._index
-
     def push(self, samples: Floats, resolution: Resolution = Resolution.FULL) -> list[Window]:
         """Takes the next samples [n] and gives the windows that they complete, in `resolution`.
 

@@ -109,7 +109,7 @@ class EdgeModule:
             finished = cut.block == self.num_blocks
             z = crossing.h if finished else self.learner.key.exit_embedding(crossing, cut.block)
             embedding = z[0].detach().numpy()
-            uncertainty = self.learner.uncertainty(embedding, window.features)
+            uncertainty = self.learner.uncertainty(embedding, window.features, cut.block)
             packed: Packed | None = None
             if finished and cut.sends:
                 packed = pack_result(embedding, cut.encoding)

@@ -1,4 +1,4 @@
-"""Memory bank (v1, section 3): a ring of embeddings with their times, sampled away from where the stream is dense."""
+"""Memory bank (v1): a ring of embeddings with their times, sampled away from where the stream is dense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming InfoNCE (section 4): one positive against in-batch negatives and remembered or virtual ones."""
+"""Streaming InfoNCE (v1 and v2): one positive against in-batch negatives and remembered or virtual ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,11 @@ def streaming_info_nce(
 
 
 def consistency(query: Tensor, key: Tensor) -> Tensor:
-    """Mean of ||z_query - z_key||^2 over the batch, both [b, d]."""
+    """Mean of ||z_query - z_key||^2 over the batch, both [b, d].
+
+    v1 names no second window here. The learner gives the key of the *positive*, a window close in time: the same window
+    through two encoders that follow each other as closely as ours (momentum 0.9) would make the term nearly nothing.
+    """
     return (query - key).square().sum(1).mean()
 
 
@@ -61,15 +65,10 @@ def cross_window_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def positive_law(distances: NDArray[np.int64], decay: float) -> NDArray[np.float64]:
-    """Probability of each candidate as the positive, ~ exp(-decay |d|), d in windows (section 2)."""
+    """Probability of each candidate as the positive, ~ exp(-decay |d|), d in windows (v1)."""
     distance = np.abs(distances).astype(np.float64)
     law = np.exp(-decay * (distance - distance.min()))
     return law / law.sum()
-
-
-def close_pairs(times: NDArray[np.int64], gap: int) -> NDArray[np.bool_]:
-    """Pairs [b, b] of windows fewer than `gap` apart: they may not serve as each other's negatives."""
-    return np.abs(times[:, None] - times[None, :]) < gap
 
 
 def load_adaptive_rate(rate: float, cpu_load: float) -> float:

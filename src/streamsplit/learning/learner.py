@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from streamsplit.audio.augment import Augmenter, AugmentLevel, budget_level
 from streamsplit.encoders.base import BANDS, SplitEncoder
 from streamsplit.encoders.crossing import Crossing
 from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduced
@@ -27,7 +28,7 @@ from streamsplit.learning.settings import LearnerSettings
 from streamsplit.learning.shuffle import Batch, ShuffleBuffer
 from streamsplit.learning.target import CrossWindowTarget
 from streamsplit.learning.theorem import GradientVariance
-from streamsplit.learning.uncertainty import PrototypeUncertainty, perturbed
+from streamsplit.learning.uncertainty import Components, PrototypeUncertainty
 from streamsplit.weights.revision import Weights, check_same_layout, encoder_weights, load_weights
 
 __all__ = ["EdgeLearner", "LearnerSettings", "Observed"]
@@ -46,7 +47,7 @@ class Observed(NamedTuple):
 
 
 class EdgeLearner:
-    """Streaming contrastive learning (section 4) around one split encoder.
+    """Streaming contrastive learning (v1, v2) around one split encoder.
 
     The given encoder becomes the query encoder and is moved by learning; inference and everything uplinked use the
     key encoder, its moving average. Nothing is learned before `warm_start_windows` windows are in the buffer; then
@@ -71,6 +72,7 @@ class EdgeLearner:
         self.started = not self.settings.warm_start
         self.last_loss: float | None = None  # mean over the last optimiser step's mini-batches
         self._rng = np.random.default_rng(seed)
+        self._augmenter = Augmenter(rng=self._rng)
         self._base = encoder_weights(encoder)
         self._changed = False
         self._accumulated = 0
@@ -90,17 +92,30 @@ class EdgeLearner:
         z: Array = self.key(_as_batch(features))[0].numpy()
         return z
 
-    def uncertainty(self, z: Array, features: Array | None = None) -> float:
+    @torch.no_grad()
+    def uncertainty(self, z: Array, features: Array | None = None, k: int | None = None) -> float:
         """How unsure the device is about a window.
 
-        v2: entropy in nats of the memory's mixture posterior, log C while it is cold. In 128 dimensions the exact
-        posterior is one-hot for nearly every window, so the densities are softened by `entropy_temperature`.
-        v1: see PrototypeUncertainty; its first part needs the window's features.
+        v2: entropy in nats over the memory's components, log C while it is cold; see GaussianMixture.entropy.
+        v1: see PrototypeUncertainty; its first part needs the window's features. `z` is then the early exit after block
+        `k` (None: the embedding), and the augmented copy is computed as far.
         """
         if self.settings.uncertainty == "v2":
             return self.memory.mixture.entropy(z, self.settings.entropy_temperature)
-        other = None if features is None else self.embed(perturbed(features, self._rng))
-        return self.prototypes.value(self.prototypes.components(z, other))
+        other: Array | None = None
+        if features is not None:
+            k = self.key.num_blocks if k is None else k
+            augmented = self._augmenter.features(features, AugmentLevel.STANDARD)
+            other = self.key.exit_embedding(self.encode_to(augmented, k), k)[0].numpy()
+        return self.prototypes.value(self._parts(z, other))
+
+    def _parts(self, z: Array, other: Array | None) -> Components:
+        """v1's parts; the mixture's means stand in until the server's prototypes have come."""
+        stand_in = None
+        if not len(self.prototypes.prototypes):
+            mixture = self.memory.mixture
+            stand_in = mixture.means[mixture.weights > 0]
+        return self.prototypes.components(z, other, stand_in)
 
     @property
     def base(self) -> Weights:
@@ -114,7 +129,7 @@ class EdgeLearner:
 
     @property
     def sigma2(self) -> float | None:
-        """Variance of the mini-batch gradient (section 10), None before the first step."""
+        """Variance of the mini-batch gradient (v1's theorem), None before the first step."""
         return self.variance.sigma2
 
     # ---- learning (query encoder) ----
@@ -134,10 +149,11 @@ class EdgeLearner:
         if not self.target.ready and len(self.buffer) >= self.settings.warm_start_windows:
             self._start()
 
-    def learn(self, now_ms: float = 0.0, cpu_load: float = 0.0) -> float | None:
+    def learn(self, now_ms: float = 0.0, cpu_load: float = 0.0, memory_load: float = 0.0) -> float | None:
         """One mini-batch from the shuffle buffer; an optimiser step after every `accumulate` of them.
 
-        Gives the mini-batch's loss, or None before learning has begun. `cpu_load` in 0..1 slows learning above 0.8.
+        Gives the mini-batch's loss, or None before learning has begun. `cpu_load` in 0..1 slows learning above 0.8;
+        with augment 'auto', both loads choose the level.
         """
         if not self.target.ready:
             return None
@@ -148,7 +164,7 @@ class EdgeLearner:
         if batch is None:
             return None
         scale = 1.0 / s.accumulate
-        loss = self._loss(batch)
+        loss = self._loss(batch, self._level(cpu_load, memory_load))
         value = float(loss.detach())
         if not np.isfinite(value):
             self._drop_gradients()
@@ -182,11 +198,21 @@ class EdgeLearner:
             loss = self.last_loss if self.steps > before else None
         return Observed(z, uncertainty, loss, self.steps, self.effective_rank)
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _level(self, cpu_load: float, memory_load: float) -> AugmentLevel | None:
+        name = self.settings.augment
+        if name == "none":
+            return None
+        return budget_level(1.0 - cpu_load, 1.0 - memory_load) if name == "auto" else AugmentLevel[name.upper()]
+
+    def _loss(self, batch: Batch, level: AugmentLevel | None) -> Tensor:
+        """`level` is what is done to the second view, None nothing; the target that is predicted stays as heard."""
         s = self.settings
         query = self.query(torch.from_numpy(batch.anchor_features))
+        partner = batch.partner_features
+        if level is not None:
+            partner = np.stack([self._augmenter.features(window, level) for window in partner])
         with torch.no_grad():
-            positive = self.key(torch.from_numpy(batch.partner_features))
+            positive = self.key(torch.from_numpy(partner))
         total = query.new_zeros(())
         if s.contrast_weight:
             negatives, weights = self.memory.negatives(query.detach().numpy(), batch.times, s.negatives, self._rng)
@@ -203,16 +229,17 @@ class EdgeLearner:
             total = total + s.contrast_weight * each.mean()
         if s.consistency_weight:
             total = total + s.consistency_weight * consistency(query, positive)
-        if s.target_weight:
-            target = torch.from_numpy(self.target(batch.partner_features))
-            total = total + s.target_weight * cross_window_loss(self.target.predict(query), target)
+        predicted = self.target.predict(query)
+        for weight, windows in ((s.target_weight, batch.partner_features), (s.own_weight, batch.anchor_features)):
+            if weight:
+                total = total + weight * cross_window_loss(predicted, torch.from_numpy(self.target(windows)))
         return total
 
     def _credit(self, query: Array, positive: Array, losses: Array) -> None:
-        """v1: the parts of the uncertainty that go with a high loss gain weight."""
+        """v1: the parts of the uncertainty that go with a high loss gain weight; the positive is the other view."""
         if self.settings.uncertainty == "v1":
             for z, other, loss in zip(query, positive, losses, strict=True):
-                self.prototypes.learn(self.prototypes.components(z, other), float(loss))
+                self.prototypes.learn(self._parts(z, other), float(loss))
 
     def _step(self, cpu_load: float) -> None:
         for group in self._optimiser.param_groups:
@@ -259,6 +286,7 @@ class EdgeLearner:
         self._drop_gradients()
         self._optimiser = self._make_optimiser()
         self.memory.clear()
+        self.prototypes.forget_prototypes()
         self.rank.clear()
         for indices, windows in self.buffer.in_order():
             for index, z in zip(indices, self._embed_batch(windows), strict=True):
@@ -374,7 +402,7 @@ class EdgeLearner:
         """Bytes this learner holds between two windows: weights, optimiser, memory, buffer, statistics; bounded."""
         weights = sum(array.nbytes for array in self._base.values())
         trained = sum(4 * parameter.numel() for parameter in self._parameters)
-        held = (self.memory, self.buffer, self.target, self.rank)
+        held = (self.memory, self.buffer, self.target, self.rank, self.prototypes)
         gradients_and_moments = 5 * trained  # gradient, its two sums for sigma^2, Adam's two moments
         return 3 * weights + gradients_and_moments + sum(part.state_bytes() for part in held)
 
@@ -387,15 +415,17 @@ class EdgeLearner:
 
     def _make_optimiser(self) -> torch.optim.Adam:
         """Adam with two rates: a warm-started projection has weights some twenty times those of a random one, so its
-        rate is relative to their size."""
-        readouts = list(self.query.readouts.parameters())
-        others = list(self.target.predictor.parameters())
+        rate is relative to their size. The projections' biases keep the low rate: they all move the mean, and together
+        they would carry it away from the origin and flatten the space."""
+        projections = self.query.readout_projections()
+        readouts = [project.weight for project in projections]
+        others = [project.bias for project in projections] + list(self.target.predictor.parameters())
         self.query.blocks.requires_grad_(self.settings.trained == "all")
         if self.settings.trained == "all":
             others += self.query.blocks.parameters()
         self._parameters = [*readouts, *others]
-        squares = sum(float(p.detach().square().sum()) for p in readouts if p.dim() == 2)
-        size = (squares / sum(p.numel() for p in readouts if p.dim() == 2)) ** 0.5
+        squares = sum(float(p.detach().square().sum()) for p in readouts)
+        size = (squares / sum(p.numel() for p in readouts)) ** 0.5
         rates = ((readouts, self.settings.readout_rate * size), (others, self.settings.learning_rate))
         return torch.optim.Adam([{"params": group, "lr": rate, "full_rate": rate} for group, rate in rates])
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsplit.learning.bank import MemoryBank
+from streamsplit.learning.bank import MemoryBank, bank_size
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.learning.settings import LearnerSettings
 
@@ -26,6 +26,9 @@ class NegativeMemory(Protocol):
         self, anchors: Array, times: NDArray[np.int64], n: int, rng: np.random.Generator
     ) -> tuple[Array, Array]:
         """(negatives [b, m, d], weights [b, m]) for anchors [b, d] of windows `times` [b]; weight 0 means none."""
+
+    def fit(self, free_bytes: float) -> None:
+        """Takes no more room than free memory allows; nothing that still fits is lost."""
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -77,6 +80,9 @@ class MixtureMemory(_Memory):
             weights[row, : len(virtual)] = 1.0
         return drawn, weights
 
+    def fit(self, free_bytes: float) -> None:
+        """Nothing to do: the mixture's size never changes."""
+
     def clear(self) -> None:
         self.mixture.clear()
 
@@ -99,6 +105,7 @@ class BankMemory(_Memory):
             s.bank_entries, dim, seed, alpha=s.bank_alpha, gamma=s.bank_gamma, cold_start=s.cold_start
         )
         self.mixture = self.bank.mixture
+        self._least, self._most = s.bank_least, s.bank_entries
         self._gap = settings.negative_gap
         self._now = 0
 
@@ -113,6 +120,12 @@ class BankMemory(_Memory):
         near = np.abs(times[:, None] - drawn_times[None]) < self._gap
         shared = np.broadcast_to(drawn, (len(anchors), *drawn.shape)).copy()
         return shared, np.where(near, 0.0, weights[None]).astype(np.float32)
+
+    def fit(self, free_bytes: float) -> None:
+        """Resizes the bank to v1's size for free memory, within `bank_least` and `bank_entries`."""
+        size = min(max(bank_size(free_bytes, self.bank.dim), self._least), self._most)
+        if size != self.bank.size:
+            self.bank.resize(size)
 
     def clear(self) -> None:
         self.bank.clear()

@@ -14,13 +14,14 @@ class LearnerSettings(Settings):
 
     memory: str = setting("mixture", choices=("mixture", "bank"))  # v2, v1
     uncertainty: str = setting("v2", choices=("v2", "v1"))
-    entropy_temperature: float = setting(16.0, low=1.0)  # v2: softens the posterior, see EdgeLearner.uncertainty
+    entropy_temperature: float = setting(0.1, low=0.01, high=10.0)  # v2: see GaussianMixture.entropy
     # memory
     components: int = setting(64, low=2, high=1024)
     mixture_rate: float = setting(0.01, low=1e-4, high=0.5)
     cold_start: int = setting(50, low=2, high=10_000)  # embeddings that seed the mixture
     negatives: int = setting(64, low=0, high=4096)  # virtual or remembered, per anchor
-    bank_entries: int = setting(512, low=64, high=512)
+    bank_least: int = setting(64, low=64, high=512)  # entries, however short memory is
+    bank_entries: int = setting(512, low=64, high=512)  # at most; see NegativeMemory.fit
     bank_gamma: float = setting(0.99, low=0.5, high=1.0)  # weight of a remembered negative per window of age
     bank_alpha: float = setting(0.5, low=0.0, high=2.0)
     # batches
@@ -32,11 +33,13 @@ class LearnerSettings(Settings):
     warm_start_windows: int = setting(192, low=16, high=4096)  # learning begins after so many
     # loss
     temperature: float = setting(0.1, low=0.01, high=2.0)
-    contrast_weight: float = setting(0.3, low=0.0)
-    consistency_weight: float = setting(0.5, low=0.0)
-    target_weight: float = setting(4.0, low=0.0)
+    contrast_weight: float = setting(1.0, low=0.0)
+    consistency_weight: float = setting(0.0, low=0.0)  # v1: 0.5; measured: costs probe and rank
+    target_weight: float = setting(4.0, low=0.0)  # of predicting a neighbouring window's fixed statistics
+    own_weight: float = setting(4.0, low=0.0)  # of predicting its own: keeps what the start knew
     positive_decay: float = setting(0.5, low=0.0)  # per window: density exp(-decay d) of the positive's distance
     positive_reach: int = setting(8, low=1, high=1000)  # windows
+    augment: str = setting("none", choices=("none", "auto", "basic", "standard", "extended"))  # the second view
     negative_gap: int = setting(16, low=1, high=100_000)  # windows closer than this are no negatives of each other
     # optimiser
     trained: str = setting("all", choices=("all", "readouts"))
@@ -48,10 +51,12 @@ class LearnerSettings(Settings):
     gradient_clip: float = setting(1.0, low=1e-3)
 
     def check(self) -> None:
-        """Refuses a warm start that waits for more windows than the buffer holds."""
+        """Refuses settings that contradict each other."""
         if self.warm_start_windows > self.buffer_windows:
             raise ConfigError(
                 f"'warm_start_windows': got {self.warm_start_windows}, allowed <= buffer_windows {self.buffer_windows}"
             )
+        if self.bank_least > self.bank_entries:
+            raise ConfigError(f"'bank_least': got {self.bank_least}, allowed <= bank_entries {self.bank_entries}")
         if self.buffer_windows < 2 * self.run_windows:
             raise ConfigError(f"'run_windows': got {self.run_windows}, allowed <= half of {self.buffer_windows}")

@@ -1,4 +1,4 @@
-"""Cross-window target: what a window's embedding must predict about *another* window close in time.
+"""Cross-window target: what a window's embedding must predict about *another* window close in time, and about its own.
 
 The target is a frozen projection of fixed statistics. It holds no learned part, so it cannot collapse, and it keeps
 the embedding at least as informative as what it was started from (measured: contrast alone loses against the start).

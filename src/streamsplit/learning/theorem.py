@@ -1,4 +1,4 @@
-"""sigma^2 of the convergence theorem (section 10), measured while gradients accumulate."""
+"""sigma^2 of v1's convergence theorem, measured while gradients accumulate."""
 
 from __future__ import annotations
 
@@ -60,10 +60,3 @@ class GradientVariance:
 
 def _flat_gradient(parameters: Iterable[nn.Parameter]) -> Tensor:
     return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in parameters])
-
-
-def convergence_bound(
-    gap: float, steps: int, learning_rate: float, smoothness: float, sigma2: float, split_error2: float
-) -> float:
-    """min_t E||grad L||^2 <= 2 (L(f0) - L*) / (T eta) + L eta sigma^2 / 2 + L eps^2 (v1 theorem)."""
-    return 2.0 * gap / (steps * learning_rate) + 0.5 * smoothness * learning_rate * sigma2 + smoothness * split_error2

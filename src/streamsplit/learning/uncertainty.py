@@ -1,4 +1,4 @@
-"""How unsure the device is about a window (section 5): both papers' measures, and v1's adaptive threshold."""
+"""v1's uncertainty of a window, from prototypes; v2's is `GaussianMixture.entropy`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsplit.errors import ConfigError
-from streamsplit.learning.mixture import GaussianMixture, posterior_entropy
+from streamsplit.learning.mixture import posterior_entropy
 
 Array = NDArray[np.float32]
-
-
-def mixture_entropy(mixture: GaussianMixture, z: Array, temperature: float = 1.0) -> float:
-    """v2: entropy of the mixture's posterior in nats, in [0, log C]; log C while the mixture is still cold."""
-    return mixture.entropy(z, temperature)
 
 
 class Components(NamedTuple):
@@ -30,9 +25,10 @@ class PrototypeUncertainty:
     """v1: U = w1 ||f(x) - f(A(x))|| + w2 H(p(y|e)) + w3 min_k ||e - p_k||.
 
     p(y|e) is a softmax of cosine similarities to the prototypes at `temperature` (there are no labels on a device).
-    Prototypes [k, d] come from the server's k-means; without any, the last two parts are 0. The weights start equal and
-    shift toward the part that correlates best with the loss: w ~ max(correlation, 0), mixed half and half with equal
-    weights, from exponential moving moments (rate 0.01).
+    Prototypes [k, d] come from the server's k-means; until the first have come, others may stand in (the learner gives
+    the means of its memory's mixture), and without any the last two parts are 0. The weights start equal and shift
+    toward the part that correlates best with the loss: w ~ max(correlation, 0), mixed half and half with equal weights,
+    from exponential moving moments (rate 0.01).
     """
 
     def __init__(self, dim: int, *, temperature: float = 0.1, rate: float = 0.01) -> None:
@@ -49,15 +45,23 @@ class PrototypeUncertainty:
             raise ConfigError(f"got prototypes of shape {prototypes.shape}, expected [k, {self.dim}] finite numbers")
         self.prototypes = prototypes.copy()
 
-    def components(self, z: Array, z_augmented: Array | None = None) -> Components:
-        """The three parts for an embedding [d] and that of its augmented copy (None: the first part is 0)."""
+    def forget_prototypes(self) -> None:
+        """They belong to an embedding space that is no more."""
+        self.prototypes = np.zeros((0, self.dim), np.float32)
+
+    def components(self, z: Array, z_augmented: Array | None = None, stand_in: Array | None = None) -> Components:
+        """The three parts for an embedding [d] and that of its augmented copy (None: the first part is 0).
+
+        `stand_in` [k, d] serves while there are no prototypes.
+        """
         perturbation = 0.0 if z_augmented is None else float(np.linalg.norm(z - z_augmented))
-        if not len(self.prototypes):
+        prototypes = self.prototypes if len(self.prototypes) or stand_in is None else stand_in
+        if not len(prototypes):
             return Components(perturbation, 0.0, 0.0)
-        norms = np.linalg.norm(self.prototypes, axis=1) * max(float(np.linalg.norm(z)), 1e-12)
-        score = (self.prototypes @ z) / np.maximum(norms, 1e-12) / self.temperature
+        norms = np.linalg.norm(prototypes, axis=1) * max(float(np.linalg.norm(z)), 1e-12)
+        score = (prototypes @ z) / np.maximum(norms, 1e-12) / self.temperature
         soft = np.exp(score.astype(np.float64) - score.max())
-        nearest = float(np.sqrt(((self.prototypes - z) ** 2).sum(1).min()))
+        nearest = float(np.sqrt(((prototypes - z) ** 2).sum(1).min()))
         return Components(perturbation, posterior_entropy(soft / soft.sum()), nearest)
 
     @property
@@ -85,6 +89,10 @@ class PrototypeUncertainty:
         self._mean += rate * (sample - self._mean)
         self._moments += rate * (np.outer(sample, sample) - self._moments)
 
+    def state_bytes(self) -> int:
+        """Bytes held."""
+        return self.prototypes.nbytes + self._moments.nbytes + self._mean.nbytes
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything that `load_state` needs."""
         return {"prototypes": self.prototypes.copy(), "moments": self._moments.copy(), "mean": self._mean.copy(),
@@ -94,59 +102,3 @@ class PrototypeUncertainty:
         """Continues from `state()`."""
         self.prototypes, self._moments = state["prototypes"].copy(), state["moments"].copy()
         self._mean, self._seen = state["mean"].copy(), int(state["seen"][0])
-
-
-def perturbed(features: Array, rng: np.random.Generator) -> Array:
-    """A(x) for the first part: log-mel [f, t] with another gain (log-normal, 0.1), 5-15 % of the bands masked."""
-    bands = features.shape[0]
-    width = max(1, round(bands * rng.uniform(0.05, 0.15)))
-    start = int(rng.integers(0, bands - width + 1))
-    other = features + np.float32(2.0 * 0.1 * rng.standard_normal())
-    other[start : start + width] = other.mean()
-    return other
-
-
-class Range(NamedTuple):
-    """Least and greatest value that a resource can have."""
-
-    low: float
-    high: float
-
-    def shortage(self, value: float) -> float:
-        """(high - value) / (high - low), kept in [0, 1]."""
-        return min(max((self.high - value) / (self.high - self.low), 0.0), 1.0)
-
-
-def adaptive_threshold(
-    base: float,
-    bandwidth_bps: float,
-    battery: float,
-    *,
-    bandwidth_range: Range = Range(0.0, 10e6),
-    battery_range: Range = Range(0.0, 1.0),
-) -> float:
-    """v1: U_th = U_base (1 + 0.5 (N_max - N)/(N_max - N_min) + 0.5 (B_max - B)/(B_max - B_min)), in base..2 base."""
-    scarcity = bandwidth_range.shortage(bandwidth_bps) + battery_range.shortage(battery)
-    return base * (1.0 + 0.5 * scarcity)
-
-
-class WarmUpThreshold:
-    """U_base: the 70th percentile of the first `windows` uncertainties, fixed afterwards."""
-
-    def __init__(self, windows: int = 100, percentile: float = 70.0) -> None:
-        self.windows, self.percentile = windows, percentile
-        self._values: list[float] = []
-        self._base: float | None = None
-
-    def observe(self, uncertainty: float) -> None:
-        """Counts one window of the warm-up."""
-        if self._base is None:
-            self._values.append(uncertainty)
-            if len(self._values) >= self.windows:
-                self._base = float(np.percentile(self._values, self.percentile))
-                self._values = []
-
-    @property
-    def base(self) -> float | None:
-        """The threshold, or None during the warm-up."""
-        return self._base

@@ -1,4 +1,4 @@
-"""Prototypes: mini-batch k-means over embeddings, kept on the server and sent to devices (v1 section 5)."""
+"""Prototypes: mini-batch k-means over embeddings, kept on the server and sent to devices (v1)."""
 
 from __future__ import annotations
 
