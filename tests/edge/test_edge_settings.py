@@ -71,9 +71,14 @@ def test_the_policy_knows_how_often_windows_come() -> None:
     assert settings.policy.greedy.interval_ms == 1000.0
 
 
-def test_the_bank_takes_the_free_memory_within_its_bounds() -> None:
-    bank = EdgeSettings().memory_bank
-    assert [bank.entries(128, free) for free in (10_000, 100_000, 10**9)] == [64, 195, 512]
+def test_the_bank_keeps_to_the_bounds_given() -> None:
+    settings = EdgeSettings.from_mapping({"memory_bank": {"kind": "bank", "min_size": 100, "max_size": 300}})
+    assert (settings.learner.memory, settings.learner.bank_least, settings.learner.bank_entries) == ("bank", 100, 300)
+
+
+def test_a_devices_memory_is_this_machines_unless_told() -> None:
+    assert EdgeSettings().device.memory_bytes > 1e8
+    assert EdgeSettings.from_mapping({"device": {"memory_mb": 0.5}}).device.memory_bytes == 500_000
 
 
 @pytest.mark.parametrize(

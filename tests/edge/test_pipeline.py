@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from streamsplit.audio.synth import Soundscape
 from streamsplit.audio.windows import Window, WindowStream
 from streamsplit.edge.emulation import Spent
 from streamsplit.edge.model import EncoderModel, Forward, NoEncoder
@@ -15,16 +16,17 @@ from streamsplit.edge.pipeline import Surroundings, WindowPipeline
 from streamsplit.edge.readings import Readings
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.encoders.embedding_codec import unpack_embedding
-from streamsplit.errors import CutError
+from streamsplit.errors import ConfigError, CutError, ProtocolError
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.decision import Decision
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.link import LinkEstimate
 from streamsplit.splitting.table import CutRow, CutTable, make_table
 from streamsplit.splitting.transmission import GateSettings, Transmission, UncertaintyGate
-from streamsplit.weights.revision import revision_prefix
+from streamsplit.weights.revision import revision_of, revision_prefix
 from streamsplit.wire.frame import HEADER_BYTES
 from streamsplit.wire.media import Encoding, unpack_media
+from streamsplit.wire.messages import Prototypes
 from streamsplit.wire.types import FrameType
 
 L = 13
@@ -213,3 +215,40 @@ def test_a_model_that_gives_nan_costs_its_window_only(windows) -> None:
 
     with pytest.raises(CutError, match="NaN"):
         make(Broken(EdgeSettings()), CUTS[3]).process(windows[0], around())
+
+
+@pytest.mark.parametrize("block", [0, 5, L])
+def test_v1_uncertainty_tells_windows_apart_at_every_cut(block: int) -> None:
+    model = EncoderModel(EdgeSettings.from_mapping({"training": {"uncertainty": "v1"}}))
+    heard = WindowStream().push(Soundscape(3, mean_segment_s=2.0).read(16_000 * 37))
+    for window in heard[:60]:
+        model.remember(window.features, model.forward_to(window.features, L).z, window.index, continuous=True)
+    before = [model.forward_to(window.features, block).uncertainty for window in heard[60:]]
+    assert np.isfinite(before).all() and len(set(before)) == len(before) >= 10 and np.std(before) > 0.01
+    centres = np.random.default_rng(0).standard_normal((50, 128)).astype("<f2")
+    message = Prototypes(revision=model.revision, count=50, dim=128, data=centres.tobytes())
+    assert model.adopt_prototypes(message) and not model.adopt_prototypes(message)  # the first ones, then others
+    after = [model.forward_to(window.features, block).uncertainty for window in heard[60:]]
+    assert len(set(after)) == len(after) and abs(np.mean(after) - np.mean(before)) > 0.1
+    forward = model.forward_to(heard[0].features, block)
+    if forward.crossing is not None:
+        assert math.isfinite(model.finish(forward.crossing, block, heard[0].features).uncertainty)
+
+
+def test_prototypes_of_a_revision_to_come_wait_for_it_and_those_that_do_not_fit_are_refused() -> None:
+    model = EncoderModel(EdgeSettings.from_mapping({"training": {"uncertainty": "v1"}}))
+    weights = {name: array + np.float32(0.01) for name, array in model.base_weights().items()}
+    revision = revision_of(weights)
+    centres = np.eye(3, 128, dtype="<f2")
+    assert not model.adopt_prototypes(Prototypes(revision=revision, count=3, dim=128, data=centres.tobytes()))
+    assert len(model.learner.prototypes.prototypes) == 0
+    model.adopt(weights, revision, breaks_space=True)
+    assert np.array_equal(model.learner.prototypes.prototypes, centres)
+    for count, dim, data in ((3, 64, centres.tobytes()), (2, 128, centres.tobytes()), (0, 128, b"")):
+        with pytest.raises(ProtocolError, match="prototypes"):
+            model.adopt_prototypes(Prototypes(revision=revision, count=count, dim=dim, data=data))
+    with pytest.raises(ConfigError, match="finite"):
+        model.adopt_prototypes(
+            Prototypes(revision=revision, count=1, dim=128, data=np.full(128, np.nan, "<f2").tobytes())
+        )
+    assert np.array_equal(model.learner.prototypes.prototypes, centres)

@@ -20,7 +20,7 @@ from streamsplit.weights.delta import make_delta, pack_full
 from streamsplit.weights.revision import Weights, encoder_weights, revision_of, revision_prefix
 from streamsplit.weights.transfer import WeightTransfer, chunks
 from streamsplit.wire.media import unpack_media
-from streamsplit.wire.messages import Revision, Stats, WeightsRequest
+from streamsplit.wire.messages import Prototypes, Revision, Stats, WeightsRequest
 from streamsplit.wire.types import FrameType
 
 LEARNS = {
@@ -282,3 +282,58 @@ def test_a_snapshot_that_does_not_fit_is_reported_and_learning_starts_anew(tmp_p
         assert any("snapshot is not used" in text for text in problems)
 
     asyncio.run(go())
+
+
+def test_v1_prototypes_come_over_the_wire_and_move_the_uncertainty(tmp_path: Path, base: Weights) -> None:
+    centres = np.random.default_rng(0).standard_normal((50, 128)).astype("<f2")
+    message = Prototypes(revision=revision_of(base), count=50, dim=128, data=centres.tobytes())
+
+    async def go(cut: str, folder: Path) -> None:
+        async with TinyServer().running() as server:
+            server.on_open = lambda session: session.send(message)
+            config = settings(
+                folder, server.url, training={"uncertainty": "v1", "enabled": False},
+                splitting={"agent": {"policy": "fixed", "cut": cut}, "gate": {"enabled": False}},
+            )  # fmt: skip
+            device, running = run(config, "synthetic:6", speed=4.0, journal=folder / "journal")
+            await running
+            assert server.hellos[0].want_prototypes
+            assert np.array_equal(device.model.learner.prototypes.prototypes, centres)
+
+    for cut in ("0:logmel-int8", "5:int8", "13:embedding-fp16"):
+        folder = tmp_path / cut.replace(":", "-")
+        folder.mkdir()
+        asyncio.run(go(cut, folder))
+        rows = list(read_journal(folder / "journal"))
+        assert [row["count"] for row in rows if row["kind"] == "prototypes"] == [50]
+        windows = [row for row in rows if row["kind"] == "window"]
+        assert len({row["uncertainty"] for row in windows}) > 5
+        assert {row["resolution"] for row in windows} <= {0, 1}
+
+
+def test_devices_that_do_not_use_prototypes_do_not_ask_for_them(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with TinyServer().running() as server:
+            _, running = run(settings(tmp_path, server.url, training={"enabled": False}), "synthetic:2")
+            await running
+            assert not server.hellos[0].want_prototypes
+
+    asyncio.run(go())
+
+
+def test_the_bank_of_a_small_device_follows_its_free_memory(tmp_path: Path) -> None:
+    config = settings(
+        tmp_path, splitting={"enabled": False}, device={"type": "pi4", "memory_mb": 0.1},
+        emulation={"enabled": True, "memory": 0.4}, memory_bank={"kind": "bank"},
+    )  # fmt: skip
+
+    async def go() -> None:
+        device, running = run(config, "synthetic:15", journal=tmp_path / "journal")
+        bank = device.model.learner.memory.bank
+        assert bank.size == 512
+        await running
+        assert bank.size == 117  # 0.6 x 100,000 bytes / (4 x 128)
+
+    asyncio.run(go())
+    learned = [row for row in read_journal(tmp_path / "journal") if row["kind"] == "learn"]
+    assert learned and learned[-1]["sigma2"] > 0

@@ -31,6 +31,7 @@ from streamsplit.wire.messages import (
     Hello,
     Message,
     Policy,
+    Prototypes,
     Result,
     Revision,
     Throttle,
@@ -93,6 +94,7 @@ class Downlink:
             mel_bands=settings.audio.n_mels, window_frames=settings.audio.window_frames,
             stride_frames=settings.audio.stride_frames, device_class=settings.device.type, software=self._software,
             want_embedding=settings.server.want_embedding,
+            want_prototypes=bool(self._model.name) and settings.training.uncertainty == "v1",
         )  # fmt: skip
 
     async def opened(self, welcome: Welcome) -> None:
@@ -120,6 +122,8 @@ class Downlink:
         elif isinstance(message, Gmm):
             self._hand_over(partial(self._guarded, "statistics", partial(self._model.adopt_mixture, message)))
             self._note("gmm", version=message.version, bytes=len(message.data))
+        elif isinstance(message, Prototypes):
+            self._hand_over(partial(self._guarded, "prototypes", partial(self._adopt_prototypes, message)))
         elif isinstance(message, Revision):
             self._announced = message
             self.fetch_announced()
@@ -212,6 +216,11 @@ class Downlink:
     def _remember(self, result: Result) -> None:
         if not self._pipeline.embedded_here(result.window):
             self._model.result(np.frombuffer(result.embedding, "<f2").astype(np.float32), result.window)
+
+    def _adopt_prototypes(self, message: Prototypes) -> None:
+        if self._model.adopt_prototypes(message):
+            self._pipeline.gate.restart()
+        self._note("prototypes", count=message.count, revision=message.revision, bytes=len(message.data))
 
     def _on_policy(self, message: Policy) -> None:
         """The server's wish is followed within what the owner allows: `agent.cuts`, and never against a fixed cut."""

@@ -45,17 +45,19 @@ class LearningLoop:
         self._counters = counters
         self._note, self._problem = note, problem
         self._path = settings.device.folder / "learner.snapshot"
-        self._cpu = 0.0
+        self._cpu = self._memory = 0.0
+        self._total_bytes = settings.device.memory_bytes
         self._heard = 0
         self._saved_s = time.monotonic()
 
     def heard(self, window: Window, outcome: Outcome) -> None:
         """Remembers a window; without real time, learns every `learn_every_windows`. Worker thread."""
-        self._cpu = outcome.observation.cpu
+        self._cpu, self._memory = outcome.observation.cpu, outcome.observation.memory
         continuous = window.new_frames < self._length and not self._fresh
         self._fresh = False
         remember = partial(self._model.remember, window.features, outcome.z, outcome.window, continuous=continuous)
         self._device.run(remember)
+        self._model.fit_memory((1.0 - self._memory) * self._total_bytes)
         self._heard += 1
         if not self._paced and self._heard % self._settings.learn_every_windows == 0:
             self._learn(0.0)
@@ -105,7 +107,7 @@ class LearningLoop:
         if not (self._settings.enabled and isinstance(model, EncoderModel)):
             return 0.0
         try:
-            learned, spent = self._device.run(lambda: model.learn(cpu))
+            learned, spent = self._device.run(lambda: model.learn(cpu, self._memory))
         except EncoderError as error:
             self._problem(f"learning went wrong and goes on from the last snapshot: {error}")
             self.restore()
@@ -120,6 +122,7 @@ class LearningLoop:
             self._counters.learner_steps = learned.steps
             self._counters.energy_mj += energy_mj
         self._note(
-            "learn", loss=learned.loss, steps=learned.steps, effective_rank=learned.effective_rank, ms=spent.device_ms
-        )
+            "learn", loss=learned.loss, steps=learned.steps, effective_rank=learned.effective_rank,
+            sigma2=learned.sigma2, ms=spent.device_ms,
+        )  # fmt: skip
         return spent.device_ms

@@ -115,7 +115,7 @@ class Listener:
             counters.energy_mj += outcome.energy_mj
             counters.uncertainty = outcome.uncertainty
             counters.average("edge_ms", outcome.edge_ms)
-        self._journal(outcome, sequence, captured_ms)
+        self._journal(window, outcome, sequence, captured_ms)
         self._learning.heard(window, outcome)
 
     def _accept(self, window: Window, outcome: Outcome, captured_ms: int) -> int | None:
@@ -141,7 +141,7 @@ class Listener:
         self._wake()
         return sequence
 
-    def _journal(self, outcome: Outcome, sequence: int | None, captured_ms: int) -> None:
+    def _journal(self, window: Window, outcome: Outcome, sequence: int | None, captured_ms: int) -> None:
         seen = outcome.observation
         labels = Counter(label for _, label in self._labels)
         self._note(
@@ -151,6 +151,7 @@ class Listener:
             edge_ms=outcome.edge_ms, energy_mj=outcome.energy_mj, cpu=seen.cpu, bandwidth_bps=seen.bandwidth_bps,
             rtt_ms=seen.rtt_ms, backlog_bytes=seen.backlog_bytes, link_up=seen.link_up,
             label=labels.most_common(1)[0][0] if labels else None, clip=self._clip,
+            resolution=int(window.resolution),
         )  # fmt: skip
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from streamsplit.edge.settings import EdgeSettings
-from streamsplit.errors import CutError, MissingExtraError, RevisionError
+from streamsplit.errors import CutError, MissingExtraError, ProtocolError, RevisionError
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.weights.delta import Packed, make_delta
 from streamsplit.weights.revision import Weights, revision_of
-from streamsplit.wire.messages import Gmm
+from streamsplit.wire.messages import Gmm, Prototypes
 
 if TYPE_CHECKING:
     from streamsplit.encoders.crossing import Crossing
@@ -38,6 +38,7 @@ class Learned(NamedTuple):
     loss: float
     steps: int  # optimiser steps so far
     effective_rank: float
+    sigma2: float  # variance of the mini-batch gradient; nan before the first step
 
 
 class DeviceModel(Protocol):
@@ -48,10 +49,12 @@ class DeviceModel(Protocol):
     @property
     def revision(self) -> str: ...
     def forward_to(self, features: np.ndarray, k: int) -> Forward: ...
-    def finish(self, crossing: Crossing, k: int) -> Forward: ...
+    def finish(self, crossing: Crossing, k: int, features: np.ndarray) -> Forward: ...
     def remember(self, features: np.ndarray, z: np.ndarray | None, index: int, *, continuous: bool) -> None: ...
     def result(self, z: np.ndarray, index: int) -> None: ...
     def adopt_mixture(self, message: Gmm) -> None: ...
+    def adopt_prototypes(self, message: Prototypes) -> bool: ...
+    def fit_memory(self, free_bytes: float) -> None: ...
     def base_weights(self) -> Weights: ...
     def adopt(self, weights: Weights, revision: str, *, breaks_space: bool) -> None: ...
 
@@ -73,7 +76,7 @@ class NoEncoder:
             raise CutError(f"got block {k} on a device without an encoder, expected 0")
         return Forward(None, None, self._last)
 
-    def finish(self, crossing: Crossing, k: int) -> Forward:
+    def finish(self, crossing: Crossing, k: int, features: np.ndarray) -> Forward:
         """Never possible here."""
         raise CutError("this device has no encoder to finish a window with")
 
@@ -99,6 +102,13 @@ class NoEncoder:
         mixture = GaussianMixture.from_bytes(message.data, message.components, message.dim)
         with self._lock:
             self._mixture = mixture
+
+    def adopt_prototypes(self, message: Prototypes) -> bool:
+        """Never asked for here: v1's uncertainty needs an encoder."""
+        return False
+
+    def fit_memory(self, free_bytes: float) -> None:
+        """The mixture's size never changes."""
 
 
 def make_model(settings: EdgeSettings) -> DeviceModel:
@@ -139,6 +149,7 @@ class EncoderModel:
         self._revision = revision_of(self._learner.base)
         self._lock = threading.RLock()
         self._learned_before = 0  # windows learned from when the revision was adopted
+        self._early_prototypes: Prototypes | None = None  # of a revision that is not adopted yet
         self._no_grad = torch.no_grad
 
     @property
@@ -153,18 +164,18 @@ class EncoderModel:
 
     def forward_to(self, features: np.ndarray, k: int) -> Forward:
         """Blocks 1..k of the key encoder; the uncertainty comes from the embedding, before the last block from the
-        early exit."""
+        early exit. v1's costs the k blocks once more, for an augmented copy."""
         with self._lock, self._no_grad():
             crossing = self._learner.encode_to(features, k)
             if k == self.num_blocks:
                 return self._embedded(crossing.h, features)
             early = self._learner.key.exit_embedding(crossing, k)[0].numpy()
-            return Forward(crossing, None, self._learner.uncertainty(early))
+            return Forward(crossing, None, self._learner.uncertainty(early, features, k))
 
-    def finish(self, crossing: Crossing, k: int) -> Forward:
-        """Blocks k+1..L for a window that crosses as an embedding after all."""
+    def finish(self, crossing: Crossing, k: int, features: np.ndarray) -> Forward:
+        """Blocks k+1..L for a window [f, t] that crosses as an embedding after all."""
         with self._lock, self._no_grad():
-            return self._embedded(self._learner.key.forward_from(crossing, k), None)
+            return self._embedded(self._learner.key.forward_from(crossing, k), features)
 
     def remember(self, features: np.ndarray, z: np.ndarray | None, index: int, *, continuous: bool) -> None:
         """Puts a window into the shuffle buffer, and its embedding, if computed here, into the memory."""
@@ -179,11 +190,16 @@ class EncoderModel:
             self._learner.memory.add(z, index)
             self._learner.rank.observe(z)
 
-    def learn(self, cpu: float) -> Learned | None:
-        """One mini-batch; None before learning has begun. Raises EncoderError when the loss is not finite."""
+    def learn(self, cpu: float, memory: float = 0.0) -> Learned | None:
+        """One mini-batch under these loads (0..1); None before learning has begun.
+
+        Raises EncoderError when the loss is not finite.
+        """
         with self._lock:
-            loss = self._learner.learn(cpu_load=cpu)
-            return None if loss is None else Learned(loss, self._learner.steps, self._learner.effective_rank)
+            learner = self._learner
+            loss = learner.learn(cpu_load=cpu, memory_load=memory)
+            sigma2 = float("nan") if learner.sigma2 is None else learner.sigma2
+            return None if loss is None else Learned(loss, learner.steps, learner.effective_rank, sigma2)
 
     def adopt_mixture(self, message: Gmm) -> None:
         """Blends the fleet's mixture into the memory's, where both are of the same revision and kind."""
@@ -192,6 +208,32 @@ class EncoderModel:
             own = self._learner.memory.mixture
             if message.revision == self._revision and own.components == fleet.components:
                 own.merge(fleet, _FLEET_WEIGHT)
+
+    def adopt_prototypes(self, message: Prototypes) -> bool:
+        """The server's centres for v1's uncertainty; those of a revision to come wait for it.
+
+        True where they are the first of their space: uncertainties before and after do not compare. Raises
+        ProtocolError and ConfigError, before any change, if they do not fit.
+        """
+        dim = self._learner.key.embedding_dim
+        expected = 2 * message.count * message.dim
+        if message.dim != dim or not message.count or len(message.data) != expected:
+            got = f"{message.count} prototypes of {message.dim} numbers in {len(message.data)} bytes"
+            raise ProtocolError("bad_message", f"got {got}, expected at least one of {dim} as fp16")
+        with self._lock:
+            if message.revision != self._revision:
+                self._early_prototypes = message
+                return False
+            self._early_prototypes = None
+            measure = self._learner.prototypes
+            first = not len(measure.prototypes)
+            measure.set_prototypes(np.frombuffer(message.data, "<f2").astype(np.float32).reshape(-1, dim))
+            return first
+
+    def fit_memory(self, free_bytes: float) -> None:
+        """Lets the memory of negatives grow or shrink with free memory (v1's bank)."""
+        with self._lock:
+            self._learner.memory.fit(free_bytes)
 
     def base_weights(self) -> Weights:
         """The weights of the adopted revision."""
@@ -203,6 +245,9 @@ class EncoderModel:
             self._learner.adopt(weights, breaks_space=breaks_space)
             self._revision = revision
             self._learned_before = self._learner.windows_learned
+            early = self._early_prototypes
+            if early is not None and early.revision == revision:
+                self.adopt_prototypes(early)
 
     def local_learning(self) -> tuple[Packed, str, str, int] | None:
         """(delta, revision that results, base, windows learned from) since the last revision; None without any."""

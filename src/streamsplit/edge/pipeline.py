@@ -163,16 +163,16 @@ class WindowPipeline:
         if gate.action is Transmission.KEEP:
             return forward, cut, gate, None
         if gate.action is Transmission.EMBEDDING_ONLY:
-            forward, cut = self._reduce(forward, cut)
+            forward, cut = self._reduce(window, forward, cut)
         return forward, cut, gate, self._pack(window, forward, cut)
 
-    def _reduce(self, forward: Forward, cut: Cut) -> tuple[Forward, Cut]:
+    def _reduce(self, window: Window, forward: Forward, cut: Cut) -> tuple[Forward, Cut]:
         """The least that can stand for the window: its embedding, or without an encoder the smallest cut there is."""
         if forward.crossing is None:
             rows = [row for row in self.table.rows if row.cut.sends]
             return forward, min(rows, key=lambda row: row.payload_bytes).cut
         if forward.z is None:
-            forward = self.model.finish(forward.crossing, cut.block)
+            forward = self.model.finish(forward.crossing, cut.block, window.features)
         return forward, Cut(self.table.num_blocks, Encoding.EMBEDDING_FP16)
 
     def _pack(self, window: Window, forward: Forward, cut: Cut) -> Packed:

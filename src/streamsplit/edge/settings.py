@@ -39,6 +39,7 @@ class DeviceSettings(Settings):
     state_dir: str = setting("")  # queue, learner's snapshot; "" = runs/devices/<id>
     journal: str = setting("")  # write a line of JSON per window, result and learning step here; "" = nowhere
     threads: int = setting(1, low=1, high=64)  # of the encoder
+    memory_mb: float | None = setting(None, low=1e-3)  # total; None = this machine's
 
     def check(self) -> None:
         """The id names a folder and a row in the server's database."""
@@ -50,6 +51,11 @@ class DeviceSettings(Settings):
     def profile(self) -> DeviceProfile:
         """The device's compute factor and energy model."""
         return device_profile(self.type, factor=self.factor, radio=self.radio)
+
+    @property
+    def memory_bytes(self) -> float:
+        """All of the device's memory."""
+        return psutil.virtual_memory().total if self.memory_mb is None else self.memory_mb * 1e6
 
     @property
     def folder(self) -> Path:
@@ -103,7 +109,7 @@ class TrainingSettings(LearnerSettings):
     """Learning on the device: all of the learner's own settings, and when it gets time.
 
     `warm_start` counts only where splitting is off: otherwise the server's first revision starts the projection for the
-    whole fleet. `memory`, `components` and `bank_entries` are set in the section memory_bank.
+    whole fleet. `memory`, `components`, `bank_least` and `bank_entries` are set in memory_bank.
     """
 
     enabled: bool = setting(True)  # false: the encoder and the memory still run
@@ -128,10 +134,6 @@ class MemoryBankSettings(Settings):
         """The range must not be empty."""
         if self.min_size > self.max_size:
             raise ConfigError(f"'min_size': got {self.min_size}, allowed <= max_size ({self.max_size})")
-
-    def entries(self, embedding_dim: int, free_bytes: int) -> int:
-        """Size of the bank: free memory over the size of an embedding, within the bounds (v1)."""
-        return min(max(self.min_size, free_bytes // (4 * embedding_dim)), self.max_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +247,7 @@ class EdgeSettings(Settings):
             values["accumulate"] = max(1, training.batch_size // training.batch_windows)
         values["warm_start"] = training.warm_start and not self.splitting.enabled
         values["memory"], values["components"] = memory.kind, memory.components
-        values["bank_entries"] = memory.entries(self.encoder.embedding_dim, psutil.virtual_memory().available)
+        values["bank_least"], values["bank_entries"] = memory.min_size, memory.max_size
         return LearnerSettings(**values)
 
     @property
