@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamsplit.cli import edge, server
+from streamsplit.cli import edge, profile, server
 from streamsplit.cli.main import main
 from streamsplit.edge.counters import EdgeStatus
 from streamsplit.edge.settings import EdgeSettings
@@ -243,9 +243,24 @@ def test_profile_writes_a_table_that_devices_read(tmp_path, capsys):
     assert table.row(Cut.parse("13:none")).payload_bytes == 0
 
 
+def test_profile_shows_bottlenecks_beside_the_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(profile, "BOTTLENECK_STEPS", 2)
+    monkeypatch.setattr(profile, "FIT_WINDOWS", 20)
+    path = tmp_path / "table.json"
+    words = ["--width", "0.25", "--embedding-dim", "32", "--windows", "3", "--repeats", "1"]
+    assert main(["profile", *words, "--bottleneck", "7", "--bottleneck", "3", "--output", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "3:int8 *" in shown and "7:int8 *" in shown and "bottleneck" in shown
+    meta = load_table(path).meta
+    assert [values["cut"] for values in meta["bottlenecks"]] == ["3:int8", "7:int8"]
+    assert meta["bottleneck_fit"] == {"steps": 2, "windows": 20, "measured_on_other_windows": True}
+    assert meta["command"].endswith("--bottleneck 7 --bottleneck 3")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
+        (["--width", "0.25", "--windows", "3", "--bottleneck", "13"], 2, "got block 13, expected 1..12"),
         (["--device", "pi5"], 2, "did you mean 'pi4'"),
         (["--factor", "0"], 2, "factor"),
         (["--windows", "1"], 2, "--windows 1"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from streamsplit.audio.synth import Soundscape
 from streamsplit.audio.windows import WindowStream
 from streamsplit.codec.features import pack_features, unpack_features
+from streamsplit.encoders.bottleneck import fit_bottleneck
 from streamsplit.encoders.crossing import pack_crossing, unpack_crossing
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import CutError
@@ -94,6 +97,25 @@ def test_exact_cuts_agree_and_lossy_ones_less(encoder, table):
         elif row.cut.encoding in (Encoding.PCM16, Encoding.FP16, Encoding.LOGMEL_FP16):
             assert row.agreement > 0.999
     assert table.row(Cut.parse("0:opus24")).agreement < table.row(Cut.parse("0:pcm16")).agreement
+
+
+def test_a_bottleneck_is_measured_beside_the_rows(encoder, windows, table):
+    narrow = copy.deepcopy(encoder)
+    bottleneck = fit_bottleneck(narrow, 5, np.stack([window.features for window in windows]), steps=5)
+    made = profile_encoder(narrow, device_profile("pi4"), windows, 3)
+    assert made.cuts == table.cuts and "bottlenecks" not in table.meta
+    (values,) = made.meta["bottlenecks"]
+    with torch.no_grad():
+        crossings = [narrow.forward_to(torch.from_numpy(window.features)[None], 5) for window in windows[1:]]
+        payloads = [pack_crossing(crossing, Encoding.INT8, bottleneck) for crossing in crossings]
+        z = [narrow.forward_from(unpack_crossing(data, bottleneck), 5)[0].numpy() for data in payloads]
+        full = [narrow.forward_from(crossing, 5)[0].numpy() for crossing in crossings]
+    assert values["cut"] == "5:int8" and values["channels"] == [bottleneck.channels, bottleneck.narrow]
+    assert values["payload_bytes"] == np.mean([len(data) for data in payloads]) + MEDIA_HEADER_BYTES
+    assert values["payload_bytes"] < 0.6 * made.row(Cut.parse("5:int8")).payload_bytes
+    expected = np.mean([a @ b for a, b in zip(z, full, strict=True)])
+    assert values["agreement"] == pytest.approx(expected, abs=1e-6)
+    assert values["edge_ms"] > 0 and values["server_ms"] > 0 and values["energy_mj"] > 0
 
 
 def test_the_encoder_is_left_as_it_was(encoder, windows):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from streamsplit.splitting.table import CutTable
 
 FIT_WINDOWS = 256  # the encoder's readout is fitted to this many first, as a fleet's is
+BOTTLENECK_STEPS = 100  # of Adam, on FIT_WINDOWS windows after those that are measured
+FEWEST_FIT_WINDOWS = 16  # for a bottleneck
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, help="an audio file to profile on (default: a synthetic soundscape)")
     parser.add_argument("--windows", type=int, default=60, help="windows that take turns (default 60)")
     parser.add_argument("--repeats", type=int, default=60, help="timed calls per cut; the median counts (default 60)")
+    parser.add_argument(
+        "--bottleneck", type=int, action="append", default=[], metavar="K",
+        help=f"fit a bottleneck of a quarter of the channels after block K ({BOTTLENECK_STEPS} steps) and show its "
+        "K:int8 beside the table; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the table here, for splitting.table of an edge config")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
@@ -48,9 +55,13 @@ def run(args: argparse.Namespace) -> int:
     settings = EncoderSettings(name=args.encoder, width=args.width, embedding_dim=args.embedding_dim, seed=args.seed)
     encoder = make_encoder(settings)
     windows = _windows(args)
-    _fit(encoder, windows, args.seed)
+    _fit(encoder, windows[: max(args.windows, FIT_WINDOWS)], args.seed)
+    fitted = windows[args.windows + 1 :]  # shares no sound with those that are measured
+    _fit_bottlenecks(args, encoder, fitted)
     table = _measure(args, encoder, device, windows[: args.windows])
     meta = {"command": _command(args), "machine": _machine(), "encoder": settings.as_dict(), **table.meta}
+    if args.bottleneck:
+        meta["bottleneck_fit"] = {"steps": BOTTLENECK_STEPS, "windows": len(fitted), "measured_on_other_windows": True}
     table = table._replace(meta=meta)
     if args.output is not None:
         table.save(args.output)
@@ -66,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 def _windows(args: argparse.Namespace) -> list[Window]:
     from streamsplit.audio.windows import WindowStream
 
-    count = max(args.windows, FIT_WINDOWS)
+    count = args.windows + 1 + FIT_WINDOWS if args.bottleneck else max(args.windows, FIT_WINDOWS)
     stream = WindowStream()
     stride = stream.windows.stride_frames * stream.settings.hop_samples
     needed = stream.settings.span(stream.windows.length_frames) + (count - 1) * stride
@@ -91,6 +102,26 @@ def _fit(encoder: SplitEncoder, windows: list[Window], seed: int) -> None:
     fit_projection(encoder, features, seed)
     fit_exits(encoder, features)
     fit_reduced(encoder, features)
+
+
+def _fit_bottlenecks(args: argparse.Namespace, encoder: SplitEncoder, windows: list[Window]) -> None:
+    """Registers what --bottleneck asks for, fitted on windows that are not measured afterwards."""
+    import numpy as np
+
+    from streamsplit.encoders.bottleneck import fit_bottleneck
+
+    last = encoder.num_blocks - 1
+    for block in args.bottleneck:
+        if not 0 < block <= last:
+            raise ConfigError(f"'--bottleneck': got block {block}, expected 1..{last} for {encoder.name}")
+    if args.bottleneck and len(windows) < FEWEST_FIT_WINDOWS:
+        raise ConfigError(
+            f"'--bottleneck': got {len(windows)} windows besides the {args.windows} that are measured, expected at "
+            f"least {FEWEST_FIT_WINDOWS} to fit it to; give a longer --source or fewer --windows"
+        )
+    for block in sorted(set(args.bottleneck)):
+        features = np.stack([window.features for window in windows])
+        fit_bottleneck(encoder, block, features, BOTTLENECK_STEPS, seed=args.seed)
 
 
 def _measure(args: argparse.Namespace, encoder: SplitEncoder, device: Any, windows: list[Window]) -> CutTable:
@@ -120,6 +151,14 @@ def _show(table: CutTable) -> None:
             str(row.cut), f"{row.edge_ms:.2f}", f"{row.server_ms:.2f}", f"{row.payload_bytes:.0f}",
             f"{row.energy_mj:.2f}", f"{row.agreement:.4f}",
         )  # fmt: skip
+    narrowed = table.meta.get("bottlenecks", [])
+    for values in narrowed:
+        view.add_row(
+            f"{values['cut']} *", f"{values['edge_ms']:.2f}", f"{values['server_ms']:.2f}",
+            f"{values['payload_bytes']:.0f}", f"{values['energy_mj']:.2f}", f"{values['agreement']:.4f}",
+        )  # fmt: skip
+    if narrowed:
+        view.caption = "* through a bottleneck; in the table's meta, not among the cuts that policies choose from"
     Console(file=sys.stdout).print(view)
 
 
@@ -132,6 +171,8 @@ def _command(args: argparse.Namespace) -> str:
         value = getattr(args, name)
         if value != default:
             words += [f"--{name.replace('_', '-')}", value.name if isinstance(value, Path) else str(value)]
+    for block in args.bottleneck:
+        words += ["--bottleneck", str(block)]
     return shlex.join(words)
 
 

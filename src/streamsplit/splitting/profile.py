@@ -19,6 +19,7 @@ from streamsplit.codec.features import pack_features, unpack_features
 from streamsplit.codec.opus import decode_segment, encode_segment
 from streamsplit.codec.pcm import pack_pcm, unpack_pcm
 from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.bottleneck import Bottleneck
 from streamsplit.encoders.crossing import Crossing, pack_crossing, unpack_crossing
 from streamsplit.encoders.embedding_codec import pack_embedding, unpack_embedding
 from streamsplit.errors import CutError
@@ -62,23 +63,20 @@ def profile_encoder(
     this machine's at batch 1, unpacking and decoding included). Bytes and agreement are means over the windows that
     follow another one, as in a running stream. `progress(done, total)` is called after each cut. Raises CutError when
     no window follows another.
+
+    What the encoder's bottlenecks make of their cuts in int8 is in `meta["bottlenecks"]`, apart from the rows: policies
+    choose among the rows, and devices send the whole map.
     """
     with _quiet_torch(encoder):
         bench = _Bench(encoder, windows, max(repeats, 1), logmel or LogMelSettings())
-        rows, cuts = [], all_cuts(encoder.num_blocks)
+        cuts, narrowed = all_cuts(encoder.num_blocks), list(encoder.bottlenecks)
+        rows, beside = [], []
         for done, cut in enumerate(cuts, start=1):
-            measured = bench.measure(cut)
-            edge_ms = measured.edge_ms * device.factor
-            rows.append(
-                CutRow(
-                    cut,
-                    edge_ms,
-                    measured.server_ms,
-                    measured.payload_bytes,
-                    device.energy_mj(edge_ms, measured.payload_bytes),
-                    measured.agreement,
-                )
-            )
+            rows.append(_row(cut, bench.measure(cut), device))
+            if cut.block in narrowed and cut.encoding is Encoding.INT8:
+                through = encoder.bottlenecks[cut.block]
+                row = _row(cut, bench.measure(cut, through), device)
+                beside.append({**row._asdict(), "cut": str(cut), "channels": [through.channels, through.narrow]})
             if progress is not None:
                 progress(done, len(cuts))
     meta: dict[str, Any] = {
@@ -88,7 +86,17 @@ def profile_encoder(
         "stride_frames": bench.pieces[0].frames,
         "radio": device.radio.name,
     }
+    if beside:
+        for values in beside:
+            del values["privacy_risk"]
+        meta["bottlenecks"] = beside
     return make_table(CutTable(encoder.name, device.name, device.factor, encoder.num_blocks, tuple(rows), meta))
+
+
+def _row(cut: Cut, measured: _Measured, device: DeviceProfile) -> CutRow:
+    edge_ms = measured.edge_ms * device.factor
+    energy_mj = device.energy_mj(edge_ms, measured.payload_bytes)
+    return CutRow(cut, edge_ms, measured.server_ms, measured.payload_bytes, energy_mj, measured.agreement)
 
 
 class _Bench:
@@ -109,8 +117,8 @@ class _Bench:
         self.features_ms = self.median_ms(lambda i: self.analysis.frames(reach[i], self.pieces[i].frames))
         self._reached: tuple[int, list[Crossing], float] | None = None
 
-    def measure(self, cut: Cut) -> _Measured:
-        """Everything about one cut on this machine."""
+    def measure(self, cut: Cut, through: Bottleneck | None = None) -> _Measured:
+        """Everything about one cut on this machine; an activation may cross `through` a bottleneck."""
         if not cut.sends:
             return _Measured(self.features_ms + self._reach(cut.block)[1], 0.0, 0.0, 1.0)
         if cut.encoding in AUDIO_ENCODINGS:
@@ -120,8 +128,10 @@ class _Bench:
         else:
             crossings, reach_ms = self._reach(cut.block)
             before_ms = self.features_ms + reach_ms
-            make = self._embedding if cut.block == self.encoder.num_blocks else self._activation
-            pack, complete = make(cut, crossings)
+            if cut.block == self.encoder.num_blocks:
+                pack, complete = self._embedding(cut, crossings)
+            else:
+                pack, complete = self._activation(cut, crossings, through)
         payloads = [pack(i) for i in range(len(self.inputs))]
         agreement = float(np.mean([complete(i, payloads[i]) @ z for i, z in enumerate(self.reference)]))
         return _Measured(
@@ -165,10 +175,10 @@ class _Bench:
             lambda i, payload: self._from_input(old[i], unpack_features(payload)),
         )
 
-    def _activation(self, cut: Cut, crossings: list[Crossing]) -> tuple[_Pack, _Complete]:
+    def _activation(self, cut: Cut, crossings: list[Crossing], through: Bottleneck | None) -> tuple[_Pack, _Complete]:
         return (
-            lambda i: pack_crossing(crossings[i], cut.encoding),
-            lambda i, payload: self.encoder.forward_from(unpack_crossing(payload), cut.block)[0].numpy(),
+            lambda i: pack_crossing(crossings[i], cut.encoding, through),
+            lambda i, payload: self.encoder.forward_from(unpack_crossing(payload, through), cut.block)[0].numpy(),
         )
 
     def _embedding(self, cut: Cut, crossings: list[Crossing]) -> tuple[_Pack, _Complete]:
