@@ -225,3 +225,12 @@ def test_the_durable_prefix_follows_completions_in_any_order() -> None:
             assert stream.through == expected
             assert stream.pending is (expected < 29)
             assert all(stream.holds(s) is (s in seen) for s in range(1, 30))
+
+
+def test_a_call_that_was_given_up_does_not_end_the_worker(bench: Bench) -> None:
+    gate = threading.Event()
+    bench.worker.call(gate.wait)
+    given_up = bench.worker.call(lambda: 1)
+    assert given_up.cancel()
+    gate.set()
+    assert bench.worker.call(lambda: 2).result(5.0) == 2

@@ -132,6 +132,8 @@ class ComputeWorker:
         while True:
             batch, calls = self._take()
             for function, future in calls:
+                if not future.set_running_or_notify_cancel():
+                    continue
                 try:
                     future.set_result(function())
                 except Exception as error:
