@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from server_harness import make_settings, running
 from tiny_server import TinyServer
 
 from streamsplit.edge.emulation import Emulator
@@ -337,3 +338,35 @@ def test_the_bank_of_a_small_device_follows_its_free_memory(tmp_path: Path) -> N
     asyncio.run(go())
     learned = [row for row in read_journal(tmp_path / "journal") if row["kind"] == "learn"]
     assert learned and learned[-1]["sigma2"] > 0
+
+
+def test_a_real_servers_prototypes_reach_a_device_that_uses_them(tmp_path: Path) -> None:
+    server_settings = make_settings(
+        tmp_path / "server", synchronisation={"gmm_every_windows": 10}, aggregation={"min_devices_per_update": 1},
+        training={
+            "enabled": True, "worker": "thread", "warm_start_windows": 24, "batch_size": 8, "step_interval_s": 0.0,
+            "publish_steps": 1_000, "publish_interval_s": 0.0,
+        },
+    )  # fmt: skip
+
+    async def go(url: str) -> None:
+        config = settings(
+            tmp_path, url, training={"uncertainty": "v1", "enabled": False}, sync={"download_min_bps": 0.0},
+            splitting={"agent": {"policy": "fixed", "cut": "0:logmel-int8"}, "gate": {"enabled": False}},
+        )  # fmt: skip
+        device, going = run(config, "synthetic", speed=10.0, duration_s=40.0, journal=tmp_path / "journal")
+        task = asyncio.ensure_future(going)
+        await until(lambda: len(device.model.learner.prototypes.prototypes), task)
+        seen = device.counters.windows_seen
+        await until(lambda: device.counters.windows_seen > seen + 20, task)
+        device.stop()
+        await task
+        centres = device.model.learner.prototypes.prototypes
+        assert len(centres) >= 10 and np.unique(centres, axis=0).shape == centres.shape
+
+    with running(server_settings) as server:
+        asyncio.run(go(f"ws://127.0.0.1:{server.port}/v1/stream"))
+    rows = list(read_journal(tmp_path / "journal"))
+    came = next(i for i, row in enumerate(rows) if row["kind"] == "prototypes")
+    after = [row["uncertainty"] for row in rows[came:] if row["kind"] == "window"]
+    assert len(set(after)) >= 20

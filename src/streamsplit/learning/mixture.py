@@ -120,7 +120,7 @@ class GaussianMixture:
         return _softmax(self._joint(z))
 
     def entropy(self, z: Array, temperature: float = SIMILARITY_TEMPERATURE) -> float:
-        """Uncertainty of an embedding, in nats, in [0, log C]: to which component does it belong (section 5, v2)?
+        """Uncertainty of an embedding, in nats, in [0, log C]: to which component does it belong (v2)?
 
         Entropy of p(c | z) ~ exp(cos(z, mu_c) / temperature), log C before the cold start is over. Not of the
         Gaussians' posterior as in the paper: in 128 dimensions that is one-hot for nearly every window, and one broad

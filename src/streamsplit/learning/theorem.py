@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class GradientVariance:
@@ -21,7 +21,7 @@ class GradientVariance:
         self._count = 0
 
     @torch.no_grad()
-    def after_backward(self, parameters: Iterable[nn.Parameter], scale: float) -> None:
+    def after_backward(self, parameters: Iterable[Tensor], scale: float) -> None:
         """Call after each backward; gradients accumulate in `.grad`, each mini-batch's loss multiplied by `scale`."""
         total = _flat_gradient(parameters)
         own = total if self._before is None else total - self._before
@@ -49,7 +49,7 @@ class GradientVariance:
         known = [np.nan if value is None else value for value in (self.sigma2, self.mean_norm2)]
         return {"scalars": np.array([*known, self._sum_norm2, self._count])}
 
-    def load_state(self, state: dict[str, np.ndarray], parameters: Iterable[nn.Parameter]) -> None:
+    def load_state(self, state: dict[str, np.ndarray], parameters: Iterable[Tensor]) -> None:
         """Continues from `state()`, with the gradients accumulated so far in `.grad`."""
         sigma2, mean_norm2, self._sum_norm2, count = (float(value) for value in state["scalars"])
         self.sigma2 = None if np.isnan(sigma2) else sigma2
@@ -58,5 +58,5 @@ class GradientVariance:
         self._before = _flat_gradient(parameters) if self._count else None
 
 
-def _flat_gradient(parameters: Iterable[nn.Parameter]) -> Tensor:
+def _flat_gradient(parameters: Iterable[Tensor]) -> Tensor:
     return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in parameters])
