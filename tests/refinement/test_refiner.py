@@ -389,8 +389,13 @@ def test_labels_of_windows_are_learned_from():
     features, kind = sounds(64, seed=3)
     with_labels, without = refiner(), refiner()
     for i, x in enumerate(features):
-        with_labels.add("a", i, features=x, label=f"kind {kind[i]}")
-        without.add("a", i, features=x)
+        with_labels.add("a", i, 1000.0 + i, features=x)
+        without.add("a", i, 1000.0 + i, features=x)
+        assert with_labels.label("a", i, 1000.0 + i, f"kind {kind[i]}")
+    assert not without.label("a", 3, 5.0, "of an earlier count") and not without.label("a", 999, 1.0, "never came")
+    other = refiner()
+    other.restore(with_labels.snapshot())
+    assert [item.label for item in other.reservoir.items()] == [f"kind {k}" for k in kind]
     assert with_labels.step().task > without.step().task
 
 
@@ -436,7 +441,7 @@ def flip_a_weight(data):
         lambda good: b"\x10" + b"\0" * 40,
         lambda good: b"",
         flip_a_weight,
-        lambda good: good.replace(b"streamsplit-refiner-1", b"streamsplit-refiner-9"),
+        lambda good: good.replace(b"streamsplit-refiner-2", b"streamsplit-refiner-9"),
         lambda good: Refiner(make_encoder(EncoderSettings(width=0.5, embedding_dim=32))).snapshot(),
     ],
     ids=["half", "garbage", "empty", "one bit", "other format", "other encoder"],

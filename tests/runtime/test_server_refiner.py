@@ -9,6 +9,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from server_harness import RunningServer, TestDevice, device, embedding_window, make_settings, media, running, unit
@@ -16,6 +17,7 @@ from server_harness import RunningServer, TestDevice, device, embedding_window, 
 from streamsplit.codec.features import pack_features
 from streamsplit.encoders.factory import make_encoder
 from streamsplit.errors import CheckpointError
+from streamsplit.refinement.refiner import Refiner
 from streamsplit.server import refiner_loop
 from streamsplit.server.jobs import Sample
 from streamsplit.weights.delta import make_delta
@@ -210,7 +212,8 @@ def test_prototypes_come_down_with_the_mixture_to_devices_that_ask(tmp_path: Pat
                     break
                 await asyncio.sleep(0.02)
             await send(other, range(20))
-            assert any(isinstance(m, Gmm) for m in other.messages)
+            await other.until(lambda: any(isinstance(m, Gmm) for m in other.messages))
+            await send(other, range(20, 40))
             assert not any(isinstance(m, Prototypes) for m in other.messages)
             message = next(m for m in d.messages if isinstance(m, Prototypes))
         assert (message.revision, message.count, message.dim) == (FIRST_REVISION, 50, 128)
@@ -245,6 +248,26 @@ def test_every_cut_fills_the_buffer_and_a_revision_reports_how_far_apart_devices
     with running(learning(tmp_path)) as server:
         asyncio.run(eventually_running(server))
         asyncio.run(main(server))
+
+
+def test_labels_given_over_http_reach_the_windows_that_are_learned_from(tmp_path: Path) -> None:
+    named = [3, 4, 9]
+
+    async def main(server: RunningServer) -> None:
+        async with device(server.port) as d:
+            await feed(d, range(40))
+            await eventually(lambda: server.status()["refiner"]["collected"] >= 40)
+            windows = [{"device": "pi", "epoch": 7, "sequence": window + 1} for window in named]
+            answer = httpx.post(f"{server.url}/api/labels", json={"label": "rain", "windows": windows})
+            assert answer.status_code == 200 and answer.json()["windows"] == 3
+
+    with running(learning(tmp_path, warm_start_windows=0)) as server:
+        asyncio.run(eventually_running(server))
+        asyncio.run(main(server))
+    again = Refiner(make_encoder())
+    again.restore((tmp_path / "checkpoints" / "refiner.safetensors").read_bytes())
+    labels = {item.window: item.label for item in again.reservoir.items()}
+    assert labels == {window: "rain" if window in named else "" for window in range(40)}
 
 
 def test_learning_on_an_unknown_base_is_refused_and_so_is_a_chunk_out_of_place(tmp_path: Path) -> None:

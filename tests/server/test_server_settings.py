@@ -68,6 +68,15 @@ def test_loopback_is_told_from_the_rest(address: str, expected: bool) -> None:
     assert is_loopback(address) is expected
 
 
+def test_the_loss_takes_the_values_of_its_version_where_none_are_given() -> None:
+    losses = [
+        refiner_settings(ServerSettings.from_mapping({"loss": given})).loss
+        for given in ({}, {"version": "v1"}, {"version": "v1", "laplacian": {"weight": 0.5}})
+    ]
+    values = [(loss.version, *loss.weights, loss.projection_count, loss.neighbour_count) for loss in losses]
+    assert values == [("v2", 0.1, 0.01, 50, 5), ("v1", 1.0, 0.1, 100, 10), ("v1", 1.0, 0.5, 100, 10)]
+
+
 def test_the_refiner_gets_what_the_sections_say() -> None:
     settings = ServerSettings.from_mapping({
         "training": {"learning_rate": 1e-3, "batch_size": 32, "warm_start_windows": 9},

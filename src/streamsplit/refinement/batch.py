@@ -15,10 +15,10 @@ from streamsplit.refinement.reservoir import StoredWindow
 
 
 def stored_features(
-    device: str, window: int, features: np.ndarray, label: str = "", starts: bool = False
+    device: str, window: int, features: np.ndarray, starts: bool = False, at_ms: float = 0.0
 ) -> StoredWindow:
     """A window of log-mel features [f, t] for the reservoir; raises EncoderError on NaN or a wrong shape."""
-    return StoredWindow(device, window, 0, _half(features, 2, "features"), label=label, starts=starts)
+    return StoredWindow(device, window, 0, _half(features, 2, "features"), starts=starts, at_ms=at_ms)
 
 
 def stored_crossing(
@@ -28,8 +28,8 @@ def stored_crossing(
     crossing: Crossing,
     block: int,
     revision: str,
-    label: str = "",
     starts: bool = False,
+    at_ms: float = 0.0,
 ) -> StoredWindow:
     """What crossed after `block` of `encoder`'s blocks, for the reservoir; raises EncoderError if it does not fit."""
     if not 1 <= block < encoder.num_blocks:
@@ -42,7 +42,7 @@ def stored_crossing(
     if not np.isfinite(partial).all():
         raise EncoderError("got NaN or infinity in a crossing's sum, expected finite numbers")
     h = _half(crossing.h[0].detach().cpu().numpy(), 3, "a crossing")
-    return StoredWindow(device, window, block, h, partial, revision, label, starts)
+    return StoredWindow(device, window, block, h, partial, revision, starts=starts, at_ms=at_ms)
 
 
 def embed_windows(encoder: SplitEncoder, batch: list[StoredWindow]) -> Tensor:

@@ -129,12 +129,12 @@ class Refiner:
         block: int = 0,
         embedding: np.ndarray | None = None,
         revision: str = "",
-        label: str = "",
         starts: bool = False,
     ) -> bool:
         """Takes what is known of one window: log-mel features [f, t], or what crossed after `block`, and the embedding.
 
-        `starts` marks the first window after a gap or a new clip: positives are not taken across it.
+        `now_ms` is when it arrived; `label` finds it by that. `starts` marks the first window after a gap or a new
+        clip: positives are not taken across it.
 
         True where any of it is used. Raises RevisionError for a crossing or lone embedding of an unknown revision, and
         EncoderError for NaN or wrong shapes; nothing is kept then. What belongs to an earlier embedding space is left
@@ -149,9 +149,9 @@ class Refiner:
             current = self.lineage.get(revision).space == self.space
         item = None
         if features is not None:
-            item = stored_features(device, window, features, label, starts)
+            item = stored_features(device, window, features, starts, now_ms)
         elif crossing is not None and current:
-            item = stored_crossing(self.encoder, device, window, crossing, block, revision, label, starts)
+            item = stored_crossing(self.encoder, device, window, crossing, block, revision, starts, now_ms)
         z = None
         if embedding is not None and current:
             z = np.asarray(embedding, dtype=np.float32)
@@ -165,6 +165,10 @@ class Refiner:
             self.mixture.observe(z)
             self.prototypes.observe(z)
         return used or z is not None
+
+    def label(self, device: str, window: int, at_ms: float, label: str) -> bool:
+        """Names a collected window that arrived at `at_ms`, for the label loss; False where it is not held."""
+        return self.reservoir.label(device, window, at_ms, label)
 
     def ready(self) -> bool:
         """Whether `step` has enough to learn from; with fewer than `min_devices` it waits for twice the windows."""

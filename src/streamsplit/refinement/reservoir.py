@@ -27,6 +27,7 @@ class StoredWindow:
     label: str = ""
     starts: bool = False  # first after a gap or of a new clip
     target: np.ndarray | None = None  # float16 [d]: the frozen embedding, once computed
+    at_ms: float = 0.0  # when it arrived: tells it from another window of this number, of an earlier count
 
     @property
     def held_bytes(self) -> int:
@@ -110,6 +111,14 @@ class Reservoir:
             for window in sorted(held):
                 assert held[window].device == device
                 yield held[window]
+
+    def label(self, device: str, window: int, at_ms: float, label: str) -> bool:
+        """Names a window that arrived at `at_ms`; False where it is not held."""
+        item = self._stretches.get((device, window // self.stretch), {}).get(window)
+        if item is None or item.at_ms != at_ms:
+            return False
+        item.label = label
+        return True
 
     def drop(self, unwanted: Callable[[StoredWindow], bool]) -> int:
         """Removes every window for which `unwanted` is true; gives their number."""

@@ -21,7 +21,7 @@ class RefinerSettings(Settings):
     temperature: float = setting(0.2, low=1e-3, high=10.0)
     contrast_weight: float = setting(1.0, low=0.0)
     target_weight: float = setting(4.0, low=0.0)  # predicting the other window's frozen embedding (docs/design.md)
-    label_weight: float = setting(1.0, low=0.0)  # cross-entropy, for windows that come with a label
+    label_weight: float = setting(1.0, low=0.0)  # cross-entropy, for windows that somebody named
     positive_min_gap: int = setting(1, low=1)  # windows
     positive_max_gap: int = setting(4, low=1)
     positive_decay: float = setting(0.5, low=0.0)

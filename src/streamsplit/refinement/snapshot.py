@@ -17,7 +17,7 @@ from streamsplit.weights.revision import encoder_weights, load_weights, revision
 if TYPE_CHECKING:
     from streamsplit.refinement.refiner import Refiner
 
-FORMAT = "streamsplit-refiner-1"
+FORMAT = "streamsplit-refiner-2"
 _COUNTERS = (
     "space",
     "warm_started",
@@ -170,7 +170,10 @@ def _put_windows(arrays: dict[str, np.ndarray], items: Iterable[StoredWindow]) -
         if targeted:
             arrays[f"windows.{number}.targets"] = np.stack(targeted)
         described += [
-            [number, block, item.device, item.window, item.revision, item.label, item.starts, item.target is not None]
+            [
+                number, block, item.device, item.window, item.revision, item.label, item.starts,
+                item.target is not None, item.at_ms,
+            ]
             for item in held
         ]
     return described
@@ -181,7 +184,7 @@ def _get_windows(arrays: dict[str, np.ndarray], description: dict[str, Any], ref
     reservoir = Reservoir(old.budget_bytes, old.seed, old.stretch)
     rows: dict[int, int] = {}
     targets: dict[int, int] = {}
-    for number, block, device, window, revision, label, starts, has_target in description["windows"]:
+    for number, block, device, window, revision, label, starts, has_target, at_ms in description["windows"]:
         row = rows.get(number, 0)
         rows[number] = row + 1
         partial = arrays[f"windows.{number}.partial"][row].copy() if block else None
@@ -191,7 +194,7 @@ def _get_windows(arrays: dict[str, np.ndarray], description: dict[str, Any], ref
             targets[number] = at + 1
             target = arrays[f"windows.{number}.targets"][at].copy()
         h = arrays[f"windows.{number}.h"][row].copy()
-        reservoir.add(StoredWindow(device, int(window), int(block), h, partial, revision, label, starts, target))
+        reservoir.add(StoredWindow(device, int(window), int(block), h, partial, revision, label, starts, target, at_ms))
     reservoir.refused_below = max(reservoir.refused_below, int(description["refused_below"]))
     return reservoir
 

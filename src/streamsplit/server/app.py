@@ -172,7 +172,7 @@ async def revision(request: Request) -> Response:
 
 async def labels(request: Request) -> Response:
     """GET: the labels. POST {"label": TEXT, "windows": [{"device", "epoch", "sequence"}...]}: their mean becomes the
-    label's prototype, and the nearest prototype names new windows."""
+    label's prototype, and the nearest prototype names new windows. The refiner learns the label from those it holds."""
     server = _server(request)
     if request.method == "GET":
         return JSONResponse({"labels": list(server.labels.names)})
@@ -205,6 +205,7 @@ async def labels(request: Request) -> Response:
         await asyncio.wrap_future(server.compute.call(lambda: server.labels.add(label, vectors, space)))
     except (ConfigError, CheckpointError) as error:
         return _bad(str(error))
+    server.teach(label, found)
     return JSONResponse({"label": label, "windows": len(found)})
 
 

@@ -50,6 +50,13 @@ class Merge(NamedTuple):
     samples: int
 
 
+class Label(NamedTuple):
+    """A name that somebody gave to windows (device, window, Unix ms of arrival), for those still collected."""
+
+    label: str
+    windows: list[tuple[str, int, int]]
+
+
 class SaveNow(NamedTuple):
     """Write a checkpoint now."""
 
@@ -138,6 +145,7 @@ def refiner_settings(settings: ServerSettings) -> RefinerSettings:
         min_devices=settings.aggregation.min_devices_per_update,
         warm_start_windows=training.warm_start_windows,
         loss=HybridSettings(
+            version=loss.version,
             wasserstein_weight=loss.sliced_wasserstein.weight,
             projections=loss.sliced_wasserstein.num_projections,
             laplacian_weight=loss.laplacian.weight,
@@ -232,6 +240,8 @@ class _Loop:
                 self._learn(message.samples)
             elif isinstance(message, Merge):
                 self._merge(message)
+            elif isinstance(message, Label):
+                self._label(message)
             elif isinstance(message, SaveNow):
                 self._save()
             else:
@@ -264,6 +274,11 @@ class _Loop:
                     LOG.info("refiner: %d windows not used, the last one because: %s", self._refused, error)
             else:
                 self._dirty = self._prototypes_changed = True
+
+    def _label(self, message: Label) -> None:
+        for device, window, at_ms in message.windows:
+            if self._refiner.label(device, window, float(at_ms), message.label):
+                self._dirty = True
 
     def _merge(self, message: Merge) -> None:
         try:

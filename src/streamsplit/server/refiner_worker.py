@@ -11,7 +11,17 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from streamsplit.server.jobs import Sample
-from streamsplit.server.refiner_loop import Learn, Merge, SaveNow, Stop, Stopped, Trouble, refiner_process, run_refiner
+from streamsplit.server.refiner_loop import (
+    Label,
+    Learn,
+    Merge,
+    SaveNow,
+    Stop,
+    Stopped,
+    Trouble,
+    refiner_process,
+    run_refiner,
+)
 from streamsplit.server.settings import ServerSettings
 from streamsplit.weights.revision import Weights
 
@@ -70,6 +80,10 @@ class RefinerWorker:
     def merge(self, device: str, base: str, difference: Weights, samples: int) -> None:
         """Hands over what a device learned."""
         self._order(Merge(device, base, difference, samples))
+
+    def label(self, label: str, windows: list[tuple[str, int, int]]) -> None:
+        """Hands over a name that somebody gave to windows (device, window, Unix ms of arrival)."""
+        self._order(Label(label, windows))
 
     def save(self) -> None:
         """Asks for a checkpoint."""

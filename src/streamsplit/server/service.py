@@ -19,7 +19,7 @@ from streamsplit.server.jobs import Done, Sample
 from streamsplit.server.labels import LabelledPrototypes
 from streamsplit.server.metrics import Metrics
 from streamsplit.server.models import EncoderShelf, RevisionFiles, torch_device, weights_file
-from streamsplit.server.records import Commit
+from streamsplit.server.records import Commit, WindowRecord
 from streamsplit.server.refiner_loop import Centres, NewRevision, Progress, Saved, Started, Trouble, current_revision
 from streamsplit.server.refiner_worker import RefinerWorker
 from streamsplit.server.settings import ServerSettings
@@ -249,6 +249,11 @@ class StreamServer:
     def _merge(self, device: str, base: str, difference: Weights, samples: int) -> None:
         if self.settings.training.enabled and self.refiner.alive:
             self.refiner.merge(device, base, difference, samples)
+
+    def teach(self, label: str, records: list[WindowRecord]) -> None:
+        """Has the refiner learn a label from those of these windows that it has collected."""
+        if self.settings.training.enabled and self.refiner.alive:
+            self.refiner.label(label, [(r.device, r.window, r.received_ms) for r in records])
 
     # -- housekeeping --------------------------------------------------------------------------------------------
 

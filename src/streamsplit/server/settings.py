@@ -85,24 +85,25 @@ class TrainingSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedWassersteinSettings(Settings):
-    """Pull of the embeddings to the uniform law on the sphere (v2)."""
+    """Pull of the embeddings to the uniform law on the sphere (v2), or of the devices to each other (v1)."""
 
-    num_projections: int = setting(50, low=1, high=10000)
-    weight: float = setting(0.1, low=0.0)
+    num_projections: int | None = setting(None, low=1, high=10000)  # v2: 50, v1: 100
+    weight: float | None = setting(None, low=0.0)  # v2: 0.1, v1: 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaplacianSettings(Settings):
-    """Smoothness along each device's time graph (v2)."""
+    """Smoothness along each device's time graph (v2), or along the nearest neighbours in the space (v1)."""
 
-    k_neighbors: int = setting(5, low=1, high=100)
-    weight: float = setting(0.01, low=0.0)
+    k_neighbors: int | None = setting(None, low=1, high=100)  # v2: 5, v1: 10
+    weight: float | None = setting(None, low=0.0)  # v2: 0.01, v1: 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings(Settings):
-    """Weights of the hybrid loss."""
+    """The hybrid loss, in the form of either paper; what is left open takes that form's own value."""
 
+    version: str = setting("v2", choices=("v1", "v2"))
     sliced_wasserstein: SlicedWassersteinSettings = section(SlicedWassersteinSettings)
     laplacian: LaplacianSettings = section(LaplacianSettings)
 
