@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamsplit.errors import ConfigError, CutError
@@ -203,6 +203,8 @@ def test_confidence_falls_when_the_link_is_a_guess():
 
 
 @settings(deadline=None)
+@example(0.0, 0.0, 0.0, 0.0, -3.6e307, 0, None, True)  # such a round trip once made every cost -inf
+@example(0.0, 0.0, 0.0, 0.0, 1.7e308, 2**40, None, True)
 @given(
     st.floats(allow_nan=True),
     st.floats(allow_nan=True),

@@ -12,6 +12,8 @@ from streamsplit.splitting.decision import Decision
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutRow, CutTable
 
+LONGEST_RTT_MS = 1e9  # beyond it, or below 0, an estimate says nothing
+
 
 @dataclass(frozen=True, kw_only=True)
 class GreedySettings(Settings):
@@ -95,7 +97,7 @@ class GreedyPolicy:
         s = self.settings
         free_cpu = max(1.0 - _share(observation.cpu), s.least_free_cpu)
         bps = self.bandwidth_bps(observation)
-        rtt_ms = observation.rtt_ms if math.isfinite(observation.rtt_ms) else s.assumed_rtt_ms
+        rtt_ms = observation.rtt_ms if 0.0 <= observation.rtt_ms <= LONGEST_RTT_MS else s.assumed_rtt_ms
         backlog_ms = observation.backlog_bytes * 8000.0 / bps
         unknown = not math.isfinite(observation.uncertainty)
         doubt = 0.5 if unknown else _share(observation.uncertainty / s.full_uncertainty)
