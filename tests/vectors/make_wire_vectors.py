@@ -139,9 +139,7 @@ def frame_vectors() -> list[dict[str, Any]]:
         for name, message in MESSAGE_SAMPLES.items()
     }
     starts = int(MediaFlag.STARTS)
-    audio = WINDOW._replace(
-        encoding=Encoding.PCM16, revision=0, uncertainty=math.nan, new_frames=100, flags=starts
-    )
+    audio = WINDOW._replace(encoding=Encoding.PCM16, revision=0, uncertainty=math.nan, new_frames=100, flags=starts)
     activation = WINDOW._replace(block=6, encoding=Encoding.INT8, new_frames=0, resolution=Resolution.REDUCED)
     embedding = WINDOW._replace(block=13, encoding=Encoding.EMBEDDING_FP16, new_frames=0, edge_ms=70_000.0)
     frames |= {

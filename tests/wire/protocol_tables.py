@@ -227,8 +227,6 @@ def filled(page: str) -> str:
     return re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
 
 
-
-
 if __name__ == "__main__":
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{PAGE}: {len(TABLES)} tables written")

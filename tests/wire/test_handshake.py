@@ -41,9 +41,7 @@ def test_a_device_says_hello_and_is_welcomed():
     assert isinstance(event, HelloReceived) and event.hello.device_id == "porch" and event.hello.token == "secret"
     assert pair.server.state is ServerState.DECIDING
     pair.later(30)
-    sent = pair.server.accept(
-        pair.now_ms, session_id="s-1", resume_token=TOKEN, received_through=2, revision="a" * 64
-    )
+    sent = pair.server.accept(pair.now_ms, session_id="s-1", resume_token=TOKEN, received_through=2, revision="a" * 64)
     pair.pump()
     (opened,) = pair.client.events()
     assert opened == Opened(sent, feed_from=3, rtt_ms=30.0)

@@ -208,9 +208,7 @@ class World:
                 old.events()
             self.sessions += 1
             name = f"session-{self.sessions}"
-            fresh.accept(
-                self.now_ms, session_id=name, resume_token=name.encode(), received_through=len(self.stored)
-            )
+            fresh.accept(self.now_ms, session_id=name, resume_token=name.encode(), received_through=len(self.stored))
             self.session = fresh
 
     # -- what must hold --------------------------------------------------------------------------------------------

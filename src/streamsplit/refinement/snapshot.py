@@ -171,8 +171,15 @@ def _put_windows(arrays: dict[str, np.ndarray], items: Iterable[StoredWindow]) -
             arrays[f"windows.{number}.targets"] = np.stack(targeted)
         described += [
             [
-                number, block, item.device, item.window, item.revision, item.label, item.starts,
-                item.target is not None, item.at_ms,
+                number,
+                block,
+                item.device,
+                item.window,
+                item.revision,
+                item.label,
+                item.starts,
+                item.target is not None,
+                item.at_ms,
             ]
             for item in held
         ]

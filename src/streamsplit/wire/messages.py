@@ -225,8 +225,20 @@ class Throttle(Message, frozen=True, kw_only=True):
 MESSAGES: dict[FrameType, type[Message]] = {
     kind.frame_type: kind
     for kind in (
-        Hello, Welcome, Ack, Ping, Error, Bye, Stats, Result, Gmm, Prototypes, Policy, Revision,
-        WeightsRequest, Throttle,
+        Hello,
+        Welcome,
+        Ack,
+        Ping,
+        Error,
+        Bye,
+        Stats,
+        Result,
+        Gmm,
+        Prototypes,
+        Policy,
+        Revision,
+        WeightsRequest,
+        Throttle,
     )
 }
 

@@ -59,10 +59,17 @@ class Priority(IntEnum):
     BULK = 4
 
 
-MEDIA_TYPES = frozenset({
-    FrameType.AUDIO, FrameType.FEATURES, FrameType.EMBEDDING, FrameType.GRADIENT,
-    FrameType.GRAD_BACK, FrameType.WEIGHTS, FrameType.DIALOGUE,
-})
+MEDIA_TYPES = frozenset(
+    {
+        FrameType.AUDIO,
+        FrameType.FEATURES,
+        FrameType.EMBEDDING,
+        FrameType.GRADIENT,
+        FrameType.GRAD_BACK,
+        FrameType.WEIGHTS,
+        FrameType.DIALOGUE,
+    }
+)
 
 WINDOW_TYPES = frozenset({FrameType.AUDIO, FrameType.FEATURES, FrameType.EMBEDDING, FrameType.GRADIENT})
 
@@ -80,15 +87,30 @@ LATEST_WINS_TYPES = frozenset({FrameType.ACK, FrameType.STATS, FrameType.GMM, Fr
 OPTIONAL_TYPES = frozenset({FrameType.DIALOGUE, FrameType.GRAD_BACK})
 """A receiver without a use for these answers ERROR 'unsupported' (not fatal) and drops the frame."""
 
-_BOTH_WAYS = frozenset({
-    FrameType.ACK, FrameType.PING, FrameType.ERROR, FrameType.BYE,
-    FrameType.WEIGHTS_REQ, FrameType.WEIGHTS, FrameType.REVISION,
-}) | OPTIONAL_TYPES
+_BOTH_WAYS = (
+    frozenset(
+        {
+            FrameType.ACK,
+            FrameType.PING,
+            FrameType.ERROR,
+            FrameType.BYE,
+            FrameType.WEIGHTS_REQ,
+            FrameType.WEIGHTS,
+            FrameType.REVISION,
+        }
+    )
+    | OPTIONAL_TYPES
+)
 
 UPLINK_TYPES = _BOTH_WAYS | WINDOW_TYPES | {FrameType.HELLO, FrameType.STATS}
 
 DOWNLINK_TYPES = _BOTH_WAYS | {
-    FrameType.WELCOME, FrameType.RESULT, FrameType.GMM, FrameType.PROTOTYPES, FrameType.POLICY, FrameType.THROTTLE,
+    FrameType.WELCOME,
+    FrameType.RESULT,
+    FrameType.GMM,
+    FrameType.PROTOTYPES,
+    FrameType.POLICY,
+    FrameType.THROTTLE,
 }
 
 PRIORITY: dict[FrameType, Priority] = {
