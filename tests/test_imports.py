@@ -29,10 +29,11 @@ MAY_IMPORT = {
     "network": _PURE_TOP,
     "edge": _PURE_TOP,
     "server": _PURE_TOP,
-    "evaluation": _PURE_TOP | {"network", "edge", "server"},
+    "simulation": _PURE_TOP | {"network", "edge", "server"},
+    "evaluation": _PURE_TOP | {"network", "edge", "server", "simulation"},
     "framework": _PURE_TOP | {"edge", "server", "evaluation", "facade"},
     "facade": _PURE_TOP | {"edge", "server", "evaluation"},
-    "cli": _PURE_TOP | {"network", "edge", "server", "evaluation", "framework", "facade"},
+    "cli": _PURE_TOP | {"network", "edge", "server", "simulation", "evaluation", "framework", "facade"},
     "": {"errors", "framework", "facade", "evaluation"},  # streamsplit/__init__.py: lazy exports
 }
 PURE = ("errors", "config", "wire", "audio", "codec", "encoders", "learning", "splitting", "weights", "refinement")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import random
 import socket
 import threading
 import time
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from streamsplit.errors import PortInUseError, StreamSplitError
+from streamsplit.network.link import LinkDirection
 from streamsplit.network.trace import DOWNLINK_FACTOR, BandwidthTrace
 
 _PIECE_S = 0.010  # a link hands data over in pieces of about this long
@@ -26,31 +26,8 @@ _PIECE_BYTES = (1448, 16384)
 _SOCKET_BUFFER = 32 << 10  # small, so that a full link is felt by the sender as on a real modem
 
 
-class _Direction:
-    """One direction of the link, shared by all connections: when does a piece leave, when does it arrive."""
-
-    def __init__(self, trace: BandwidthTrace, jitter_ms: float, seed: int) -> None:
-        self.trace = trace
-        self.jitter_ms = jitter_ms
-        self.bytes = 0  # delivered
-        self._free_at = 0.0  # seconds since the proxy's start
-        self._random = random.Random(seed)
-
-    def schedule(self, now_s: float, size: int) -> tuple[float, float]:
-        """(leaves the sender's modem, arrives) for a piece that is ready now."""
-        start = max(now_s, self._free_at)
-        self._free_at = self.trace.finish_s(start, size * 8)
-        if math.isinf(self._free_at):
-            return math.inf, math.inf
-        delay_ms = self.trace.at(self._free_at)[1] / 2 + self._random.random() * self.jitter_ms
-        return self._free_at, self._free_at + delay_ms / 1000
-
-    def hold_until(self, time_s: float) -> None:
-        self._free_at = max(self._free_at, time_s)
-
-    def piece_bytes(self, now_s: float) -> int:
-        rate, _ = self.trace.at(now_s)
-        return int(min(max(rate / 8 * _PIECE_S, _PIECE_BYTES[0]), _PIECE_BYTES[1]))
+def _piece_bytes(direction: LinkDirection, now_s: float) -> int:
+    return int(min(max(direction.rate_bps(now_s) / 8 * _PIECE_S, _PIECE_BYTES[0]), _PIECE_BYTES[1]))
 
 
 class ShapedProxy:
@@ -74,8 +51,8 @@ class ShapedProxy:
         self.target = target
         self.listen = listen
         self._backlog_bytes = backlog_bytes
-        self._up = _Direction(uplink, jitter_ms, seed)
-        self._down = _Direction(downlink or uplink.scaled(DOWNLINK_FACTOR), jitter_ms, seed + 1)
+        self._up = LinkDirection(uplink, jitter_ms, seed)
+        self._down = LinkDirection(downlink or uplink.scaled(DOWNLINK_FACTOR), jitter_ms, seed + 1)
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -98,7 +75,7 @@ class ShapedProxy:
     @property
     def current_rtt_ms(self) -> float:
         """Round-trip time of the uplink's trace now."""
-        return self._up.trace.at(self.elapsed_s)[1]
+        return self._up.rtt_ms(self.elapsed_s)
 
     @property
     def uplink_bytes(self) -> int:
@@ -230,14 +207,14 @@ class ShapedProxy:
                 end.transport.abort()
             self._connections.discard(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: _Direction) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: LinkDirection) -> None:
         """Moves one direction until its end closes; at most about `backlog_bytes` wait in the modem."""
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         landing = asyncio.create_task(self._land(under_way, writer, direction))
         modem: deque[tuple[float, int]] = deque()  # (leaves, bytes) of what has not left yet
         waiting = 0
         try:
-            while data := await reader.read(direction.piece_bytes(self.elapsed_s)):
+            while data := await reader.read(_piece_bytes(direction, self.elapsed_s)):
                 leaves, arrives = direction.schedule(self.elapsed_s, len(data))
                 under_way.put_nowait((arrives, data))
                 modem.append((leaves, len(data)))
@@ -254,7 +231,7 @@ class ShapedProxy:
             landing.cancel()
 
     async def _land(
-        self, under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, direction: _Direction
+        self, under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, direction: LinkDirection
     ) -> None:
         """Hands pieces over in order, each when it arrives; an empty piece is the end."""
         while True:
