@@ -24,13 +24,16 @@ def table(*rows: CutRow) -> CutTable:
 
 
 def test_a_saved_table_reads_back_equal_and_nan_stays_nan(tmp_path):
-    made = table(row("6:int8"), row("0:pcm16"), row("13:none", payload=0.0, privacy_risk=0.25))
+    measured = {"accuracy": 0.5, "fetch_bytes": 9e5}
+    made = table(row("6:int8", **measured), row("0:pcm16"), row("13:none", payload=0.0, privacy_risk=0.25))
     made.save(tmp_path / "t.json")
     back = load_table(tmp_path / "t.json")
     assert back.cuts == (Cut.parse("0:pcm16"), Cut.parse("6:int8"), Cut.parse("13:none"))
     assert back._replace(rows=()) == made._replace(rows=())
-    assert [r._replace(privacy_risk=0.0) for r in back.rows] == [r._replace(privacy_risk=0.0) for r in made.rows]
+    plain = {"privacy_risk": 0.0, "accuracy": 0.0}
+    assert [r._replace(**plain) for r in back.rows] == [r._replace(**plain) for r in made.rows]
     assert [math.isnan(r.privacy_risk) for r in back.rows] == [True, True, False]
+    assert back.row(Cut.parse("6:int8")).accuracy == 0.5 and math.isnan(back.rows[0].accuracy)
     assert "NaN" not in (tmp_path / "t.json").read_text()
 
 
@@ -44,6 +47,9 @@ def test_a_saved_table_reads_back_equal_and_nan_stays_nan(tmp_path):
         ((row("6:int8", edge_ms=math.nan),), "edge_ms nan"),
         ((row("6:int8", payload=-1.0),), "payload_bytes -1"),
         ((row("6:int8", agreement=1.5),), "agreement 1.5"),
+        ((row("6:int8", accuracy=42.0),), "accuracy 42"),
+        ((row("6:int8", privacy_risk=-0.1),), "privacy_risk -0.1"),
+        ((row("6:int8", fetch_bytes=math.nan),), "fetch_bytes nan"),
     ],
 )
 def test_an_impossible_table_is_refused_by_what_is_wrong_with_it(rows, text):
@@ -52,13 +58,49 @@ def test_an_impossible_table_is_refused_by_what_is_wrong_with_it(rows, text):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "rows": 3}', '{"format": 1, "rows": [{"cut": 5}]}']
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2}',
+        '{"format": 3, "rows": []}',
+        '{"format": 1, "rows": 3}',
+        '{"format": 1, "rows": [{"cut": 5}]}',
+    ],
 )
 def test_a_damaged_file_is_a_cut_error_that_names_the_file(tmp_path, content):
     path = tmp_path / "bad.json"
     path.write_text(content)
     with pytest.raises(CutError, match=r"bad\.json"):
         load_table(path)
+
+
+def test_a_table_of_format_1_reads_without_what_it_lacks(tmp_path):
+    values = table(row("6:int8", accuracy=0.5, fetch_bytes=7.0)).as_dict()
+    for name in ("accuracy", "fetch_bytes"):
+        del values["rows"][0][name]
+    (tmp_path / "old.json").write_text(json.dumps(values | {"format": 1}))
+    old = load_table(tmp_path / "old.json").rows[0]
+    assert math.isnan(old.accuracy) and old.fetch_bytes == 0.0
+    assert old[:6] == row("6:int8")[:6]
+
+
+def test_a_fingerprint_is_of_the_encoder_and_the_cuts_not_of_what_was_measured():
+    made = table(row("0:pcm16"), row("6:int8"))
+    settings = {"name": "mobilenet", "width": 0.75, "embedding_dim": 128, "seed": 0}
+    known = made._replace(meta={"encoder": settings})
+    print_ = known.fingerprint
+    assert len(print_) == 16 and int(print_, 16) >= 0
+    again = table(row("0:pcm16", edge_ms=9.0), row("6:int8"))._replace(meta={"encoder": settings | {"seed": 5}})
+    assert again.for_device(device_profile("pi4")).fingerprint == print_
+    others = [
+        known.only([Cut.parse("0:pcm16")]),
+        known._replace(meta={"encoder": settings | {"width": 0.5}}),
+        known._replace(encoder="resnet18"),
+        known._replace(num_blocks=14),
+    ]
+    assert len({print_, *(other.fingerprint for other in others)}) == 5
 
 
 def test_a_missing_file_is_a_cut_error(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -13,8 +14,13 @@ from streamsplit.errors import CutError
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.device import DeviceProfile, device_profile
 
-TABLE_FORMAT = 1
-_NUMBERS = ("edge_ms", "server_ms", "payload_bytes", "energy_mj", "agreement", "privacy_risk")
+TABLE_FORMAT = 2
+READABLE_FORMATS = (1, 2)  # 1 had neither accuracy nor fetch_bytes: they read as nan and 0
+_NUMBERS = (
+    "edge_ms", "server_ms", "payload_bytes", "energy_mj", "agreement", "privacy_risk", "accuracy", "fetch_bytes",
+)  # fmt: skip
+_MISSING = {"fetch_bytes": 0.0}  # nan for the others
+_ARCHITECTURE = ("name", "width", "embedding_dim")  # of the encoder's settings: what decides the shapes of its weights
 
 
 class CutRow(NamedTuple):
@@ -26,7 +32,9 @@ class CutRow(NamedTuple):
     payload_bytes: float  # mean payload of the frame, 20-byte media header included; 0 for a cut that sends nothing
     energy_mj: float  # device energy by the model of device.py, marginal
     agreement: float  # mean cosine of the embedding that results with the one of the full fp32 path, in [-1, 1]
-    privacy_risk: float = math.nan  # in [0, 1]; nan until measured
+    privacy_risk: float = math.nan  # in [0, 1]: share of the input that what crosses gives away; nan until measured
+    accuracy: float = math.nan  # in [0, 1]: a probe's on the embedding that results, measured; nan until measured
+    fetch_bytes: float = 0.0  # serialised weights of blocks 1..k, which a device that holds none fetches for the cut
 
 
 class CutTable(NamedTuple):
@@ -43,6 +51,19 @@ class CutTable(NamedTuple):
     def cuts(self) -> tuple[Cut, ...]:
         """The cuts that have a row."""
         return tuple(row.cut for row in self.rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the encoder's name and architecture, the number of blocks and the cuts in order.
+
+        What a policy is bound to: the same for a table measured again or scaled to another device, another one as
+        soon as a row is added or left out.
+        """
+        settings = self.meta.get("encoder")
+        known = settings if isinstance(settings, Mapping) else {}
+        architecture = {name: known[name] for name in _ARCHITECTURE if name in known}
+        about = [self.encoder, architecture, self.num_blocks, [str(cut) for cut in self.cuts]]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def row(self, cut: Cut) -> CutRow:
         """The row of `cut`; raises CutError."""
@@ -106,24 +127,29 @@ def make_table(table: CutTable) -> CutTable:
         if row.cut in seen:
             raise CutError(f"got two rows for cut {row.cut}, expected one")
         seen.add(row.cut)
-        for name in ("edge_ms", "server_ms", "payload_bytes", "energy_mj"):
+        for name in ("edge_ms", "server_ms", "payload_bytes", "energy_mj", "fetch_bytes"):
             value = getattr(row, name)
             if not (math.isfinite(value) and value >= 0):
                 raise CutError(f"cut {row.cut}: got {name} {value}, expected a number >= 0")
         if not -1.001 <= row.agreement <= 1.001:
             raise CutError(f"cut {row.cut}: got agreement {row.agreement}, expected -1..1")
+        for name in ("privacy_risk", "accuracy"):
+            value = getattr(row, name)
+            if not (math.isnan(value) or 0 <= value <= 1):
+                raise CutError(f"cut {row.cut}: got {name} {value}, expected 0..1, or nan where it was not measured")
     return table._replace(rows=tuple(sorted(table.rows, key=lambda row: row.cut)))
 
 
 def table_from_dict(values: Mapping[str, Any], source: str = "cut table") -> CutTable:
     """Reads what `CutTable.as_dict` gives; raises CutError naming `source`."""
     try:
-        if values["format"] != TABLE_FORMAT:
-            raise CutError(f"got format {values['format']}, expected {TABLE_FORMAT}")
+        if values["format"] not in READABLE_FORMATS:
+            expected = " or ".join(map(str, READABLE_FORMATS))
+            raise CutError(f"got format {values['format']}, expected {expected}")
         rows = tuple(
             CutRow(
                 Cut.parse(str(row["cut"])),
-                *(math.nan if row.get(name) is None else float(row[name]) for name in _NUMBERS),
+                *(_MISSING.get(name, math.nan) if row.get(name) is None else float(row[name]) for name in _NUMBERS),
             )
             for row in values["rows"]
         )
