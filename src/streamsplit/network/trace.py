@@ -40,6 +40,7 @@ class BandwidthTrace(NamedTuple):
     rtt_ms: np.ndarray  # [n]
     duration_s: float
     name: str = "trace"
+    loss: np.ndarray | None = None  # [n], share of pings lost (round trips, as rtt_ms is of them); None where none are
 
     def at(self, t_s: float) -> tuple[float, float]:
         """(rate in bit/s, round-trip time in ms) at a time; times beyond the end wrap round."""
@@ -73,13 +74,15 @@ class BandwidthTrace(NamedTuple):
         times = np.unique(np.concatenate([self.t_s, [start_s] + ([stop_s] if stop_s < self.duration_s else [])]))
         index = np.searchsorted(self.t_s, times, side="right") - 1
         rate = np.where((times >= start_s) & (times < stop_s), 0.0, self.rate_bps[index])
-        return make_trace(times, rate, self.rtt_ms[index], duration_s=self.duration_s, name=self.name)
+        loss = None if self.loss is None else self.loss[index]
+        return make_trace(times, rate, self.rtt_ms[index], loss, duration_s=self.duration_s, name=self.name)
 
 
 def make_trace(
     t_s: np.ndarray | list[float],
     rate_bps: np.ndarray | list[float],
     rtt_ms: np.ndarray | list[float] | float = DEFAULT_RTT_MS,
+    loss: np.ndarray | list[float] | float | None = None,
     *,
     duration_s: float | None = None,
     name: str = "trace",
@@ -95,11 +98,14 @@ def make_trace(
         raise ConfigError(f"trace '{name}': times must rise")
     if not (np.all(np.isfinite(rates)) and np.all(rates >= 0) and np.all(np.isfinite(rtts)) and np.all(rtts >= 0)):
         raise ConfigError(f"trace '{name}': rates and round-trip times must be finite and not negative")
+    lost = None if loss is None else np.broadcast_to(np.asarray(loss, dtype=float), times.shape).copy()
+    if lost is not None and not np.all((lost >= 0) & (lost <= 1)):
+        raise ConfigError(f"trace '{name}': got a loss outside 0..1; give the share of pings lost")
     step = float(times[-1] - times[-2]) if len(times) > 1 else 1.0
     duration = float(times[-1]) + step if duration_s is None else float(duration_s)
     if duration <= times[-1]:
         raise ConfigError(f"trace '{name}': got a duration of {duration} s, expected more than {times[-1]} s")
-    return BandwidthTrace(times, rates, rtts, duration, name)
+    return BandwidthTrace(times, rates, rtts, duration, name, lost)
 
 
 def constant_trace(rate_bps: float, rtt_ms: float = DEFAULT_RTT_MS) -> BandwidthTrace:
