@@ -6,13 +6,23 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from streamsplit.config import Settings, setting
 from streamsplit.errors import CutError
 from streamsplit.splitting.decision import Decision
+from streamsplit.splitting.expected import (
+    LONGEST_RTT_MS,
+    Conditions,
+    CutArrays,
+    Expectation,
+    rate_bps,
+    share,
+    trust,
+)
+from streamsplit.splitting.objective import ObjectiveSettings
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutRow, CutTable
-
-LONGEST_RTT_MS = 1e9  # beyond it, or below 0, an estimate says nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +34,9 @@ class GreedySettings(Settings):
     energy: float = setting(3.0, low=0.0)  # per `energy_mj`
     traffic: float = setting(4.0, low=0.0)  # per `traffic_bytes`; not in the papers: data volume has a price, too
     privacy: float = setting(0.0, low=0.0)  # per unit of privacy risk, where a table holds it
-    local: float = setting(10.0, low=0.0)  # a window the server never sees, at full uncertainty; half of it at none
+    local: float = setting(10.0, low=0.0)  # a window the server never sees, at full uncertainty
+    local_certain: float = setting(0.5, low=0.0, high=1.0)  # share of `local` that remains at none
+    deadline_ms: float = setting(1e9, low=1.0)  # latency beyond it costs nothing more; by default it always does
     latency_ms: float = setting(200.0, low=1e-3)
     energy_mj: float = setting(100.0, low=1e-3)
     traffic_bytes: float = setting(16_000.0, low=1.0)  # half a second of PCM16: what a window would cost uncoded
@@ -52,6 +64,25 @@ class GreedySettings(Settings):
             **changes,  # type: ignore[arg-type]
         )
 
+    @classmethod
+    def from_objective(cls, objective: ObjectiveSettings, interval_ms: float, **changes: float) -> GreedySettings:
+        """The weights that expect what `objective` rewards; v1's busy time has no counterpart here but energy's."""
+        return cls(
+            quality=objective.quality,
+            latency=objective.latency,
+            energy=objective.energy,
+            traffic=objective.traffic,
+            privacy=objective.privacy,
+            local=objective.unseen,
+            local_certain=objective.unseen_certain,
+            latency_ms=objective.latency_ms,
+            energy_mj=objective.energy_mj,
+            traffic_bytes=objective.traffic_bytes,
+            full_uncertainty=objective.full_uncertainty,
+            interval_ms=interval_ms,
+            **changes,  # type: ignore[arg-type]
+        )
+
 
 class CutCost(NamedTuple):
     """Expected consequences of one cut, and their weighted sum."""
@@ -73,6 +104,7 @@ class GreedyPolicy:
 
     def __init__(self, settings: GreedySettings | None = None) -> None:
         self.settings = settings or GreedySettings()
+        self._model: CostModel | None = None  # of the table seen last
 
     def decide(self, observation: Observation, table: CutTable) -> Decision:
         """The cheapest cut, or the last one where no other is clearly cheaper."""
@@ -94,51 +126,40 @@ class GreedyPolicy:
 
     def costs(self, observation: Observation, table: CutTable) -> list[CutCost]:
         """Expected cost of every row of the table, in its order."""
-        s = self.settings
-        free_cpu = max(1.0 - _share(observation.cpu), s.least_free_cpu)
-        bps = self.bandwidth_bps(observation)
-        rtt_ms = observation.rtt_ms if 0.0 <= observation.rtt_ms <= LONGEST_RTT_MS else s.assumed_rtt_ms
-        backlog_ms = observation.backlog_bytes * 8000.0 / bps
-        unknown = not math.isfinite(observation.uncertainty)
-        doubt = 0.5 if unknown else _share(observation.uncertainty / s.full_uncertainty)
-        results = []
-        for row in table.rows:
-            edge_ms = row.edge_ms / free_cpu
-            send_ms = row.payload_bytes * 8000.0 / bps
-            behind_ms = s.horizon_windows * (max(edge_ms - s.interval_ms, 0.0) + max(send_ms - s.interval_ms, 0.0))
-            # What waits already only clears if the link has time left: half the horizon is the mean over it.
-            latency_ms = edge_ms + behind_ms / 2
-            total = 0.0
-            if row.cut.sends:
-                latency_ms += backlog_ms + send_ms + rtt_ms + row.server_ms
-                spare_ms = max(s.interval_ms - send_ms, 0.0) * s.horizon_windows
-                latency_ms += max(backlog_ms - spare_ms, 0.0) / 2
-            else:
-                total += s.local * (0.5 + 0.5 * doubt)
-            total += s.latency * latency_ms / s.latency_ms
-            total += s.energy * row.energy_mj / s.energy_mj
-            total += s.traffic * row.payload_bytes / s.traffic_bytes
-            total += s.quality * max(1.0 - row.agreement, 0.0)
-            if not math.isnan(row.privacy_risk):
-                total += s.privacy * row.privacy_risk
-            results.append(CutCost(row, latency_ms, behind_ms, total))
-        if not results:
+        expected = self.expectation(observation, table)
+        return [
+            CutCost(row, *values)
+            for row, *values in zip(table.rows, *(part.tolist() for part in expected), strict=True)
+        ]
+
+    def expectation(self, observation: Observation, table: CutTable) -> Expectation:
+        """The same as arrays [n]; raises CutError for a table without rows."""
+        if not table.rows:
             raise CutError(f"got a cut table without rows for '{table.encoder}', expected at least one")
-        return results
+        if self._model is None or self._model.table is not table:
+            self._model = CostModel(self.settings, table)
+        return self._model.expect(self.conditions(observation))
+
+    def conditions(self, observation: Observation) -> Conditions:
+        """The observation with its unknowns filled in."""
+        s = self.settings
+        bps = self.bandwidth_bps(observation)
+        unknown = not math.isfinite(observation.uncertainty)
+        return Conditions(
+            free_cpu=max(1.0 - share(observation.cpu), s.least_free_cpu),
+            bps=bps,
+            rtt_ms=observation.rtt_ms if 0.0 <= observation.rtt_ms <= LONGEST_RTT_MS else s.assumed_rtt_ms,
+            backlog_ms=observation.backlog_bytes * 8000.0 / bps,
+            doubt=0.5 if unknown else share(observation.uncertainty / s.full_uncertainty),
+        )
 
     def bandwidth_bps(self, observation: Observation) -> float:
         """The uplink rate to count with: the estimate while fresh, then (in log) on its way to `assumed_bps`."""
         s = self.settings
-        if not (math.isfinite(observation.bandwidth_bps) and observation.bandwidth_bps > 0):
-            return s.assumed_bps
-        trust = self._trust(observation)
-        if trust == 0.0:
-            return s.assumed_bps
-        return math.exp(trust * math.log(observation.bandwidth_bps) + (1.0 - trust) * math.log(s.assumed_bps))
+        return rate_bps(observation, s.assumed_bps, s.fresh_ms, s.half_life_ms)
 
     def _trust(self, observation: Observation) -> float:
-        stale_ms = max(observation.bandwidth_age_ms - self.settings.fresh_ms, 0.0)
-        return 0.5 ** (stale_ms / self.settings.half_life_ms)
+        return trust(observation, self.settings.fresh_ms, self.settings.half_life_ms)
 
     def _confidence(self, costs: list[CutCost], observation: Observation) -> float:
         """Weight of the best among the best cuts of each block (softmin at unit cost), less if the rate is a guess."""
@@ -165,6 +186,35 @@ class GreedyPolicy:
         return Decision(row.cut, 1.0, f"link down: {row.payload_bytes:.0f} B a window is the least for the queue")
 
 
-def _share(value: float) -> float:
-    """Clipped to [0, 1]; nan counts as 0."""
-    return min(max(value, 0.0), 1.0) if value == value else 0.0
+class CostModel:
+    """The expected cost of every row of one table, as GreedyPolicy counts it, with all that is constant worked out."""
+
+    def __init__(self, settings: GreedySettings, table: CutTable) -> None:
+        s, arrays = settings, CutArrays.of(table)
+        self.settings = s
+        self.table = table
+        self.arrays = arrays
+        self._bits = arrays.payload_bytes * 8000.0  # over bit/s gives ms
+        self._sends = arrays.sends.astype(float)
+        self._keeps = 1.0 - self._sends
+        self._server_ms = arrays.server_ms * self._sends
+        self._fixed = (s.energy / s.energy_mj) * arrays.energy_mj + s.quality * arrays.quality_loss
+        self._fixed += (s.traffic / s.traffic_bytes) * arrays.payload_bytes + s.privacy * arrays.privacy_risk
+
+    def expect(self, given: Conditions) -> Expectation:
+        """Latency, delay that builds up, and weighted cost of every row [n] under `given`."""
+        s = self.settings
+        edge_ms = self.arrays.edge_ms / given.free_cpu
+        send_ms = self._bits / given.bps
+        behind_ms = np.maximum(edge_ms - s.interval_ms, 0.0) + np.maximum(send_ms - s.interval_ms, 0.0)
+        behind_ms *= s.horizon_windows
+        latency_ms = self._sends * (given.backlog_ms + given.rtt_ms)
+        latency_ms += edge_ms + send_ms + self._server_ms + 0.5 * behind_ms
+        if given.backlog_ms > 0:
+            # What waits already only clears if the link has time left: half the horizon is the mean over it.
+            spare_ms = s.horizon_windows * np.maximum(s.interval_ms - send_ms, 0.0)
+            latency_ms += 0.5 * self._sends * np.maximum(given.backlog_ms - spare_ms, 0.0)
+        unseen = s.local * (s.local_certain + (1.0 - s.local_certain) * given.doubt)
+        total = self._fixed + unseen * self._keeps
+        total += (s.latency / s.latency_ms) * np.minimum(latency_ms, s.deadline_ms)
+        return Expectation(latency_ms, behind_ms, total)
