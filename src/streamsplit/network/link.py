@@ -8,12 +8,19 @@ from bisect import bisect_right
 
 from streamsplit.network.trace import BandwidthTrace
 
+_SEGMENT_BYTES = 1448  # of TCP over Ethernet-sized packets, with time stamps
+_LEAST_RTO_S = 0.2  # what Linux waits beyond the round trip before it repeats a segment unasked
+_LONGEST_RTO_S = 60.0  # each further repetition waits twice as long, up to this (RFC 6298)
+
 
 class LinkDirection:
     """A first-in-first-out queue behind a trace's rate, then half of its round trip and jitter; order is kept.
 
     Times are seconds on the caller's clock: the live shaper gives a monotonic one, a simulation its virtual one. TCP
-    hides losses from whoever sends over it, so bytes are never lost here, only late.
+    hides losses from whoever sends over it, so bytes are never lost here, only late: a piece that loses a segment
+    arrives a repetition later, and all that was sent after it waits for it. The repetition comes one round trip later
+    where the piece stood in a queue (duplicate acks of its neighbours ask for it), and 200 ms after that where it was
+    alone (the sender's timer has to run out). Half of the trace's loss, which is of round trips, falls on a direction.
     """
 
     def __init__(self, trace: BandwidthTrace, jitter_ms: float = 0.0, seed: int = 0, start_s: float = 0.0) -> None:
@@ -30,6 +37,8 @@ class LinkDirection:
         self._ends = [*self._starts[1:], self._duration_s]
         self._rates: list[float] = trace.rate_bps.tolist()
         self._rtts: list[float] = trace.rtt_ms.tolist()
+        lost = trace.loss is not None and bool(trace.loss.any())
+        self._losses: list[float] | None = (trace.loss / 2).tolist() if lost and trace.loss is not None else None
         self._dead = not any(rate > 0 for rate in self._rates)
 
     @property
@@ -66,18 +75,37 @@ class LinkDirection:
 
     def schedule(self, now_s: float, size_bytes: int) -> tuple[float, float]:
         """(leaves the sender, arrives at the other end) for bytes that are ready now."""
-        self._free_at_s = self.finish_s(max(now_s, self._free_at_s), size_bytes)
+        queued = now_s < self._free_at_s
+        self._free_at_s = self.finish_s(self._free_at_s if queued else now_s, size_bytes)
         if math.isinf(self._free_at_s):
             return math.inf, math.inf
-        delay_ms = self._rtts[self._index(self._free_at_s)] / 2
+        index = self._index(self._free_at_s)
+        delay_s = self._rtts[index] / 2000
         if self.jitter_ms:
-            delay_ms += self._random.random() * self.jitter_ms
-        self._arrived_s = max(self._arrived_s, self._free_at_s + delay_ms / 1000)
+            delay_s += self._random.random() * self.jitter_ms / 1000
+        if self._losses is not None and self._losses[index]:
+            delay_s += self._repeated_s(index, size_bytes, queued)
+        self._arrived_s = max(self._arrived_s, self._free_at_s + delay_s)
         return self._free_at_s, self._arrived_s
 
     def hold_until(self, time_s: float) -> None:
         """Nothing leaves before `time_s`: the link is cut."""
         self._free_at_s = max(self._free_at_s, time_s)
+
+    def _repeated_s(self, index: int, size_bytes: int, queued: bool) -> float:
+        """How much later a piece that leaves now arrives because segments of it were lost; 0 where none was."""
+        assert self._losses is not None
+        segments = max(1, math.ceil(size_bytes / _SEGMENT_BYTES))
+        if self._random.random() >= 1.0 - (1.0 - self._losses[index]) ** segments:
+            return 0.0
+        rtt_s = self._rtts[index] / 1000
+        timer_s = rtt_s + _LEAST_RTO_S
+        late_s = rtt_s if queued else timer_s
+        # The repetition is one segment, and may meet a loss where the link is by then.
+        while self._random.random() < self._losses[self._index(self._free_at_s + late_s)]:
+            timer_s = min(2 * timer_s, _LONGEST_RTO_S)
+            late_s += timer_s
+        return late_s
 
     def _index(self, now_s: float) -> int:
         return bisect_right(self._starts, (now_s + self._offset_s) % self._duration_s) - 1
