@@ -38,8 +38,9 @@ class ClientSession(Endpoint[ClientState]):
     _sends = UPLINK_TYPES
     _receives = DOWNLINK_TYPES
     _table = CLIENT_TABLE
-    _detached_states = frozenset({ClientState.LOST, ClientState.CLOSED})
+    _detached_states = (ClientState.LOST, ClientState.CLOSED)
     _greeting_state = ClientState.GREETING
+    _open_state = ClientState.OPEN
 
     def __init__(
         self,

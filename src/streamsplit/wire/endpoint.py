@@ -29,6 +29,7 @@ from streamsplit.wire.types import (
 _OWN_TYPES = frozenset({FrameType.HELLO, FrameType.WELCOME, FrameType.ACK, FrameType.PING, FrameType.BYE})
 _LAST_WORDS = frozenset({FrameType.ACK, FrameType.ERROR, FrameType.BYE})
 _MAX_DETAIL = 500
+_PRIORITIES = tuple(Priority)
 M = TypeVar("M", bound=Message)
 
 
@@ -42,8 +43,9 @@ class Endpoint(ABC, Generic[S]):
     _sends: frozenset[FrameType]
     _receives: frozenset[FrameType]
     _table: dict[tuple[S, Input], S]
-    _detached_states: frozenset[S]
+    _detached_states: tuple[S, S]
     _greeting_state: S
+    _open_state: S
 
     def __init__(self, settings: SessionSettings, state: S, now_ms: float, refuses: frozenset[FrameType]) -> None:
         if refuses - OPTIONAL_TYPES:
@@ -69,14 +71,16 @@ class Endpoint(ABC, Generic[S]):
     @property
     def is_open(self) -> bool:
         """Whether the handshake is done and the connection stands."""
-        return self._state.name == "OPEN"
+        return self._state is self._open_state
 
     @property
     def _attached(self) -> bool:
         """Whether frames from the transport belong to a living connection."""
-        return self._state not in self._detached_states
+        return self._state not in self._detached_states  # a tuple: members are compared by identity, not hashed
 
     def _happened(self, happened: Input) -> None:
+        if happened is Input.DATA and self._state is self._open_state:
+            return  # nearly every frame: the table says that it stays open
         self._state = next_state(self._table, self._state, happened)
 
     @abstractmethod
@@ -119,7 +123,9 @@ class Endpoint(ABC, Generic[S]):
             self._at(now_ms)
         batch: list[bytes] = []
         size = 0
-        for priority in Priority:
+        if not self._waits():
+            return batch
+        for priority in _PRIORITIES:
             while (need := self._next_bytes(priority)) > 0:
                 if batch and limit_bytes is not None and size + need > limit_bytes:
                     return self._handed_over(batch, size)
@@ -323,6 +329,10 @@ class Endpoint(ABC, Generic[S]):
         except ProtocolError as error:
             self._break(error)
             return False
+
+    def _waits(self) -> bool:
+        """Whether anything waits to be sent, at any priority."""
+        return len(self._outbox) > 0
 
     def _next_bytes(self, priority: Priority) -> int:
         frame = self._outbox.peek(priority)

@@ -29,7 +29,20 @@ from streamsplit.wire.types import (
 _HEADER = struct.Struct("<BBBBIII")
 HEADER_BYTES = _HEADER.size
 _KNOWN_FLAGS = int(FrameFlag.NUMBERED | FrameFlag.FINAL | FrameFlag.REPLAYED)
+_NUMBERED, _FINAL, _REPLAYED = int(FrameFlag.NUMBERED), int(FrameFlag.FINAL), int(FrameFlag.REPLAYED)
 _TYPES: dict[int, FrameType] = {int(kind): kind for kind in FrameType}
+# type -> flags that it must carry, flags that it may, whether its sequence may be 0, may be more, its largest payload:
+# one look-up a frame (masks on IntFlag cost more than all the rest of the check)
+_RULES: dict[int, tuple[int, int, bool, bool, int]] = {
+    int(kind): (
+        _NUMBERED if kind in NUMBERED_TYPES else 0,
+        (_NUMBERED | _REPLAYED if kind in NUMBERED_TYPES else 0) | (_FINAL if kind in FINAL_TYPES else 0),
+        kind not in NUMBERED_TYPES,
+        kind in NUMBERED_TYPES or kind in COUNTING_TYPES,
+        PAYLOAD_LIMITS[kind],
+    )
+    for kind in FrameType
+}
 _FLAGS: tuple[FrameFlag, ...] = tuple(FrameFlag(bits) for bits in range(_KNOWN_FLAGS + 1))
 
 
@@ -85,7 +98,7 @@ def decode_frame(data: bytes | bytearray | memoryview, max_frame_bytes: int = MA
 
 def numbered_sequence(data: bytes) -> int:
     """The sequence of an encoded frame if it is numbered, else 0: what a link estimator wants to know of sent bytes."""
-    return int.from_bytes(data[4:8], "little") if data[2] & FrameFlag.NUMBERED else 0
+    return int.from_bytes(data[4:8], "little") if data[2] & _NUMBERED else 0
 
 
 class FrameParser:
@@ -157,6 +170,16 @@ def _parse_header(data: bytes | bytearray | memoryview, offset: int, max_frame_b
 
 
 def _check(kind: int, flags: int, reserved: int, sequence: int, length: int, max_frame_bytes: int) -> None:
+    rules = _RULES.get(kind)
+    if rules is not None and not reserved and length <= max_frame_bytes:
+        must, may, zero, more, limit = rules
+        if flags & must == must and not flags & ~may and (more if sequence else zero) and length <= limit:
+            return
+    _refuse(kind, flags, reserved, sequence, length, max_frame_bytes)
+
+
+def _refuse(kind: int, flags: int, reserved: int, sequence: int, length: int, max_frame_bytes: int) -> None:
+    """Raises ProtocolError with what is wrong."""
     frame_type = _TYPES.get(kind)
     if frame_type is None:
         raise ProtocolError("unknown_type", f"got frame type {kind}, expected one of protocol {PROTOCOL_VERSION}")
@@ -165,11 +188,11 @@ def _check(kind: int, flags: int, reserved: int, sequence: int, length: int, max
     if reserved:
         raise ProtocolError("bad_reserved", f"{frame_type.name}: got reserved byte {reserved}, expected 0")
     numbered = frame_type in NUMBERED_TYPES
-    if numbered is not bool(flags & FrameFlag.NUMBERED):
+    if numbered is not bool(flags & _NUMBERED):
         raise ProtocolError("bad_flags", f"{frame_type.name}: NUMBERED {'missing' if numbered else 'not allowed'}")
-    if flags & FrameFlag.REPLAYED and not numbered:
+    if flags & _REPLAYED and not numbered:
         raise ProtocolError("bad_flags", f"{frame_type.name}: REPLAYED is for numbered frames")
-    if flags & FrameFlag.FINAL and frame_type not in FINAL_TYPES:
+    if flags & _FINAL and frame_type not in FINAL_TYPES:
         raise ProtocolError("bad_flags", f"{frame_type.name}: FINAL is for WEIGHTS and DIALOGUE")
     if numbered and sequence == 0:
         raise ProtocolError("bad_sequence", f"{frame_type.name}: got sequence 0, expected at least 1")

@@ -21,11 +21,12 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[Priority, deque[Frame]] = {priority: deque() for priority in Priority}
-        self._bytes: dict[Priority, int] = dict.fromkeys(Priority, 0)
+        self._queues: list[deque[Frame]] = [deque() for _ in Priority]  # by priority
+        self._bytes = [0] * len(Priority)
+        self._frames = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return self._frames
 
     def queued_bytes(self, priority: Priority) -> int:
         """Bytes waiting at one priority, headers included."""
@@ -50,6 +51,7 @@ class Outbox:
         ):
             return False
         queue.append(frame)
+        self._frames += 1
         self._bytes[priority] += frame.wire_bytes
         return True
 
@@ -59,6 +61,7 @@ class Outbox:
         if not queue:
             return None
         frame = queue.popleft()
+        self._frames -= 1
         self._bytes[priority] -= frame.wire_bytes
         return frame
 
@@ -71,12 +74,14 @@ class Outbox:
         """Forgets unsent numbered frames that the peer turned out to have."""
         queue = self._queues[Priority.MEDIA]
         while queue and queue[0].sequence <= sequence:
+            self._frames -= 1
             self._bytes[Priority.MEDIA] -= queue.popleft().wire_bytes
 
     def clear(self, keep: frozenset[FrameType] = frozenset()) -> None:
         """Forgets what waits, except frames of the types in `keep`."""
-        for priority, queue in self._queues.items():
+        for priority, queue in enumerate(self._queues):
             kept = [frame for frame in queue if frame.type in keep]
             queue.clear()
             queue.extend(kept)
             self._bytes[priority] = sum(frame.wire_bytes for frame in kept)
+        self._frames = sum(map(len, self._queues))

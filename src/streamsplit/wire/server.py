@@ -43,8 +43,9 @@ class ServerSession(Endpoint[ServerState]):
     _sends = DOWNLINK_TYPES
     _receives = UPLINK_TYPES
     _table = SERVER_TABLE
-    _detached_states = frozenset({ServerState.DETACHED, ServerState.CLOSED})
+    _detached_states = (ServerState.DETACHED, ServerState.CLOSED)
     _greeting_state = ServerState.AWAIT_HELLO
+    _open_state = ServerState.OPEN
 
     def __init__(
         self,
@@ -260,6 +261,9 @@ class ServerSession(Endpoint[ServerState]):
 
     def _ping_due_ms(self) -> float:
         return math.inf if self._ping else self._heard_ms + self.settings.ping_interval_ms
+
+    def _waits(self) -> bool:
+        return super()._waits() or (self.is_open and self.replay.peek_bytes() > 0)
 
     def _next_bytes(self, priority: Priority) -> int:
         if priority is Priority.RESULT and self.is_open and (need := self.replay.peek_bytes()):
