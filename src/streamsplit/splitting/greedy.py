@@ -24,6 +24,8 @@ from streamsplit.splitting.objective import ObjectiveSettings
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutRow, CutTable
 
+LEAST_FREE_CPU = 0.05  # however busy a device says it is
+
 
 @dataclass(frozen=True, kw_only=True)
 class GreedySettings(Settings):
@@ -49,7 +51,7 @@ class GreedySettings(Settings):
     fresh_ms: float = setting(5_000.0, low=0.0)  # an estimate younger than this is taken as it is
     half_life_ms: float = setting(15_000.0, low=1.0)  # then half of it (in log) is forgotten in each such time
     full_uncertainty: float = setting(math.log(64), low=1e-6)  # nats: entropy of 64 equal components
-    least_free_cpu: float = setting(0.05, low=1e-3, high=1.0)
+    least_free_cpu: float = setting(LEAST_FREE_CPU, low=1e-3, high=1.0)
 
     @classmethod
     def from_reward(

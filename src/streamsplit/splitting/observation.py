@@ -23,3 +23,5 @@ class Observation(NamedTuple):
     backlog_bytes: int = 0  # accepted, not yet acknowledged
     last_cut: Cut | None = None
     link_up: bool = True
+    blocks: int = -1  # encoder blocks whose weights are on the device; -1 = all of them
+    power_mw: float = 0.0  # marginal power of the recent windows, computing and sending; see constraints.py

@@ -1,0 +1,101 @@
+"""What a learned policy looks at: a device's state and the expected cost of every action, as one vector of numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsplit.splitting.cut import ACTIVATION_ENCODINGS, AUDIO_ENCODINGS, FEATURE_ENCODINGS, Cut
+from streamsplit.splitting.expected import share, trust
+from streamsplit.splitting.greedy import CostModel, GreedyPolicy, GreedySettings
+from streamsplit.splitting.observation import Observation
+from streamsplit.splitting.table import CutTable
+
+Floats32 = NDArray[np.float32]
+Floats64 = NDArray[np.float64]
+
+STATE_FEATURES = (
+    "doubt", "doubt unknown", "cpu", "memory", "battery", "thermal", "log10 Mbit/s", "trust in the rate",
+    "log10 age of the rate in s", "log10 round trip in 100 ms", "log backlog in 100 ms", "log bytes waiting in kB",
+    "link up", "last block", "last was audio", "last was features", "last was an activation", "last was an embedding",
+    "last was nothing", "blocks on the device", "log10 interval in 500 ms", "log10 full path in intervals",
+    "log10 energy of the full path in 100 mJ", "recent power in W",
+)  # fmt: skip
+WORST_COST = 12.0  # dearer than the cheapest by more than this is all the same
+
+
+class FeatureBuilder:
+    """Vectors [len(STATE_FEATURES) + n] for one table and `cuts`, the n actions: states, then costs above the least.
+
+    The costs are the greedy policy's expectation, so that a learned policy starts from what is known about every cut
+    and learns what the expectation misses. Actions that the table lacks are masked.
+    """
+
+    def __init__(self, table: CutTable, cuts: tuple[Cut, ...], settings: GreedySettings) -> None:
+        rows = {row.cut: row for row in table.rows}
+        self.cuts = cuts
+        self.table = table
+        self.available = np.array([cut in rows for cut in cuts])
+        present = table._replace(rows=tuple(rows[cut] for cut in cuts if cut in rows))
+        self._costs = CostModel(settings, present)
+        self._greedy = GreedyPolicy(settings)
+        self._whole = bool(self.available.all())
+        full = max(present.rows, key=lambda row: (row.cut.block, row.edge_ms))
+        self._statics = (
+            math.log10(settings.interval_ms / 500.0),
+            math.log10(max(full.edge_ms, 1e-3) / settings.interval_ms),
+            math.log10(max(full.energy_mj, 1e-3) / 100.0),
+        )
+        self._depth = table.num_blocks
+
+    def costs(self, observation: Observation) -> Floats64:
+        """Expected cost of every action [n]; inf for one that the table lacks."""
+        return self._spread(self._costs.expect(self._greedy.conditions(observation)).total)
+
+    def build(self, observation: Observation) -> tuple[Floats32, Floats64]:
+        """(the vector [f + n], the expected costs [n] with inf for what the table lacks)."""
+        s = self._greedy.settings
+        o = observation
+        given = self._greedy.conditions(o)
+        costs = self._spread(self._costs.expect(given).total)
+        known = trust(o, s.fresh_ms, s.half_life_ms) if math.isfinite(o.bandwidth_bps) else 0.0
+        last, depth = o.last_cut, self._depth
+        kind = _kind(last, depth)
+        state = (
+            given.doubt, float(not math.isfinite(o.uncertainty)), share(o.cpu), share(o.memory), share(o.battery),
+            share(o.thermal), _log10(given.bps / 1e6, -4.0, 4.0), known,
+            _log10(max(min(o.bandwidth_age_ms, 1e6), 1.0) / 1000.0, -3.0, 3.0), _log10(given.rtt_ms / 100.0, -3.0, 3.0),
+            math.log1p(min(given.backlog_ms, 1e7) / 100.0), math.log1p(min(o.backlog_bytes, 1e9) / 1000.0),
+            float(o.link_up), (last.block if last is not None else 0) / depth, float(kind == 0), float(kind == 1),
+            float(kind == 2), float(kind == 3), float(kind == 4), (o.blocks if o.blocks >= 0 else depth) / depth,
+            *self._statics, min(max(o.power_mw, 0.0) / 1000.0, 100.0),
+        )  # fmt: skip
+        vector = np.empty(len(state) + len(self.cuts), np.float32)
+        vector[: len(state)] = state
+        vector[len(state) :] = np.minimum(costs - costs.min(), WORST_COST)
+        return vector, costs
+
+    def _spread(self, totals: Floats64) -> Floats64:
+        if self._whole:
+            return totals
+        costs = np.full(len(self.cuts), np.inf)
+        costs[self.available] = totals
+        return costs
+
+
+def _kind(cut: Cut | None, depth: int) -> int:
+    if cut is None:
+        return -1
+    if not cut.sends:
+        return 4
+    if cut.encoding in AUDIO_ENCODINGS:
+        return 0
+    if cut.encoding in FEATURE_ENCODINGS:
+        return 1
+    return 2 if cut.encoding in ACTIVATION_ENCODINGS and cut.block < depth else 3
+
+
+def _log10(value: float, low: float, high: float) -> float:
+    return min(max(math.log10(value), low), high) if value > 0 else low

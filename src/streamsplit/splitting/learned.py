@@ -1,0 +1,73 @@
+"""The learned policy on a device: a small numpy network on top of expected costs, with a way out of its depth."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsplit.splitting.decision import Decision
+from streamsplit.splitting.features import STATE_FEATURES, FeatureBuilder
+from streamsplit.splitting.greedy import GreedyPolicy
+from streamsplit.splitting.observation import Observation
+from streamsplit.splitting.policy_file import PolicyFile
+from streamsplit.splitting.table import CutTable
+
+Floats64 = NDArray[np.float64]
+RANGE_MARGIN = 0.05  # of a feature's range in training, beyond which it counts as outside
+
+
+class LearnedPolicy:
+    """Logits = network(state, costs) - cost weight x (expected costs), the highest wins; masked where there is no row.
+
+    A state outside the range seen in training is answered by the greedy policy on the same objective, and the reason
+    says so. Holds no state between windows.
+    """
+
+    def __init__(self, file: PolicyFile) -> None:
+        self.file = file
+        self.fallbacks = 0  # decisions that the greedy policy made instead
+        self._greedy = GreedyPolicy(file.settings)
+        self._builder: FeatureBuilder | None = None
+        self._layers = [(layer.weight, layer.bias) for layer in file.layers]
+        margin = RANGE_MARGIN * (file.high - file.low) + 1e-3
+        self._low, self._high = file.low - margin, file.high + margin
+        self._states = len(STATE_FEATURES)
+
+    def decide(self, observation: Observation, table: CutTable) -> Decision:
+        """The best action's cut; raises CutError when the table is of another kind than the policy's."""
+        builder = self.builder(table)
+        vector, costs = builder.build(observation)
+        state = vector[: self._states]
+        if not ((state >= self._low).all() and (state <= self._high).all()):
+            return self._fall_back(observation, table, state)
+        logits = self.logits(vector, costs)
+        best = int(logits.argmax())
+        confidence = 1.0 / float(np.exp(logits - logits[best]).sum())
+        extra = costs[best] - costs.min()
+        how = "least expected cost" if extra <= 0 else f"{extra:.2f} above the least expected cost"
+        return Decision(
+            self.file.cuts[best], confidence, f"learned policy v{self.file.version}: {how} {costs.min():.2f}"
+        )
+
+    def logits(self, vector: NDArray[np.float32], costs: Floats64) -> Floats64:
+        """Of every action [n]; -inf for what the table lacks."""
+        hidden = vector
+        for index, (weight, bias) in enumerate(self._layers):
+            hidden = hidden @ weight + bias
+            if index + 1 < len(self._layers):
+                hidden = np.tanh(hidden)
+        return np.asarray(hidden - self.file.cost_weight * (costs - costs.min()), np.float64)
+
+    def builder(self, table: CutTable) -> FeatureBuilder:
+        """The features for `table`, made anew when it is another one; raises CutError when it does not fit."""
+        if self._builder is None or self._builder.table is not table:
+            self.file.check_table(table)
+            self._builder = FeatureBuilder(table, self.file.cuts, self.file.settings)
+        return self._builder
+
+    def _fall_back(self, observation: Observation, table: CutTable, state: NDArray[np.float32]) -> Decision:
+        self.fallbacks += 1
+        outside = np.flatnonzero((state < self._low) | (state > self._high))
+        names = ", ".join(f"{STATE_FEATURES[i]} {state[i]:.2f}" for i in outside[:2])
+        decision = self._greedy.decide(observation, table)
+        return decision._replace(reason=f"outside of what the policy was trained on ({names}), so {decision.reason}")
