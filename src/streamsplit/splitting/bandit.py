@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsplit.config import Settings, setting
-from streamsplit.splitting.cut import Cut
-from streamsplit.splitting.decision import Decision
+from streamsplit.splitting.decision import Decision, Experience
 from streamsplit.splitting.expected import CutArrays, share
 from streamsplit.splitting.greedy import GreedySettings
 from streamsplit.splitting.observation import Observation
@@ -35,7 +34,7 @@ class BanditPolicy:
 
     Chooses the least optimistic cost, weighted by the same objective as the greedy policy. Windows the model is unsure
     about explore less (the paper's key frames). A cut that sends nothing teaches nothing, so now and then another one
-    is forced. The delay of a window that crossed comes in by `feedback`; nothing else is known of the link.
+    is forced. The delay of a window that crossed comes in by `learn`; nothing else is known of the link.
     """
 
     def __init__(self, settings: BanditSettings | None = None, objective: GreedySettings | None = None) -> None:
@@ -70,13 +69,14 @@ class BanditPolicy:
         reason = f"bandit after {self._model.samples} samples: {latency_ms[best]:.0f} ms expected at best"
         return Decision(row.cut, 1.0, f"{reason}, forced to send" if forced else reason)
 
-    def feedback(self, cut: Cut, network_ms: float) -> None:
-        """A window that crossed at `cut` took `network_ms` from leaving the device's processor to its result."""
-        if self._table is None or not math.isfinite(network_ms):
+    def learn(self, experience: Experience) -> None:
+        """A window that crossed took `network_ms` from leaving the device's processor to its result."""
+        if self._table is None or not math.isfinite(experience.network_ms):
             return
+        late_ms = min(experience.network_ms, self.objective.deadline_ms)
         for row, context in zip(self._table.rows, self._contexts, strict=True):
-            if row.cut == cut and cut.sends:
-                self._model.update(context, min(network_ms, self.objective.deadline_ms) / _DELAY_UNIT_MS)
+            if row.cut == experience.cut and row.cut.sends:
+                self._model.update(context, late_ms / _DELAY_UNIT_MS)
 
     def _prepare(self, table: CutTable) -> None:
         s = self.objective

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from streamsplit.config import Settings, setting
 from streamsplit.splitting.cut import Cut
-from streamsplit.splitting.decision import Decision
+from streamsplit.splitting.decision import Decision, Experience
 from streamsplit.splitting.expected import CutArrays
+from streamsplit.splitting.greedy import GreedyPolicy
 from streamsplit.splitting.learned import LearnedPolicy
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.ridge import DiscountedRidge
@@ -43,6 +44,8 @@ class CorrectedPolicy:
         self.settings = settings or CorrectionSettings()
         self._model = DiscountedRidge(3, regularisation=self.settings.regularisation, discount=self.settings.discount)
         self._table: CutTable | None = None
+        self._expected = GreedyPolicy(policy.file.settings)
+        self._rows: dict[Cut, int] = {}
         self._contexts: dict[Cut, Floats64] = {}
         self._matrix: Floats64 = np.zeros((0, 3))
 
@@ -66,12 +69,15 @@ class CorrectedPolicy:
         confidence = 1.0 / float(np.exp(logits - logits[best]).sum())
         return Decision(cut, confidence, f"corrected by {late_ms[best]:+.0f} ms of experience; {decision.cut} before")
 
-    def feedback(self, cut: Cut, late_ms: float) -> None:
-        """A window at `cut` took `late_ms` longer (or, negative, shorter) than expected when it was chosen."""
-        context = self._contexts.get(cut)
-        if context is not None and math.isfinite(late_ms):
-            limit = self.policy.file.settings.deadline_ms
-            self._model.update(context, min(max(late_ms, -limit), limit) / 100.0)
+    def learn(self, experience: Experience) -> None:
+        """Compares what a window took with what was expected of its cut when it was chosen."""
+        context = self._contexts.get(experience.cut)
+        if context is None or self._table is None or not math.isfinite(experience.latency_ms):
+            return
+        expected = self._expected.expectation(experience.observation, self._table)
+        limit = self.policy.file.settings.deadline_ms
+        late_ms = min(experience.latency_ms, limit) - min(expected.latency_ms[self._rows[experience.cut]], limit)
+        self._model.update(context, float(late_ms) / 100.0)
 
     def _prepare(self, table: CutTable) -> None:
         arrays = CutArrays.of(table)
@@ -79,6 +85,7 @@ class CorrectedPolicy:
             float
         )
         self._table = table
+        self._rows = {row.cut: i for i, row in enumerate(table.rows)}
         self._contexts = {row.cut: columns[i] for i, row in enumerate(table.rows)}
         missing = np.zeros(3)
         self._matrix = np.stack([self._contexts.get(cut, missing) for cut in self.policy.file.cuts])

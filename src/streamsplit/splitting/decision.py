@@ -17,6 +17,15 @@ class Decision(NamedTuple):
     reason: str
 
 
+class Experience(NamedTuple):
+    """How a decision turned out, for policies that learn while running."""
+
+    observation: Observation  # what the policy saw
+    cut: Cut  # what it chose
+    latency_ms: float  # from the end of the window to its result, wherever that came from
+    network_ms: float  # of that, from leaving the device's processor; nan where nothing crossed
+
+
 @runtime_checkable
 class Policy(Protocol):
     """Anything that picks a row of a cut table.
@@ -27,4 +36,13 @@ class Policy(Protocol):
 
     def decide(self, observation: Observation, table: CutTable) -> Decision:
         """The cut for the next window, always one of the table's; raises CutError when it has none that serves."""
+        ...
+
+
+@runtime_checkable
+class LearningPolicy(Policy, Protocol):
+    """A policy that is told how its decisions turned out, one by one, as results come in."""
+
+    def learn(self, experience: Experience) -> None:
+        """Takes one window's outcome into account."""
         ...
