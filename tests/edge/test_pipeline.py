@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from streamsplit.audio.logmel import reduce_resolution
 from streamsplit.audio.synth import Soundscape
 from streamsplit.audio.windows import Window, WindowStream
 from streamsplit.edge.emulation import Spent
@@ -15,17 +17,22 @@ from streamsplit.edge.payload import PieceChain
 from streamsplit.edge.pipeline import Surroundings, WindowPipeline
 from streamsplit.edge.readings import Readings
 from streamsplit.edge.settings import EdgeSettings
+from streamsplit.encoders.bottleneck import fit_bottlenecks
+from streamsplit.encoders.crossing import pack_crossing, unpack_crossing
 from streamsplit.encoders.embedding_codec import unpack_embedding
+from streamsplit.encoders.factory import make_encoder
+from streamsplit.encoders.projection import fit_exits, fit_projection
 from streamsplit.errors import ConfigError, CutError, ProtocolError
+from streamsplit.splitting.confidence import ExitRule, ExitSettings
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.decision import Decision
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.link import LinkEstimate
 from streamsplit.splitting.table import CutRow, CutTable, make_table
 from streamsplit.splitting.transmission import GateSettings, Transmission, UncertaintyGate
-from streamsplit.weights.revision import revision_of, revision_prefix
+from streamsplit.weights.revision import encoder_weights, load_weights, revision_of, revision_prefix
 from streamsplit.wire.frame import HEADER_BYTES
-from streamsplit.wire.media import Encoding, unpack_media
+from streamsplit.wire.media import Encoding, Resolution, unpack_media
 from streamsplit.wire.messages import Prototypes
 from streamsplit.wire.types import FrameType
 
@@ -96,10 +103,6 @@ def test_the_policy_sees_the_device_and_the_last_uncertainty(encoder, windows) -
 
 
 def test_activations_complete_to_the_devices_own_embedding(encoder, windows) -> None:
-    import torch
-
-    from streamsplit.encoders.crossing import unpack_crossing
-
     outcome = make(encoder, CUTS[2]).process(windows[0], around())
     header, payload = unpack_media(outcome.payload)
     assert (header.block, header.encoding, header.new_frames) == (6, Encoding.INT8, 0)
@@ -233,6 +236,106 @@ def test_v1_uncertainty_tells_windows_apart_at_every_cut(block: int) -> None:
     forward = model.forward_to(heard[0].features, block)
     if forward.crossing is not None:
         assert math.isfinite(model.finish(forward.crossing, block, heard[0].features).uncertainty)
+
+
+@pytest.fixture(scope="module")
+def scape() -> list[Window]:
+    """Windows of sound that changes, so that some are surer than others."""
+    return WindowStream().push(Soundscape(5, mean_segment_s=2.0).read(16_000 * 62))
+
+
+@pytest.fixture(scope="module")
+def fitted(scape) -> EncoderModel:
+    """A device with a server's first revision: projection, exits and bottlenecks fitted, and a memory in that space."""
+    model = EncoderModel(EdgeSettings())
+    whole = make_encoder()
+    features = np.stack([window.features for window in scape[:64]])
+    fit_projection(whole, features)
+    fit_exits(whole, features)
+    fit_bottlenecks(whole, features)
+    weights = encoder_weights(whole)
+    model.adopt(weights, revision_of(weights), breaks_space=True)
+    for window in scape[:64]:
+        model.remember(window.features, model.forward_to(window.features, L).z, window.index, continuous=True)
+    return model
+
+
+def pipeline_of(model, *cuts: str, chosen: str, rule: ExitRule | None = None) -> WindowPipeline:
+    rows = tuple(CutRow(Cut.parse(cut), 1.0, 1.0, 500.0, 1.0, 1.0) for cut in cuts)
+    table = make_table(CutTable("mobilenet", "host", 1.0, L, rows, {}))
+    gate = UncertaintyGate(GateSettings(enabled=False))
+    return WindowPipeline(
+        model, table, Chooses(Cut.parse(chosen)), gate, Stopwatch(), PieceChain(100, 50), exit_rule=rule
+    )
+
+
+def test_a_narrowed_activation_is_completed_by_whoever_has_the_same_revision(fitted, scape) -> None:
+    outcome = pipeline_of(fitted, "0:pcm16", "5:bottleneck-int8", chosen="5:bottleneck-int8").process(
+        scape[70], around()
+    )
+    header, payload = unpack_media(outcome.payload)
+    assert (header.block, header.encoding, outcome.frame_type) == (5, Encoding.BOTTLENECK_INT8, FrameType.FEATURES)
+    server = make_encoder()
+    load_weights(server, fitted.base_weights())
+    with torch.no_grad():
+        z = server.forward_from(unpack_crossing(payload, server.bottlenecks[5]), 5)[0].numpy()
+    assert 0.85 < z @ fitted.forward_to(scape[70].features, L).z < 1.0
+    with torch.no_grad():
+        plain = pack_crossing(server.forward_to(torch.from_numpy(scape[70].features)[None], 5), Encoding.INT8)
+    assert len(plain) - len(payload) == 32 * 8 * 7 * 3 // 4
+
+
+def test_what_is_not_fitted_yet_is_not_offered_and_never_crosses(encoder, fitted, scape) -> None:
+    names = ("0:pcm16", "5:int8", "5:bottleneck-int8", "4:exit-fp16")
+    pipeline = pipeline_of(encoder, *names, chosen="0:pcm16")
+    seen = []
+    pipeline.policy.decide = lambda observation, table: (seen.append(table), Decision(table.cuts[0], 1.0, ""))[1]
+    pipeline.process(scape[0], around())
+    assert [str(cut) for cut in seen[0].cuts] == ["0:pcm16", "5:int8"]
+    pipeline.model = fitted  # the server's first revision arrived
+    pipeline.process(scape[1], around())
+    assert set(map(str, seen[1].cuts)) == set(names)
+    stubborn = pipeline_of(encoder, *names, chosen="5:bottleneck-int8").process(scape[0], around())
+    assert str(stubborn.cut) == "5:int8" and "not fitted yet" in stubborn.reason
+    assert unpack_media(stubborn.payload)[0].encoding == Encoding.INT8
+    stubborn = pipeline_of(encoder, *names, chosen="4:exit-fp16").process(scape[0], around())
+    assert str(stubborn.cut) == "13:embedding-fp16"
+
+
+def test_rows_of_bottlenecks_that_the_encoder_does_not_have_are_left_out(scape) -> None:
+    bare = EncoderModel(EdgeSettings.from_mapping({"encoder": {"bottlenecks": [2]}}))
+    pipeline = pipeline_of(bare, "0:pcm16", "2:bottleneck-int8", "5:bottleneck-int8", chosen="0:pcm16")
+    assert [str(cut) for cut in pipeline.table.cuts] == ["0:pcm16", "2:bottleneck-int8"]
+
+
+def test_an_exit_crosses_where_it_is_sure_and_the_embedding_elsewhere(fitted, scape) -> None:
+    rule = ExitRule(ExitSettings(percentile=50.0, warm_up_windows=5))
+    pipeline = pipeline_of(fitted, "0:pcm16", "4:exit-fp16", chosen="4:exit-fp16", rule=rule)
+    history, early = [], 0
+    for window in scape[64:]:
+        outcome = pipeline.process(window, around())
+        own = fitted.forward_to(window.features, 4)
+        sure = len(history) >= 5 and own.uncertainty <= np.percentile(history, 50.0)
+        history.append(own.uncertainty)
+        header, payload = unpack_media(outcome.payload)
+        z = unpack_embedding(payload)
+        assert outcome.frame_type is FrameType.EMBEDDING
+        if sure:
+            early += 1
+            assert (header.block, header.encoding) == (4, Encoding.EXIT_FP16) and outcome.z is None
+            assert np.abs(z - own.early).max() < 1e-3 and header.uncertainty == pytest.approx(own.uncertainty, rel=1e-3)
+        else:
+            assert (header.block, header.encoding) == (L, Encoding.EMBEDDING_FP16)
+            assert np.abs(z - fitted.forward_to(window.features, L).z).max() < 1e-3 and "not sure" in outcome.reason
+    assert 0 < early < len(history) - 5
+
+
+def test_an_exit_is_never_sure_at_reduced_resolution(fitted, scape) -> None:
+    rule = ExitRule(ExitSettings(percentile=100.0, warm_up_windows=1))
+    pipeline = pipeline_of(fitted, "0:pcm16", "4:exit-fp16", chosen="4:exit-fp16", rule=rule)
+    rule.confident(4, 9.0)
+    small = scape[70]._replace(features=reduce_resolution(scape[70].features), resolution=Resolution.REDUCED)
+    assert str(pipeline.process(small, around()).cut) == "13:embedding-fp16"
 
 
 def test_prototypes_of_a_revision_to_come_wait_for_it_and_those_that_do_not_fit_are_refused() -> None:

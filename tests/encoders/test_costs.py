@@ -30,11 +30,12 @@ def test_the_stem_carries_the_readout_of_the_input():
     ("name", "blocks", "total", "exits"), [("mobilenet", 13, 1_152_440, 5), ("resnet18", 9, 13_432_512, 4)]
 )
 def test_parameters_add_up_to_the_whole_encoder(name, blocks, total, exits):
-    encoder = make_encoder(EncoderSettings(name=name))
+    encoder = make_encoder(EncoderSettings(name=name, bottlenecks=()))
     costs = encoder.block_costs()
     assert len(costs) == encoder.num_blocks == blocks
     assert sum(p.numel() for p in encoder.parameters()) == total
     assert sum(cost.parameters for cost in costs) == total - exits * (128 * 128 + 128)
+    assert make_encoder(EncoderSettings(name=name)).block_costs() == costs  # bottlenecks belong to no block
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "resnet18"])

@@ -15,7 +15,7 @@ from streamsplit.encoders.embedding_codec import pack_embedding, unpack_embeddin
 from streamsplit.errors import CutError
 from streamsplit.wire.media import Encoding
 
-ENCODINGS = (Encoding.EMBEDDING_FP16, Encoding.EMBEDDING_INT8)
+ENCODINGS = (Encoding.EMBEDDING_FP16, Encoding.EMBEDDING_INT8, Encoding.EXIT_FP16)
 
 
 def unit(seed: int = 0, dim: int = 128) -> np.ndarray:
@@ -29,9 +29,11 @@ def test_the_bytes_of_a_small_embedding_are_these():
     scale = float(np.float32(1 / 127))
     assert pack_embedding(z, Encoding.EMBEDDING_INT8) == struct.pack("<BBHf3b", 33, 0, 3, scale, 127, -64, 0)
 
+    assert pack_embedding(z, Encoding.EXIT_FP16) == struct.pack("<BBH3e", 34, 0, 3, 1, -0.5, 0)
+
 
 def test_sizes_are_260_and_136_bytes_for_128_dimensions():
-    assert [len(pack_embedding(unit(), encoding)) for encoding in ENCODINGS] == [260, 136]
+    assert [len(pack_embedding(unit(), encoding)) for encoding in ENCODINGS] == [260, 136, 260]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -86,7 +88,7 @@ def test_every_truncation_and_any_extra_byte_is_refused():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=64), st.sampled_from([b"", b"\x20\0", b"\x21\0"]))
+@given(st.binary(max_size=64), st.sampled_from([b"", b"\x20\0", b"\x21\0", b"\x22\0"]))
 def test_random_bytes_raise_nothing_but_cut_errors(data, head):
     try:
         got = unpack_embedding(head + data)

@@ -15,7 +15,8 @@ import torch
 from server_builders import unit
 
 from streamsplit.codec.features import pack_features
-from streamsplit.encoders.crossing import pack_crossing
+from streamsplit.encoders.bottleneck import fit_bottlenecks
+from streamsplit.encoders.crossing import pack_crossing, unpack_crossing
 from streamsplit.encoders.embedding_codec import pack_embedding
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.learning.mixture import GaussianMixture
@@ -30,6 +31,9 @@ from streamsplit.wire.media import Encoding, MediaHeader, pack_media
 from streamsplit.wire.types import FrameType
 
 ENCODER = make_encoder()
+fit_bottlenecks(
+    ENCODER, (np.random.default_rng(99).standard_normal((8, 128, 100)) * 2 - 7).astype(np.float32)
+)  # as features() below
 WEIGHTS = encoder_weights(ENCODER)
 PREFIX = revision_prefix(revision_of(WEIGHTS))
 OLDER: Weights = {name: array + np.float32(0.01) for name, array in WEIGHTS.items()}
@@ -178,6 +182,41 @@ def test_the_refiner_gets_the_completed_embedding_of_every_cut(bench: Bench) -> 
         stored = np.frombuffer(answers[sample.device].record.embedding or b"", "<f2").astype(np.float32)
         np.testing.assert_allclose(sample.embedding, stored, atol=1e-3)
     assert {sample.device for sample in bench.samples} == {"input", "middle", "end"}
+
+
+def test_narrowed_activations_are_completed_through_the_bottleneck_of_their_revision(bench: Bench) -> None:
+    through = ENCODER.bottlenecks[5]
+    with torch.inference_mode():
+        crossing = ENCODER.forward_to(torch.from_numpy(features(1))[None], 5)
+        payload = pack_crossing(crossing, Encoding.BOTTLENECK_INT8, through)
+        expected = ENCODER.forward_from(unpack_crossing(payload, through), 5)[0].numpy()
+        exact = ENCODER.forward_from(crossing, 5)[0].numpy()
+    assert expected @ exact > 0.8
+    answers = bench.run([
+        job("narrowed", 5, Encoding.BOTTLENECK_INT8, payload), job("plain", 5, Encoding.INT8, activation(1, 5)[:0]),
+        job("none there", 6, Encoding.BOTTLENECK_INT8, payload), job("said plain", 5, Encoding.INT8, payload),
+    ])  # fmt: skip
+    got = np.frombuffer(answers["narrowed"].record.embedding or b"", "<f2").astype(np.float32)
+    np.testing.assert_allclose(got, expected, atol=1e-3)
+    assert {name: item.record.error for name, item in answers.items()} == {
+        "narrowed": "", "plain": "bad_media", "none there": "bad_media", "said plain": "bad_media",
+    }  # fmt: skip
+    assert "no bottleneck at block 6" in answers["none there"].record.detail
+
+
+def test_an_early_exit_is_taken_as_it_came(bench: Bench) -> None:
+    with torch.inference_mode():
+        early = ENCODER.exit_embedding(ENCODER.forward_to(torch.from_numpy(features(1))[None], 4), 4)[0].numpy()
+    payload = pack_embedding(early, Encoding.EXIT_FP16)
+    longer = pack_embedding(2 * early, Encoding.EXIT_FP16)
+    answers = bench.run([
+        job("exit", 4, Encoding.EXIT_FP16, payload), job("long", 4, Encoding.EXIT_FP16, longer),
+        job("exit at the end", 13, Encoding.EMBEDDING_FP16, payload),
+    ])  # fmt: skip
+    got = np.frombuffer(answers["exit"].record.embedding or b"", "<f2").astype(np.float32)
+    np.testing.assert_allclose(got, early, atol=1e-3)
+    assert (answers["exit"].record.block, answers["exit"].record.encoding) == (4, Encoding.EXIT_FP16)
+    assert answers["long"].record.error == answers["exit at the end"].record.error == "bad_media"
 
 
 def test_weights_that_overflow_are_a_rejected_window_and_not_a_nan_answer(bench: Bench) -> None:

@@ -44,6 +44,9 @@ def test_a_saved_table_reads_back_equal_and_nan_stays_nan(tmp_path):
         ((row("6:int8"), row("6:int8")), "two rows"),
         ((row("14:int8"),), "block 14"),
         ((row("13:int8"),), "int8 at block 13"),
+        ((row("13:exit-fp16"),), "exit-fp16 at block 13"),
+        ((row("0:exit-fp16"),), "exit-fp16 at block 0"),
+        ((row("0:bottleneck-int8"),), "bottleneck-int8 at block 0"),
         ((row("6:int8", edge_ms=math.nan),), "edge_ms nan"),
         ((row("6:int8", payload=-1.0),), "payload_bytes -1"),
         ((row("6:int8", agreement=1.5),), "agreement 1.5"),
@@ -129,6 +132,13 @@ def test_a_part_of_a_table_keeps_the_asked_rows_and_refuses_unknown_ones():
         made.only([Cut.parse("0:opus24")])
     with pytest.raises(CutError, match="empty"):
         made.only([])
+
+
+def test_a_device_keeps_the_rows_that_its_encoder_has_bottlenecks_for():
+    made = table(row("0:pcm16"), row("5:bottleneck-int8"), row("6:exit-fp16"), row("8:bottleneck-int8"))
+    assert made.supported((5, 8)) is made
+    assert [str(cut) for cut in made.supported([8]).cuts] == ["0:pcm16", "6:exit-fp16", "8:bottleneck-int8"]
+    assert [str(cut) for cut in made.supported(None).cuts] == ["0:pcm16"]  # no encoder at all
 
 
 def test_every_device_row_has_a_basis_and_longer_names_find_it():

@@ -141,6 +141,8 @@ def frame_vectors() -> list[dict[str, Any]]:
     starts = int(MediaFlag.STARTS)
     audio = WINDOW._replace(encoding=Encoding.PCM16, revision=0, uncertainty=math.nan, new_frames=100, flags=starts)
     activation = WINDOW._replace(block=6, encoding=Encoding.INT8, new_frames=0, resolution=Resolution.REDUCED)
+    narrowed = WINDOW._replace(block=5, encoding=Encoding.BOTTLENECK_INT8, new_frames=0)
+    early = WINDOW._replace(block=4, encoding=Encoding.EXIT_FP16, new_frames=0, uncertainty=0.25)
     embedding = WINDOW._replace(block=13, encoding=Encoding.EMBEDDING_FP16, new_frames=0, edge_ms=70_000.0)
     frames |= {
         "audio": Frame(FrameType.AUDIO, numbered, 41, 20_500, pack_media(audio, struct.pack("<4h", 0, 1, -1, 32767))),
@@ -151,6 +153,13 @@ def frame_vectors() -> list[dict[str, Any]]:
         "embedding": Frame(
             FrameType.EMBEDDING, numbered, 43, 21_500, pack_media(embedding, struct.pack("<2e", 0.6, -0.8))
         ),
+        "narrowed activation": Frame(
+            FrameType.FEATURES, numbered, 44, 22_000,
+            pack_media(narrowed, struct.pack("<BBHHHHf4b2e", 19, 1, 2, 1, 2, 2, 0.5, 64, -127, 32, 0, 3.0, -0.25)),
+        ),
+        "early exit": Frame(
+            FrameType.EMBEDDING, numbered, 45, 22_500, pack_media(early, struct.pack("<BBH2e", 34, 0, 2, 0.6, -0.8))
+        ),
         "gradient": Frame(FrameType.GRADIENT, numbered, 44, 22_000, pack_media(embedding, b"\x09")),
         "the last sequence and time": Frame(FrameType.AUDIO, numbered, 0xFFFFFFFF, 0xFFFFFFFF, pack_media(audio, b"")),
         "gradient back": Frame(FrameType.GRAD_BACK, FrameFlag.NONE, 0, 99_012, b"\x0a\x0b"),
@@ -158,7 +167,7 @@ def frame_vectors() -> list[dict[str, Any]]:
         "last weights": Frame(FrameType.WEIGHTS, FrameFlag.FINAL, 0, 99_012, bytes.fromhex("3322110003000000") + b"d"),
         "dialogue": Frame(FrameType.DIALOGUE, FrameFlag.NONE, 900, 99_012, b"\xfc\xff\xfe"),
         "end of an utterance": Frame(FrameType.DIALOGUE, FrameFlag.FINAL, 901, 99_012, b""),
-    }
+    }  # fmt: skip
     return [{"name": name, "hex": encode_frame(frame).hex(), **described(frame)} for name, frame in frames.items()]
 
 

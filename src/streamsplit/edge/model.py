@@ -11,11 +11,14 @@ import numpy as np
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.errors import CutError, MissingExtraError, ProtocolError, RevisionError
 from streamsplit.learning.mixture import GaussianMixture
+from streamsplit.splitting.cut import Cut
 from streamsplit.weights.delta import Packed, make_delta
 from streamsplit.weights.revision import Weights, revision_of
+from streamsplit.wire.media import Encoding
 from streamsplit.wire.messages import Gmm, Prototypes
 
 if TYPE_CHECKING:
+    from streamsplit.encoders.bottleneck import Bottleneck
     from streamsplit.encoders.crossing import Crossing
     from streamsplit.learning.learner import EdgeLearner
 
@@ -30,6 +33,7 @@ class Forward(NamedTuple):
     crossing: Crossing | None  # None without an encoder
     z: np.ndarray | None  # [d], at k = L only
     uncertainty: float  # nats, from the embedding or the early exit; nan where the device cannot know
+    early: np.ndarray | None = None  # [d], the early exit's embedding, at k < L with an encoder
 
 
 class Learned(NamedTuple):
@@ -45,9 +49,12 @@ class DeviceModel(Protocol):
     """What the pipeline asks of a model; every method may be called from any thread."""
 
     name: str  # of the encoder; "" without one
+    bottlenecks: tuple[int, ...]  # blocks that carry one
 
     @property
     def revision(self) -> str: ...
+    def ready_for(self, cut: Cut) -> bool: ...
+    def bottleneck(self, k: int) -> Bottleneck: ...
     def forward_to(self, features: np.ndarray, k: int) -> Forward: ...
     def finish(self, crossing: Crossing, k: int, features: np.ndarray) -> Forward: ...
     def remember(self, features: np.ndarray, z: np.ndarray | None, index: int, *, continuous: bool) -> None: ...
@@ -64,11 +71,20 @@ class NoEncoder:
 
     name = ""
     revision = ""
+    bottlenecks: tuple[int, ...] = ()
 
     def __init__(self, settings: EdgeSettings) -> None:
         self._mixture = GaussianMixture(settings.learner.components, settings.encoder.embedding_dim)
         self._lock = threading.Lock()
         self._last = float("nan")
+
+    def ready_for(self, cut: Cut) -> bool:
+        """Block 0 only."""
+        return cut.block == 0
+
+    def bottleneck(self, k: int) -> Bottleneck:
+        """None here."""
+        raise CutError(f"got a bottleneck cut at block {k} on a device without an encoder, expected one at block 0")
 
     def forward_to(self, features: np.ndarray, k: int) -> Forward:
         """Block 0 only; the uncertainty is that of the last result."""
@@ -145,6 +161,7 @@ class EncoderModel:
         encoder = make_encoder(settings.encoder)
         self.name = settings.encoder.name
         self.num_blocks = encoder.num_blocks
+        self.bottlenecks = tuple(encoder.bottlenecks)
         self._learner: EdgeLearner = EdgeLearner(encoder, settings.learner, seed=settings.training.seed)
         self._revision = revision_of(self._learner.base)
         self._lock = threading.RLock()
@@ -162,6 +179,19 @@ class EncoderModel:
         """The learner itself, for evaluation after a run."""
         return self._learner
 
+    def ready_for(self, cut: Cut) -> bool:
+        """Whether the present weights can do a cut: its bottleneck, or the early exit's head, must be fitted."""
+        with self._lock:
+            key = self._learner.key
+            if cut.encoding is Encoding.BOTTLENECK_INT8:
+                bottleneck = key.bottlenecks.get(cut.block)
+                return bottleneck is not None and bottleneck.fitted
+            return cut.encoding is not Encoding.EXIT_FP16 or key.exit_fitted(cut.block)
+
+    def bottleneck(self, k: int) -> Bottleneck:
+        """What a map after block k is narrowed by; raises CutError where the encoder has none."""
+        return self._learner.key.bottlenecks[k]
+
     def forward_to(self, features: np.ndarray, k: int) -> Forward:
         """Blocks 1..k of the key encoder; the uncertainty comes from the embedding, before the last block from the
         early exit. v1's costs the k blocks once more, for an augmented copy."""
@@ -170,7 +200,7 @@ class EncoderModel:
             if k == self.num_blocks:
                 return self._embedded(crossing.h, features)
             early = self._learner.key.exit_embedding(crossing, k)[0].numpy()
-            return Forward(crossing, None, self._learner.uncertainty(early, features, k))
+            return Forward(crossing, None, self._learner.uncertainty(early, features, k), early)
 
     def finish(self, crossing: Crossing, k: int, features: np.ndarray) -> Forward:
         """Blocks k+1..L for a window [f, t] that crosses as an embedding after all."""

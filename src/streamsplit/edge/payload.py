@@ -17,7 +17,7 @@ from streamsplit.wire.media import Encoding, Resolution
 from streamsplit.wire.types import FrameType
 
 if TYPE_CHECKING:
-    from streamsplit.encoders.crossing import Crossing
+    from streamsplit.encoders.crossing import Crossing, Transform
 
 HOP_SAMPLES = 160
 CONTEXT_SAMPLES = 240  # an analysis window of 400 samples reaches this far beyond its hop
@@ -75,15 +75,15 @@ def pack_input(window: Window, encoding: Encoding, new_frames: int) -> Packed:
     return Packed(FrameType.FEATURES, pack_features(window.features[:, -frames:], encoding), new_frames)
 
 
-def pack_activation(crossing: Crossing, encoding: Encoding) -> Packed:
-    """Between the blocks."""
+def pack_activation(crossing: Crossing, encoding: Encoding, through: Transform | None = None) -> Packed:
+    """Between the blocks; BOTTLENECK_INT8 crosses `through` the encoder's bottleneck."""
     from streamsplit.encoders.crossing import pack_crossing  # needs torch, as whoever made the crossing had
 
-    return Packed(FrameType.FEATURES, pack_crossing(crossing, encoding), 0)
+    return Packed(FrameType.FEATURES, pack_crossing(crossing, encoding, through), 0)
 
 
 def pack_result(z: np.ndarray, encoding: Encoding) -> Packed:
-    """After the last block: the embedding [d]."""
+    """An embedding [d]: after the last block the window's own, EXIT_FP16 that of an early exit."""
     if encoding is Encoding.NONE:
         raise CutError("a cut that sends nothing has no payload")
     return Packed(FrameType.EMBEDDING, pack_embedding(z, encoding), 0)

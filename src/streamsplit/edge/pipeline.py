@@ -15,6 +15,7 @@ from streamsplit.edge.model import DeviceModel, Forward
 from streamsplit.edge.payload import Packed, PieceChain, pack_activation, pack_input, pack_result
 from streamsplit.edge.readings import Readings
 from streamsplit.errors import CutError
+from streamsplit.splitting.confidence import ExitRule
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.decision import Decision, Policy
 from streamsplit.splitting.device import DeviceProfile
@@ -24,7 +25,7 @@ from streamsplit.splitting.table import CutTable
 from streamsplit.splitting.transmission import GateDecision, Transmission, UncertaintyGate
 from streamsplit.weights.revision import revision_prefix
 from streamsplit.wire.frame import HEADER_BYTES
-from streamsplit.wire.media import Encoding, MediaFlag, MediaHeader, pack_media
+from streamsplit.wire.media import Encoding, MediaFlag, MediaHeader, Resolution, pack_media
 from streamsplit.wire.types import FrameType
 
 T = TypeVar("T")
@@ -77,7 +78,10 @@ class WindowPipeline:
     """One device's windows, one after the other.
 
     The policy chooses from the table with the uncertainty of the window before (this one's is not known before it is
-    computed); the gate then decides with this window's own. `accepted` must be called for a window that got into the
+    computed); the gate then decides with this window's own. Rows that the device's encoder has no bottleneck for are
+    left out of the table; those whose bottleneck or early exit is not fitted yet come in with the revision that fits
+    them. A cut at an early exit holds for windows that the exit is sure of; others are computed to the end and cross
+    as their embedding. `accepted` must be called for a window that got into the
     queue: what block 0 leaves out of the next one depends on it.
     """
 
@@ -89,9 +93,12 @@ class WindowPipeline:
         gate: UncertaintyGate,
         worker: Worker,
         chain: PieceChain,
+        exit_rule: ExitRule | None = None,
     ) -> None:
         self.model, self.policy, self.gate, self.worker, self.chain = model, policy, gate, worker, chain
-        self.table = table if model.name else table.only([cut for cut in table.cuts if cut.block == 0])
+        self.exit_rule = exit_rule or ExitRule()
+        self.table = table.supported(model.bottlenecks if model.name else None)
+        self._ready: tuple[str, CutTable] | None = None  # of which revision, the rows that it can do
         self.skipped = 0  # windows kept since the last one that was accepted for sending
         self._starts = False  # a stretch of sound began with this window, or with one kept since the last one sent
         self._window_offset = 0
@@ -112,7 +119,9 @@ class WindowPipeline:
         self._starts |= window.new_frames > self.chain.stride_frames
         observation = observe(around, self._uncertainty, self._last_cut)
         decision = self._decide(observation)
-        (forward, cut, gate, packed), spent = self.worker.run(lambda: self._compute(window, decision.cut, observation))
+        (forward, cut, gate, packed, remark), spent = self.worker.run(
+            lambda: self._compute(window, decision.cut, observation)
+        )
         self._last_cut = decision.cut
         if math.isfinite(forward.uncertainty):
             self._uncertainty = forward.uncertainty
@@ -129,7 +138,8 @@ class WindowPipeline:
             payload = pack_media(header, packed.payload)
             frame_bytes = HEADER_BYTES + len(payload)
         return Outcome(
-            window=index, cut=cut, reason=decision.reason if gate.action is Transmission.SEND else gate.reason,
+            window=index, cut=cut,
+            reason=decision.reason + remark if gate.action is Transmission.SEND else gate.reason,
             action=gate.action if packed is not None else Transmission.KEEP,
             frame_type=packed.frame_type if packed is not None else FrameType.FEATURES,
             payload=payload, z=forward.z, uncertainty=forward.uncertainty, threshold=gate.threshold,
@@ -150,21 +160,46 @@ class WindowPipeline:
         self.chain.break_off()
 
     def _decide(self, observation: Observation) -> Decision:
-        return self.policy.decide(observation, self.table)
+        ready = self._ready_table()
+        try:
+            return self.policy.decide(observation, ready)
+        except CutError:
+            if ready.cuts == self.table.cuts:
+                raise
+            return self.policy.decide(observation, self.table)  # it names a cut that waits for its fit: see `_compute`
+
+    def _ready_table(self) -> CutTable:
+        """The rows that the model's present revision can do."""
+        revision = self.model.revision
+        if self._ready is None or self._ready[0] != revision:
+            cuts = [cut for cut in self.table.cuts if self.model.ready_for(cut)]
+            whole = len(cuts) in (0, len(self.table.cuts))
+            self._ready = (revision, self.table if whole else self.table.only(cuts))
+            self.exit_rule.restart()
+        return self._ready[1]
 
     def _compute(
         self, window: Window, cut: Cut, observation: Observation
-    ) -> tuple[Forward, Cut, GateDecision, Packed | None]:
-        """What the device really does for the window; returns what was computed, the cut it ended at, and the bytes."""
+    ) -> tuple[Forward, Cut, GateDecision, Packed | None, str]:
+        """What the device really does for the window; returns what was computed, the cut it ended at, the bytes, and
+        a remark where it is not the cut that was chosen."""
         forward = self.model.forward_to(window.features, cut.block)
+        sure = forward.early is not None and window.resolution is Resolution.FULL  # exits are fitted at full resolution
+        sure = sure and self.exit_rule.confident(cut.block, forward.uncertainty)
         if not cut.sends:
-            return forward, cut, GateDecision(Transmission.KEEP, math.nan, "the policy keeps it"), None
+            return forward, cut, GateDecision(Transmission.KEEP, math.nan, "the policy keeps it"), None, ""
         gate = self.gate.decide(observation._replace(uncertainty=forward.uncertainty))
         if gate.action is Transmission.KEEP:
-            return forward, cut, gate, None
+            return forward, cut, gate, None, ""
+        remark = ""
         if gate.action is Transmission.EMBEDDING_ONLY:
             forward, cut = self._reduce(window, forward, cut)
-        return forward, cut, gate, self._pack(window, forward, cut)
+        elif cut.encoding is Encoding.BOTTLENECK_INT8 and not self.model.ready_for(cut):
+            cut, remark = cut._replace(encoding=Encoding.INT8), "; the bottleneck is not fitted yet"
+        elif cut.encoding is Encoding.EXIT_FP16 and not (sure and self.model.ready_for(cut)):
+            remark = f"; the exit after block {cut.block} is not sure"
+            forward, cut = self._reduce(window, forward, cut)
+        return forward, cut, gate, self._pack(window, forward, cut), remark
 
     def _reduce(self, window: Window, forward: Forward, cut: Cut) -> tuple[Forward, Cut]:
         """The least that can stand for the window: its embedding, or without an encoder the smallest cut there is."""
@@ -180,9 +215,12 @@ class WindowPipeline:
             return pack_input(window, cut.encoding, self.chain.new_frames(window, cut.encoding))
         if forward.z is not None:
             return pack_result(forward.z, cut.encoding)
-        if forward.crossing is None:
+        if forward.crossing is None or forward.early is None:
             raise CutError(f"got cut {cut} on a device without an encoder, expected one at block 0")
-        return pack_activation(forward.crossing, cut.encoding)
+        if cut.encoding is Encoding.EXIT_FP16:
+            return pack_result(forward.early, cut.encoding)
+        through = self.model.bottleneck(cut.block) if cut.encoding is Encoding.BOTTLENECK_INT8 else None
+        return pack_activation(forward.crossing, cut.encoding, through)
 
     def _header(
         self, window: Window, index: int, cut: Cut, packed: Packed, uncertainty: float, edge_ms: float

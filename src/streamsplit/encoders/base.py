@@ -110,6 +110,13 @@ class SplitEncoder(nn.Module):
         partial = self._readout(0)(_normalise_input(crossing.h)[:, 0]) if k == 0 else crossing.partial
         return functional.normalize(self.exits[self.exit_index(k)](partial), dim=1)
 
+    def exit_fitted(self, k: int) -> bool:
+        """False while the head of the early exit after block k is the identity that it starts as; True at k = L."""
+        if k == self.num_blocks:
+            return True
+        weight = self.exit_heads()[self.exit_index(k)].weight
+        return not torch.equal(weight, torch.eye(len(weight), device=weight.device))
+
     def exit_index(self, k: int) -> int:
         """Which head in `exits` serves an early exit after block k < L: one per depth of readouts passed."""
         return sum(0 < site.block <= k for site in self.sites[:-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,8 @@ from streamsplit.errors import CutError
 if TYPE_CHECKING:
     from streamsplit.encoders.base import SplitEncoder
 
+_BATCH = 32
+_FEWEST_FRAMES = 8  # enough to see the number of channels
 RECONSTRUCTION_WEIGHT = 0.1  # of the map's relative squared error beside the embedding's 1 - cosine
 
 
@@ -30,6 +32,11 @@ class Bottleneck(nn.Module):
         self.narrow = narrow if narrow is not None else max(1, channels // 4)
         self.down = nn.Conv2d(channels, self.narrow, 1)
         self.up = nn.Conv2d(self.narrow, channels, 1)
+
+    @property
+    def fitted(self) -> bool:
+        """False while it is all zeros, as it starts in a new encoder: nothing may cross through it then."""
+        return bool(self.down.weight.any())
 
     def compress(self, h: Tensor) -> Tensor:
         """[b, c, f, t] to [b, c / 4, f, t]; raises CutError on another channel count."""
@@ -47,8 +54,8 @@ class Bottleneck(nn.Module):
     def _through(layer: nn.Conv2d, h: Tensor, channels: int) -> Tensor:
         if h.dim() != 4 or h.shape[1] != channels:
             raise CutError(f"got a map of shape {tuple(h.shape)}, expected [b, {channels}, f, t] for this bottleneck")
-        result: Tensor = layer(h)
-        return result
+        result: Tensor = layer(h.to(layer.weight.device))
+        return result.to(h.device)  # what crosses is packed and unpacked on the host, the encoder may be on a GPU
 
 
 class Bottlenecks(nn.Module):
@@ -88,6 +95,36 @@ class Bottlenecks(nn.Module):
         return k
 
 
+def add_bottlenecks(encoder: SplitEncoder, blocks: Iterable[int]) -> None:
+    """Registers an unfitted bottleneck after each of these blocks; raises CutError for one outside 1..L-1.
+
+    They are zeros: the encoder's starting weights stay what its seed makes them, and `fitted` tells them apart.
+    """
+    wanted = sorted(set(blocks))
+    if not wanted:
+        return
+    for k in wanted:
+        _check_between(encoder, k)
+    shapes = [cost.output_shape for cost in encoder.block_costs(t=_FEWEST_FRAMES)]
+    for k in wanted:
+        with torch.random.fork_rng(devices=[]):
+            bottleneck = Bottleneck(shapes[k - 1][0])
+        with torch.no_grad():
+            for parameter in bottleneck.parameters():
+                parameter.zero_()
+        encoder.bottlenecks[k] = bottleneck.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def fit_bottlenecks(encoder: SplitEncoder, windows: np.ndarray) -> None:
+    """Sets all of the encoder's bottlenecks, in place, to the best linear narrowing of their maps' channels.
+
+    `windows` [n, f, t] are log-mel. Closed form, as the projection's start (`projection.fit_projection`) and the early
+    exits are; it depends on the blocks alone, not on the projection. Raises CutError without a window.
+    """
+    for k in encoder.bottlenecks:
+        _start_from_principal_directions(encoder.bottlenecks[k], *_channel_moments(encoder, k, windows))
+
+
 def fit_bottleneck(
     encoder: SplitEncoder,
     k: int,
@@ -103,14 +140,13 @@ def fit_bottleneck(
     Starts from the least-squares optimum (principal directions of the channels), then `steps` Adam steps bring the
     embedding behind it close to the encoder's own, which stays as it is. Raises CutError for k outside 1..L-1.
     """
-    if not 0 < k < encoder.num_blocks:
-        raise CutError(f"got block {k}, expected 1..{encoder.num_blocks - 1}: only maps between blocks are narrowed")
+    _check_between(encoder, k)
     x = torch.from_numpy(np.asarray(windows, np.float32))
     with torch.no_grad():
         whole = encoder.forward_to(x, k)
         target = encoder.forward_from(whole, k)
     bottleneck = Bottleneck(whole.h.shape[1])
-    _start_from_principal_directions(bottleneck, whole.h)
+    _start_from_principal_directions(bottleneck, *_channel_moments(encoder, k, windows))
     optimiser = torch.optim.Adam(bottleneck.parameters(), lr=rate)
     rng = np.random.default_rng(seed)
     power = whole.h.square().mean()
@@ -132,11 +168,32 @@ def fit_bottleneck(
     return bottleneck
 
 
-def _start_from_principal_directions(bottleneck: Bottleneck, h: Tensor) -> None:
-    """The linear autoencoder over channels with the least squared error on h [n, c, f, t]."""
-    pixels = h.permute(0, 2, 3, 1).reshape(-1, bottleneck.channels).double()
-    mean = pixels.mean(0)
-    covariance = (pixels - mean).T @ (pixels - mean) / len(pixels)
+def _check_between(encoder: SplitEncoder, k: int) -> None:
+    if not 0 < k < encoder.num_blocks:
+        raise CutError(f"got block {k}, expected 1..{encoder.num_blocks - 1}: only maps between blocks are narrowed")
+
+
+def _channel_moments(encoder: SplitEncoder, k: int, windows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean [c] and covariance [c, c] of the channels after block k over all places of all windows [n, f, t]."""
+    if not len(windows):
+        raise CutError("got no windows to fit a bottleneck to, expected at least one")
+    device = next(encoder.parameters()).device
+    total: Tensor | float = 0.0
+    products: Tensor | float = 0.0
+    count = 0
+    with torch.no_grad():
+        for start in range(0, len(windows), _BATCH):
+            x = torch.from_numpy(np.asarray(windows[start : start + _BATCH], np.float32)).to(device)
+            h = encoder.forward_to(x, k).h
+            pixels = h.permute(0, 2, 3, 1).reshape(-1, h.shape[1]).double()
+            total, products, count = total + pixels.sum(0), products + pixels.T @ pixels, count + len(pixels)
+    assert isinstance(total, Tensor) and isinstance(products, Tensor)
+    mean = total / count
+    return mean, products / count - torch.outer(mean, mean)
+
+
+def _start_from_principal_directions(bottleneck: Bottleneck, mean: Tensor, covariance: Tensor) -> None:
+    """The linear autoencoder over channels with the least squared error on maps of these moments."""
     _, vectors = torch.linalg.eigh(covariance)
     basis = vectors[:, -bottleneck.narrow :].T  # [narrow, c]
     with torch.no_grad():

@@ -1,8 +1,9 @@
 """What crosses a cut inside the encoder, and its bytes.
 
-Payload, little-endian: encoding u8 (wire.media.Encoding: FP32, FP16 or INT8), flags u8 (bit 0: h was narrowed by a
-bottleneck), then u16 c, f, t, d; INT8 only: one f32 scale per tensor; then h in c, f, t order (f32, f16 or i8), then
-the partial sum [d] (f32 with FP32, else f16).
+Payload, little-endian: encoding u8 (wire.media.Encoding: FP32, FP16, INT8 or BOTTLENECK_INT8), flags u8 (bit 0: h was
+narrowed by a bottleneck; always set with BOTTLENECK_INT8, never with the others), then u16 c, f, t, d; INT8 and
+BOTTLENECK_INT8 only: one f32 scale per tensor; then h in c, f, t order (f32, f16 or i8; BOTTLENECK_INT8: the narrowed
+one), then the partial sum [d] (f32 with FP32, else f16).
 
 Errors per value: FP32 none; FP16 |error| <= max(|h| 2^-11, 2^-25) (round to nearest); INT8 |error| <= max|h| / 254
 of that window's map (half a step; symmetric, so 0 stays 0), up to float32 rounding. Measured on synthetic scenes, at
@@ -54,10 +55,14 @@ class Transform(Protocol):
 
 
 def pack_crossing(crossing: Crossing, encoding: Encoding, through: Transform | None = None) -> bytes:
-    """Bytes of one window's crossing (b = 1), narrowed by `through` (`encoder.bottlenecks.get(k)`) if given.
+    """Bytes of one window's crossing (b = 1); BOTTLENECK_INT8 narrows it by `through` (`encoder.bottlenecks[k]`).
 
-    Raises CutError on NaN or infinite values, a batch other than 1, and encodings that are not for activations.
+    Raises CutError on NaN or infinite values, a batch other than 1, encodings that are not for activations, and a
+    bottleneck with any other encoding.
     """
+    if (encoding is Encoding.BOTTLENECK_INT8) != (through is not None):
+        given = "no bottleneck" if through is None else "a bottleneck"
+        raise CutError(f"got {given} for {Encoding(encoding).label}, expected one with bottleneck-int8 and only there")
     if crossing.h.dim() != 4 or crossing.h.shape[0] != 1 or crossing.partial.shape[0] != 1:
         raise CutError(
             f"got h {tuple(crossing.h.shape)}, expected [1, c, f, t]; pack one window at a time, and embeddings with "
@@ -87,8 +92,10 @@ def unpack_crossing(data: bytes | bytearray | memoryview, through: Transform | N
     if code not in _WIDTHS:
         raise CutError(f"got activation encoding {code}, expected one of {sorted(int(e) for e in _WIDTHS)}")
     encoding = Encoding(code)
-    if flags & ~BOTTLENECK_FLAG:
-        raise CutError(f"got flags {flags:#x}, expected 0 or {BOTTLENECK_FLAG}")
+    if flags != (BOTTLENECK_FLAG if encoding is Encoding.BOTTLENECK_INT8 else 0):
+        raise CutError(
+            f"got flags {flags:#x} with {encoding.label}, expected {BOTTLENECK_FLAG} with bottleneck-int8 only"
+        )
     if bool(flags) != (through is not None):
         sent, here = ("narrowed", "no bottleneck is") if flags else ("not narrowed", "a bottleneck is")
         raise CutError(f"the map was {sent} by its sender, but {here} registered for this cut")
@@ -129,6 +136,7 @@ _WIDTHS = {
     Encoding.FP32: _Widths(0, 4, 4),
     Encoding.FP16: _Widths(0, 2, 2),
     Encoding.INT8: _Widths(_SCALE.size, 1, 2),
+    Encoding.BOTTLENECK_INT8: _Widths(_SCALE.size, 1, 2),
 }
 
 
@@ -138,15 +146,15 @@ def _pack_values(values: np.ndarray, encoding: Encoding) -> bytes:
         return values.astype("<f4").tobytes()
     if encoding is Encoding.FP16:
         return _half(values, "map")
-    if encoding is Encoding.INT8:
+    if encoding in (Encoding.INT8, Encoding.BOTTLENECK_INT8):
         scale = np.float32(np.abs(values).max() / _LEVELS)
         steps = np.rint(values / scale) if scale > 0 else np.zeros_like(values)
         return _SCALE.pack(scale) + np.clip(steps, -_LEVELS, _LEVELS).astype(np.int8).tobytes()
-    raise CutError(f"got encoding {Encoding(encoding).label}, expected fp32, fp16 or int8")
+    raise CutError(f"got encoding {Encoding(encoding).label}, expected fp32, fp16, int8 or bottleneck-int8")
 
 
 def _unpack_values(view: memoryview, encoding: Encoding) -> np.ndarray:
-    if encoding is Encoding.INT8:
+    if encoding in (Encoding.INT8, Encoding.BOTTLENECK_INT8):
         scale = _SCALE.unpack_from(view)[0]
         if not 0 <= scale < np.finfo(np.float32).max / 128:
             raise CutError(f"got INT8 scale {scale}, expected a finite number of at least 0")

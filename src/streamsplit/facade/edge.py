@@ -105,19 +105,22 @@ class EdgeModule:
         with self._lock:
             index = self.next_window
             self.next_window += 1
+            cut = self._possible(cut)
             crossing = self.learner.encode_to(window.features, cut.block)
             finished = cut.block == self.num_blocks
             z = crossing.h if finished else self.learner.key.exit_embedding(crossing, cut.block)
             embedding = z[0].detach().numpy()
             uncertainty = self.learner.uncertainty(embedding, window.features, cut.block)
             packed: Packed | None = None
-            if finished and cut.sends:
+            if (finished or cut.encoding is Encoding.EXIT_FP16) and cut.sends:
                 packed = pack_result(embedding, cut.encoding)
             elif cut.block == 0:
                 new_frames = window.new_frames if alone else self.chain.new_frames(window, cut.encoding)
                 packed = pack_input(window, cut.encoding, new_frames)
             elif cut.sends:
-                packed = pack_activation(crossing, cut.encoding)
+                narrowed = cut.encoding is Encoding.BOTTLENECK_INT8
+                through = self.learner.key.bottlenecks[cut.block] if narrowed else None
+                packed = pack_activation(crossing, cut.encoding, through)
             if alone:
                 self.chain.break_off()
             else:
@@ -134,6 +137,17 @@ class EdgeModule:
             output["payload"] = pack_media(self._header(window, index, cut, packed, uncertainty), packed.payload)
             output["frame_type"] = packed.frame_type.name
         return output
+
+    def _possible(self, cut: Cut) -> Cut:
+        """The cut, or the plain one of its kind where its bottleneck or early exit is missing or not fitted yet."""
+        key = self.learner.key
+        if cut.encoding is Encoding.BOTTLENECK_INT8:
+            bottleneck = key.bottlenecks.get(cut.block)
+            if bottleneck is None or not bottleneck.fitted:
+                return cut._replace(encoding=Encoding.INT8)
+        if cut.encoding is Encoding.EXIT_FP16 and not key.exit_fitted(cut.block):
+            return Cut(self.num_blocks, Encoding.EMBEDDING_FP16)
+        return cut
 
     def _process(self, features: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
         started = time.perf_counter()

@@ -24,7 +24,7 @@ from streamsplit.refinement.refiner import Published, Refiner, RefineReport
 from streamsplit.refinement.settings import RefinerSettings
 from streamsplit.server.assembler import Assembler
 from streamsplit.server.settings import SignalSettings
-from streamsplit.wire.media import MediaHeader, unpack_media
+from streamsplit.wire.media import Encoding, MediaHeader, unpack_media
 
 
 class ServerModule:
@@ -107,7 +107,8 @@ class ServerModule:
         device = str(edge_output.get("device_id", self.config.device_id))
         revision = str(edge_output.get("revision", self.revision))
         with self._lock:
-            if media.block == self.refiner.encoder.num_blocks:
+            encoding = Encoding(media.encoding)
+            if media.block == self.refiner.encoder.num_blocks or encoding is Encoding.EXIT_FP16:
                 z = unpack_embedding(payload)
                 z = np.asarray(z / max(float(np.linalg.norm(z)), 1e-12), np.float32)
                 self.refiner.add(device, media.window, embedding=z, revision=revision)
@@ -116,7 +117,9 @@ class ServerModule:
                 z = self._complete(features, 0, self.revision)
                 self.refiner.add(device, media.window, features=features, embedding=z, revision=self.revision)
             else:
-                crossing = unpack_crossing(payload)
+                narrowed = encoding is Encoding.BOTTLENECK_INT8
+                through = self.refiner.known_encoder(revision).bottlenecks[media.block] if narrowed else None
+                crossing = unpack_crossing(payload, through)
                 z = self._complete(crossing, media.block, revision)
                 self.refiner.add(
                     device, media.window, crossing=crossing, block=media.block, embedding=z, revision=revision

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.bottleneck import fit_bottlenecks
 from streamsplit.encoders.crossing import Crossing
 from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduced
 from streamsplit.errors import EncoderError, RevisionError
@@ -231,7 +232,7 @@ class Refiner:
         )  # fmt: skip
 
     def warm_start(self) -> bool:
-        """Fits the readout's projection (half-whitened PCA) and the exits to the collected windows, once.
+        """Fits the readout's projection (half-whitened PCA), exits and bottlenecks to the collected windows, once.
 
         False until `warm_start_windows` full-resolution windows are there, and after it was done. The next revision
         breaks the embedding space; what was collected in the old one is dropped, features stay.
@@ -245,6 +246,7 @@ class Refiner:
         fit_projection(self.encoder, windows, int(self.random.integers(2**31)))
         fit_exits(self.encoder, windows)
         fit_reduced(self.encoder, windows)
+        fit_bottlenecks(self.encoder, windows)
         self.warm_started = self.breaks_space = True
         self.space += 1
         self.teacher = frozen_copy(self.encoder)
@@ -255,7 +257,7 @@ class Refiner:
         return True
 
     def publish(self) -> Published:
-        """Makes the master weights a revision: merges what devices learned, refits the exits, packs delta and full.
+        """Makes the master weights a revision: merges what devices learned, refits exits and bottlenecks, packs both.
 
         Without anything new, or when the embeddings have collapsed (then the master goes back to the last revision),
         the last revision comes again, with the reason in `note`.
@@ -278,6 +280,7 @@ class Refiner:
             if self.warm_started and len(windows) >= 64:
                 fit_exits(self.encoder, windows)
                 fit_reduced(self.encoder, windows)
+                fit_bottlenecks(self.encoder, windows)
         new = encoder_weights(self.encoder)
         if not all(np.isfinite(array).all() for array in new.values()):
             return self._roll_back(last, "weights became NaN or infinite")

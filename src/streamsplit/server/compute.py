@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from streamsplit.encoders.crossing import BOTTLENECK_FLAG, Crossing, stack_crossings, unpack_crossing
+from streamsplit.encoders.crossing import Crossing, stack_crossings, unpack_crossing
 from streamsplit.encoders.embedding_codec import unpack_embedding
 from streamsplit.errors import CutError, ProtocolError, StreamSplitError
 from streamsplit.learning.mixture import GaussianMixture
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class _Prepared(NamedTuple):
-    """A window that decoded: what is left is blocks k+1..L, or nothing where k = L."""
+    """A window that decoded: what is left is blocks k+1..L, or nothing where an embedding came."""
 
     job: Job
     header: MediaHeader
@@ -241,12 +241,11 @@ class ComputeWorker:
             raise ProtocolError(
                 "unknown_revision", f"got features of revision {header.revision:08x}, expected {current.revision[:8]}"
             )
-        if header.block == depth:
-            return _Prepared(job, header, served, None, _checked(unpack_embedding(payload), current), None)
         if len(payload) > 1 and payload[0] != header.encoding:
             raise ProtocolError("bad_media", f"got encoding {payload[0]} inside a payload of {header.encoding}")
-        narrowed = len(payload) > 1 and bool(payload[1] & BOTTLENECK_FLAG)
-        through = served.encoder.bottlenecks.get(header.block) if narrowed else None
+        if header.block == depth or encoding is Encoding.EXIT_FP16:  # nothing left to do, or nothing to do it with
+            return _Prepared(job, header, served, None, _checked(unpack_embedding(payload), current), None)
+        through = served.encoder.bottlenecks[header.block] if encoding is Encoding.BOTTLENECK_INT8 else None
         with torch.inference_mode():
             crossing = unpack_crossing(bytes(payload), through)
         expected = self.shelf.crossing_shape(header.block, resolution, self._window_frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from streamsplit.errors import CutError
@@ -9,13 +10,14 @@ from streamsplit.wire.media import Encoding
 
 AUDIO_ENCODINGS = (Encoding.PCM16, Encoding.OPUS24)
 FEATURE_ENCODINGS = (Encoding.LOGMEL_FP16, Encoding.LOGMEL_INT8)
-ACTIVATION_ENCODINGS = (Encoding.FP32, Encoding.FP16, Encoding.INT8)
+ACTIVATION_ENCODINGS = (Encoding.FP32, Encoding.FP16, Encoding.INT8, Encoding.BOTTLENECK_INT8)
+BETWEEN_ENCODINGS = (*ACTIVATION_ENCODINGS, Encoding.EXIT_FP16)  # at 0 < k < L
 EMBEDDING_ENCODINGS = (Encoding.EMBEDDING_FP16, Encoding.EMBEDDING_INT8, Encoding.NONE)
 
 
 class Cut(NamedTuple):
-    """Block index k in 0..L and the encoding of what crosses: k = 0 audio or features, 0 < k < L activations,
-    k = L the embedding or nothing."""
+    """Block index k in 0..L and the encoding of what crosses: k = 0 audio or features, 0 < k < L activations or the
+    early exit's embedding, k = L the embedding or nothing."""
 
     block: int
     encoding: Encoding
@@ -46,7 +48,7 @@ class Cut(NamedTuple):
             if self.block == 0
             else EMBEDDING_ENCODINGS
             if self.block == num_blocks
-            else ACTIVATION_ENCODINGS
+            else BETWEEN_ENCODINGS
         )
         if self.encoding not in allowed:
             names = ", ".join(encoding.label for encoding in allowed)
@@ -54,8 +56,14 @@ class Cut(NamedTuple):
         return self
 
 
-def all_cuts(num_blocks: int) -> list[Cut]:
-    """Every cut of an encoder with `num_blocks` blocks, shallow to deep."""
+def all_cuts(num_blocks: int, bottlenecks: Iterable[int] = ()) -> list[Cut]:
+    """Every cut of an encoder with `num_blocks` blocks and bottlenecks after some of them, shallow to deep."""
+    narrowed = set(bottlenecks)
     cuts = [Cut(0, encoding) for encoding in AUDIO_ENCODINGS + FEATURE_ENCODINGS]
-    cuts += [Cut(k, encoding) for k in range(1, num_blocks) for encoding in ACTIVATION_ENCODINGS]
+    cuts += [
+        Cut(k, encoding)
+        for k in range(1, num_blocks)
+        for encoding in BETWEEN_ENCODINGS
+        if encoding is not Encoding.BOTTLENECK_INT8 or k in narrowed
+    ]
     return cuts + [Cut(num_blocks, encoding) for encoding in EMBEDDING_ENCODINGS]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from streamsplit.errors import CutError
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.device import DeviceProfile, device_profile
+from streamsplit.wire.media import Encoding
 
 TABLE_FORMAT = 2
 READABLE_FORMATS = (1, 2)  # 1 had neither accuracy nor fetch_bytes: they read as nan and 0
@@ -76,6 +77,17 @@ class CutTable(NamedTuple):
         """The same table with these cuts alone; raises CutError when one has no row or none is left."""
         kept = {self.row(cut).cut for cut in cuts}
         return make_table(self._replace(rows=tuple(row for row in self.rows if row.cut in kept)))
+
+    def supported(self, bottlenecks: Iterable[int] | None) -> CutTable:
+        """The rows that a device can do whose encoder has bottlenecks after these blocks; None: one without an encoder.
+
+        Raises CutError when none is left.
+        """
+        if bottlenecks is None:
+            return self.only([cut for cut in self.cuts if cut.block == 0])
+        blocks = set(bottlenecks)
+        kept = [cut for cut in self.cuts if cut.encoding is not Encoding.BOTTLENECK_INT8 or cut.block in blocks]
+        return self if len(kept) == len(self.rows) else self.only(kept)
 
     def for_device(self, device: DeviceProfile) -> CutTable:
         """The table as it would be on `device`: edge time scaled by the factors, energy by the device's model."""

@@ -21,8 +21,10 @@ class Encoding(IntEnum):
     FP32 = 16
     FP16 = 17
     INT8 = 18
+    BOTTLENECK_INT8 = 19  # the activation narrowed to a quarter of its channels by the encoder's own bottleneck
     EMBEDDING_FP16 = 32
     EMBEDDING_INT8 = 33
+    EXIT_FP16 = 34  # the early exit's embedding after block k, in place of the activation
 
     @property
     def label(self) -> str:
