@@ -12,7 +12,7 @@ import numpy as np
 
 from streamsplit.config import nearest
 from streamsplit.errors import ConfigError
-from streamsplit.network.trace import BandwidthTrace, make_trace
+from streamsplit.network.bandwidth import BandwidthTrace, make_trace
 
 TRAINING_DRIVES = (1, 2)
 VALIDATION_DRIVES = (3,)

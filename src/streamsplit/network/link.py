@@ -6,7 +6,7 @@ import math
 import random
 from bisect import bisect_right
 
-from streamsplit.network.trace import BandwidthTrace
+from streamsplit.network.bandwidth import BandwidthTrace
 
 _SEGMENT_BYTES = 1448  # of TCP over Ethernet-sized packets, with time stamps
 _LEAST_RTO_S = 0.2  # what Linux waits beyond the round trip before it repeats a segment unasked
