@@ -110,6 +110,7 @@ class SimulatedDevice:
         self.settings, self.table, self.profile, self.load = s, table, profile, load
         self.stride_s = s.stride_ms / 1000.0
         self.windows = windows if windows is not None else max(int(uplink.duration_s / self.stride_s), 1)
+        self.link_start_s = link_start_s
         self.uplink = LinkDirection(uplink, seed=seed, start_s=link_start_s)
         self.downlink = LinkDirection(uplink.scaled(DOWNLINK_FACTOR), seed=seed + 1, start_s=link_start_s)
         self.estimator = LinkEstimator()
@@ -122,10 +123,10 @@ class SimulatedDevice:
         self.throttled = False
         self.last_cut: Cut | None = None
         self._columns = _Columns(CutArrays.of(table))
-        self._load_start_s = load_start_s
-        self._shares: list[float] = load.share.tolist()
-        self._observed: list[float] = _smoothed(load.share, s.smoothing).tolist()
-        self._free_s = 0.0  # when the processor has done everything so far
+        self.load_start_s = load_start_s
+        self._shares = load.shares
+        self._observed = load.smoothed(s.smoothing)
+        self.free_s = 0.0  # when the processor has done everything so far
         self._own = 0.0  # share of all cores that our own work took lately
         self._sequence = 0
         self._unacked = 0
@@ -134,10 +135,10 @@ class SimulatedDevice:
         self._pinged_s = 0.0
         self._decided_s = 0.0
         self._observation = Observation()
-        self._chain = 0  # what the last sent window left at the server: 0 nothing to continue, 1 features, 2 audio
+        self.chain = 0  # what the window before left at the server: 0 nothing to continue, 1 features, 2 audio
         self._rng = np.random.default_rng(seed)
-        self._doubts = _autoregressive(self.windows + 1, s, self._rng)
-        self._waits_ms: list[float] = self._rng.exponential(s.server_wait_ms or 1e-9, self.windows).tolist()
+        self.doubts = _autoregressive(self.windows + 1, s, self._rng)
+        self.waits_ms: list[float] = self._rng.exponential(s.server_wait_ms or 1e-9, self.windows).tolist()
         self.estimator.on_rtt(self.uplink.rtt_ms(0.0), 0.0)  # the handshake
 
     @property
@@ -148,12 +149,12 @@ class SimulatedDevice:
     @property
     def now_s(self) -> float:
         """When the next window is decided: at its end, or later when the device is behind."""
-        return max(self.index * self.stride_s, self._free_s)
+        return max(self.index * self.stride_s, self.free_s)
 
     @property
     def doubt(self) -> float:
         """The next window's own uncertainty as a share, which the policy does not know yet."""
-        return self._doubts[self.index + 1]
+        return self.doubts[self.index + 1]
 
     def observe(self) -> Observation:
         """What a policy sees: the window before's uncertainty, monitored load, the link as estimated."""
@@ -163,7 +164,7 @@ class SimulatedDevice:
         link = self.estimator.estimate(now_ms)
         silent = self._unacked > 0 and now_ms - self._heard_s * 1000.0 > self.settings.silence_timeout_ms
         self._observation = Observation(
-            uncertainty=self._doubts[self.index] * self.settings.objective.full_uncertainty,
+            uncertainty=self.doubts[self.index] * self.settings.objective.full_uncertainty,
             cpu=self.cpu(now_s), memory=self.settings.memory, battery=self.battery, thermal=self.thermal,
             bandwidth_bps=link.bandwidth_bps, bandwidth_age_ms=link.bandwidth_age_ms, rtt_ms=link.rtt_ms,
             rtt_age_ms=link.rtt_age_ms, backlog_bytes=self._unacked, last_cut=self.last_cut, link_up=not silent,
@@ -173,7 +174,7 @@ class SimulatedDevice:
 
     def cpu(self, now_s: float) -> float:
         """What the load monitor shows, in [0, 1]."""
-        other = self._observed[int((now_s + self._load_start_s) / STEP_S) % len(self._observed)]
+        other = self._observed[int((now_s + self.load_start_s) / STEP_S) % len(self._observed)]
         return min(other + (1.0 - other) * self._own, 1.0)
 
     @property
@@ -210,14 +211,14 @@ class SimulatedDevice:
         cut = self.table.rows[action].cut
         if start_s - t_s > s.buffer_ms / 1000.0:
             what = self._lost()
-            self._chain = 0
+            self.chain = 0
             self._pass_time(0.0, 0.0)
             return Step(action, cut, what, self._reward(what), 0, 0, True, start_s)
         fetched, begin_s = self._fetch(action, start_s, lambda at, size: self.downlink.schedule(at, int(size))[0])
         if fetched:
             self.held_blocks = int(c.block[action])
         ready_s = self._computed_s(begin_s, c.edge_ms[action])
-        self._free_s = ready_s
+        self.free_s = ready_s
         result_s, up, down = ready_s, 0, fetched
         network_ms = math.nan
         if c.sends[action]:
@@ -225,7 +226,7 @@ class SimulatedDevice:
             down += answer
             result_s = self._send(action, ready_s, up, answer)
             network_ms = (result_s - ready_s) * 1000.0
-            self._chain = int(c.chain[action])
+        self.chain = c.chain[action]  # a window that stays here breaks the chain as well
         latency_ms = (result_s - t_s) * 1000.0
         experience = Experience(self._observation, cut, latency_ms, network_ms)
         if c.sends[action]:
@@ -274,19 +275,19 @@ class SimulatedDevice:
         """When `core_ms` of one idle core's work are done under the load of the rest."""
         speed = self.settings.throttle_speed if self.throttled else 1.0
         need_s, shares = core_ms / 1000.0, self._shares
-        at = start_s + self._load_start_s
+        at = start_s + self.load_start_s
         while True:
             index = int(at / STEP_S + 1e-9)
             capacity = max(1.0 - shares[index % len(shares)], LEAST_CAPACITY) * speed
             room_s = ((index + 1) * STEP_S - at) * capacity
             if room_s >= need_s:
-                return at + need_s / capacity - self._load_start_s
+                return at + need_s / capacity - self.load_start_s
             need_s -= room_s
             at = (index + 1) * STEP_S
 
     def _served_s(self, action: int, arrived_s: float) -> float:
         s = self.settings
-        return arrived_s + (self._waits_ms[self.index] + self._columns.server_ms[action] * s.server_load) / 1000.0
+        return arrived_s + (self.waits_ms[self.index] + self._columns.server_ms[action] * s.server_load) / 1000.0
 
     def _fetch(self, action: int, start_s: float, finish: Callable[[float, float], float]) -> tuple[int, float]:
         """(bytes to fetch, when computing can begin) for a cut deeper than the weights that are here."""
@@ -303,7 +304,7 @@ class SimulatedDevice:
         """What crosses: at block 0 the whole window unless the one before left its overlap at the server."""
         c = self._columns
         size = c.payload_bytes[action]
-        if c.chain[action] and self._chain < c.chain[action]:
+        if c.chain[action] and self.chain < c.chain[action]:
             size *= self.settings.length_ms / self.settings.stride_ms
         return int(size) + HEADER_BYTES + (8 if size < 65_000 else 14)
 
@@ -357,15 +358,6 @@ class _Columns:
         # A window's sound can continue sound only; its features can continue either.
         self.chain: list[int] = (arrays.input.astype(int) + arrays.audio).tolist()
         self.fetched_by_block = dict(zip(self.block, self.fetch_bytes, strict=True))
-
-
-def _smoothed(share: np.ndarray, weight: float) -> np.ndarray:
-    """What a monitor that smooths exponentially shows of a load; the recording's end runs into its start."""
-    shown, value = np.empty(len(share)), float(share.mean())
-    for index, seen in enumerate(share.tolist()):
-        value += weight * (seen - value)
-        shown[index] = value
-    return shown
 
 
 def _autoregressive(count: int, s: SimulationSettings, rng: np.random.Generator) -> list[float]:

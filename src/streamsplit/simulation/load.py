@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,12 +14,16 @@ STEP_S = 0.1
 FOLDER = Path(str(resources.files("streamsplit.simulation"))) / "loads"
 
 
-class LoadTrace(NamedTuple):
-    """Share of all cores taken by other work, a sample every `STEP_S`; repeats."""
+class LoadTrace:
+    """Share of all cores taken by other work, a sample every `STEP_S`; repeats. Made by `make_load`."""
 
-    share: np.ndarray  # [n], in [0, 1]
-    name: str = "load"
-    note: str = ""  # what the machine was doing
+    def __init__(self, share: np.ndarray, name: str = "load", note: str = "") -> None:
+        self.share = share  # [n], in [0, 1]
+        self.name = name
+        self.note = note  # what the machine was doing
+        self.shares: list[float] = share.tolist()
+        self._smoothed: dict[float, list[float]] = {}
+        self._scaled: dict[float, LoadTrace] = {}
 
     @property
     def duration_s(self) -> float:
@@ -29,7 +32,23 @@ class LoadTrace(NamedTuple):
 
     def at(self, t_s: float) -> float:
         """The share taken at a time."""
-        return float(self.share[int(t_s / STEP_S) % len(self.share)])
+        return self.shares[int(t_s / STEP_S) % len(self.shares)]
+
+    def scaled(self, factor: float) -> LoadTrace:
+        """The same work on a device that it keeps less busy; raises ConfigError when a share would pass 1."""
+        if factor not in self._scaled:
+            self._scaled[factor] = make_load(self.share * factor, self.name, self.note)
+        return self._scaled[factor]
+
+    def smoothed(self, weight: float) -> list[float]:
+        """What a monitor shows that smooths exponentially [n]; the recording's end runs into its start."""
+        if weight not in self._smoothed:
+            shown, value = [], float(self.share.mean())
+            for seen in self.shares:
+                value += weight * (seen - value)
+                shown.append(value)
+            self._smoothed[weight] = shown
+        return self._smoothed[weight]
 
 
 def constant_load(share: float) -> LoadTrace:

@@ -24,10 +24,11 @@ STATE_FEATURES = (
     "log10 energy of the full path in 100 mJ", "recent power in W",
 )  # fmt: skip
 WORST_COST = 12.0  # dearer than the cheapest by more than this is all the same
+COST_SCALE = 4.0  # costs are divided by this in the vector
 
 
 class FeatureBuilder:
-    """Vectors [len(STATE_FEATURES) + n] for one table and `cuts`, the n actions: states, then costs above the least.
+    """Vectors [len(STATE_FEATURES) + n] for a table and `cuts`, the n actions: state, then costs above the least.
 
     The costs are the greedy policy's expectation, so that a learned policy starts from what is known about every cut
     and learns what the expectation misses. Actions that the table lacks are masked.
@@ -64,17 +65,17 @@ class FeatureBuilder:
         last, depth = o.last_cut, self._depth
         kind = _kind(last, depth)
         state = (
-            given.doubt, float(not math.isfinite(o.uncertainty)), share(o.cpu), share(o.memory), share(o.battery),
+            given.doubt, not math.isfinite(o.uncertainty), share(o.cpu), share(o.memory), share(o.battery),
             share(o.thermal), _log10(given.bps / 1e6, -4.0, 4.0), known,
             _log10(max(min(o.bandwidth_age_ms, 1e6), 1.0) / 1000.0, -3.0, 3.0), _log10(given.rtt_ms / 100.0, -3.0, 3.0),
             math.log1p(min(given.backlog_ms, 1e7) / 100.0), math.log1p(min(o.backlog_bytes, 1e9) / 1000.0),
-            float(o.link_up), (last.block if last is not None else 0) / depth, float(kind == 0), float(kind == 1),
-            float(kind == 2), float(kind == 3), float(kind == 4), (o.blocks if o.blocks >= 0 else depth) / depth,
-            *self._statics, min(max(o.power_mw, 0.0) / 1000.0, 100.0),
+            o.link_up, (last.block if last is not None else 0) / depth, kind == 0, kind == 1, kind == 2, kind == 3,
+            kind == 4, (o.blocks if o.blocks >= 0 else depth) / depth, *self._statics,
+            min(max(o.power_mw, 0.0) / 1000.0, 100.0),
         )  # fmt: skip
         vector = np.empty(len(state) + len(self.cuts), np.float32)
         vector[: len(state)] = state
-        vector[len(state) :] = np.minimum(costs - costs.min(), WORST_COST)
+        vector[len(state) :] = np.minimum(costs - costs.min(), WORST_COST) / COST_SCALE
         return vector, costs
 
     def _spread(self, totals: Floats64) -> Floats64:

@@ -43,7 +43,7 @@ class ObjectiveSettings(Settings):
     unseen_certain: float = setting(0.2, low=0.0, high=1.0)  # share of `unseen` that remains at none
     latency_ms: float = setting(200.0, low=1e-3)
     energy_mj: float = setting(100.0, low=1e-3)
-    traffic_bytes: float = setting(16_000.0, low=1.0)  # half a second of PCM16
+    traffic_bytes: float = setting(1_500.0, low=1.0)  # half a second of Opus at 24 kbit/s
     deadline_ms: float = setting(1000.0, low=1.0)
     resources: float = setting(5.0, low=0.0)  # v1 only: per core that is busy all the time
     full_uncertainty: float = setting(math.log(64), low=1e-6)  # nats: entropy of 64 equal components

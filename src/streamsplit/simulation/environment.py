@@ -1,0 +1,217 @@
+"""The gymnasium environment: one episode is one device on one stretch of a trace, one step is one window's cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsplit.config import Settings, section, setting
+from streamsplit.errors import ConfigError, CutError
+from streamsplit.network.trace import BandwidthTrace
+from streamsplit.simulation.device import SimulatedDevice, SimulationSettings, Step
+from streamsplit.simulation.foresight import PerfectModel
+from streamsplit.simulation.load import LoadTrace
+from streamsplit.splitting.constraints import Constraints, ConstraintSettings
+from streamsplit.splitting.cut import Cut
+from streamsplit.splitting.decision import Decision
+from streamsplit.splitting.device import DEVICES, device_profile
+from streamsplit.splitting.expected import CutArrays
+from streamsplit.splitting.features import STATE_FEATURES, FeatureBuilder
+from streamsplit.splitting.greedy import GreedySettings
+from streamsplit.splitting.observation import Observation
+from streamsplit.splitting.table import CutTable
+
+BOUND = 100.0  # of every number in an observation
+LOAD_SCALES = 6  # how many strengths of each recorded load there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSettings(Settings):
+    """What an episode is drawn from. Every draw comes from the environment's own generator."""
+
+    simulation: SimulationSettings = section(SimulationSettings)
+    constraints: ConstraintSettings = section(ConstraintSettings)
+    devices: tuple[str, ...] = setting(("pi4", "pi-zero-2w", "jetson-nano", "m2"))
+    episode_windows: int = setting(240, low=2)
+    least_load: float = setting(0.1, low=0.0, high=1.0)  # the recorded load is scaled by a factor between these
+    most_load: float = setting(1.0, low=0.0, high=1.0)
+    most_server_load: float = setting(3.0, low=1.0)  # the server's time is scaled by 1 up to this
+    battery_share: float = setting(0.3, low=0.0, high=1.0)  # of the episodes run on a battery, at any level
+    battery_wh: float = setting(5.0, low=0.01)
+    fetching_share: float = setting(0.05, low=0.0, high=1.0)  # of the episodes begin without the deeper blocks' weights
+    relative: bool = setting(False)  # rewards less what an idle device would get: less noise, the same best policy
+
+    def check(self) -> None:
+        """Devices must be known, and the load's range not empty."""
+        for name in self.devices:
+            device_profile(name)
+        if not self.devices or self.least_load > self.most_load:
+            raise ConfigError(
+                f"got devices {self.devices}, load {self.least_load}..{self.most_load}; "
+                f"expected some of {', '.join(DEVICES)} and a range that is not empty"
+            )
+
+    @property
+    def greedy(self) -> GreedySettings:
+        """The expectation of this reward, as a policy counts it."""
+        s = self.simulation
+        return GreedySettings.from_objective(s.objective, s.stride_ms, deadline_ms=s.objective.deadline_ms)
+
+
+class SplitEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
+    """Observations [f + n + n]: state features, expected cost above the least of every action, and 1 for what may be
+    taken now (splitting/features.py). Action i takes `cuts[i]`; one that may not be taken is replaced by the cheapest
+    that may, and `info["masked"]` says so. Reward: splitting/objective.py, per window.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium's own name and type
+
+    def __init__(
+        self,
+        table: CutTable,
+        traces: Sequence[BandwidthTrace],
+        loads: Sequence[LoadTrace],
+        settings: EnvironmentSettings | None = None,
+        cuts: tuple[Cut, ...] | None = None,
+    ) -> None:
+        """`table` of any device: it is scaled to each of `settings.devices`. `cuts` default to `useful_cuts(table)`."""
+        if not traces or not loads:
+            raise ConfigError(f"got {len(traces)} traces and {len(loads)} loads, expected at least one of each")
+        self.settings = settings or EnvironmentSettings()
+        self.traces = list(traces)
+        scales = np.linspace(self.settings.least_load, self.settings.most_load, LOAD_SCALES)
+        self.loads = [load.scaled(float(scale)) for load in loads for scale in scales]
+        self.cuts = cuts or useful_cuts(table)
+        self._worlds: list[_World] = [_World(table, name, self.cuts, self.settings) for name in self.settings.devices]
+        n = len(self.cuts)
+        self.observation_space = gymnasium.spaces.Box(-BOUND, BOUND, (len(STATE_FEATURES) + 2 * n,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(n)
+        self._world = self._worlds[0]
+        self.device: SimulatedDevice | None = None
+        self._mask = np.ones(n, bool)
+        self._costs = np.zeros(n)
+        self._baseline: NDArray[np.float64] = np.zeros(0)
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """A new episode; `options` may fix `device` (name) and `trace` (index)."""
+        super().reset(seed=seed)
+        s, rng, chosen = self.settings, self.np_random, dict(options or {})
+        self._world = self._worlds[int(rng.integers(len(self._worlds)))]
+        if "device" in chosen:
+            self._world = next(world for world in self._worlds if world.name == chosen["device"])
+        trace = self.traces[int(rng.integers(len(self.traces)))]
+        if "trace" in chosen:
+            trace = self.traces[int(chosen["trace"])]
+        load = self.loads[int(rng.integers(len(self.loads)))]
+        simulation = s.simulation.replace(
+            server_load=float(rng.uniform(1.0, s.most_server_load)),
+            uncertainty_mean=float(np.clip(s.simulation.uncertainty_mean + rng.normal(0.0, 0.1), 0.05, 0.95)),
+        )
+        if rng.random() < s.battery_share:
+            simulation = simulation.replace(battery_wh=s.battery_wh, battery_level=float(rng.uniform(0.05, 1.0)))
+        if rng.random() < s.fetching_share:
+            simulation = simulation.replace(blocks=int(rng.integers(0, self._world.table.num_blocks)))
+        self.device = SimulatedDevice(
+            self._world.table, self._world.profile, trace, load, simulation, seed=int(rng.integers(1 << 31)),
+            link_start_s=float(rng.uniform(0.0, trace.duration_s)), load_start_s=float(rng.uniform(0, load.duration_s)),
+            windows=s.episode_windows,
+        )  # fmt: skip
+        self._baseline = PerfectModel(self.device).idle_best() if s.relative else np.zeros(s.episode_windows)
+        return self._look(), {"device": self._world.name, "trace": trace.name}
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """One window; the episode is over after `episode_windows` of them."""
+        if self.device is None:
+            raise ConfigError("the environment was stepped before it was reset; call reset() first")
+        chosen = int(action)
+        masked = not self._mask[chosen]
+        if masked:
+            chosen = int(np.where(self._mask, self._costs, np.inf).argmin())
+        window = self.device.index
+        step: Step = self.device.step(self._world.rows[chosen])
+        done = self.device.done
+        observation = self._look() if not done else np.zeros(self.observation_space.shape or (), np.float32)
+        info = {"step": step, "masked": masked}
+        return observation, step.reward - float(self._baseline[window]), False, done, info
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """What may be taken now [n]."""
+        return self._mask
+
+    def _look(self) -> NDArray[np.float32]:
+        assert self.device is not None
+        seen = self.device.observe()
+        vector, self._costs = self._world.builder.build(seen)
+        self._mask = self._world.allowed(seen)
+        return np.concatenate((vector, self._mask), dtype=np.float32)
+
+
+class _World:
+    """A device class with its table, prepared."""
+
+    def __init__(self, table: CutTable, name: str, cuts: tuple[Cut, ...], settings: EnvironmentSettings) -> None:
+        self.name = name
+        self.profile = device_profile(name)
+        self.table = table.for_device(self.profile).only(cuts)
+        self.builder = FeatureBuilder(self.table, cuts, settings.greedy)
+        self.rows = [self.table.cuts.index(cut) for cut in cuts]
+        self._constraints = Constraints(settings.constraints, self.table)
+        fixed = not settings.constraints.energy_budget_mw
+        self._always = self._constraints.allowed(Observation())[self.rows] if fixed else None
+
+    def allowed(self, observation: Observation) -> NDArray[np.bool_]:
+        """Of the actions [n], in their order."""
+        if self._always is not None:
+            return self._always
+        return self._constraints.allowed(observation)[self.rows]
+
+
+class FollowPolicy:
+    """Drives a device through a run by a policy: what the evaluation and the tests do with any of them."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self.device = device
+        self._rows = {row.cut: index for index, row in enumerate(device.table.rows)}
+
+    def run(self, policy: Any) -> list[Step]:
+        """Every window that is left. `policy` decides from observations, learns from what comes in where it can, or,
+        as an oracle, chooses with the device before it."""
+        steps = []
+        device = self.device
+        while not device.done:
+            observation = device.observe()
+            if hasattr(policy, "choose"):
+                steps.append(device.step(policy.choose(device)))
+                continue
+            if hasattr(policy, "learn"):
+                while device.experiences:
+                    policy.learn(device.experiences.popleft())
+            decision: Decision = policy.decide(observation, device.table)
+            steps.append(device.step(self._rows[decision.cut]))
+        return steps
+
+
+def useful_cuts(table: CutTable) -> tuple[Cut, ...]:
+    """The cuts that no other one makes pointless by being as good in time, bytes, quality, privacy and weights to
+    fetch, and clearly better in time on the device or in bytes. Differences within the accuracy of measurement count as
+    none. Always with the cut that sends nothing; raises CutError when the table has none.
+    """
+    c = CutArrays.of(table)
+    kept: list[int] = []
+    for i in sorted(range(len(table.rows)), key=lambda i: (c.payload_bytes[i], c.edge_ms[i])):
+        no_worse = (c.edge_ms <= 1.05 * c.edge_ms[i]) & (c.server_ms <= 1.1 * c.server_ms[i] + 0.2)
+        no_worse &= (c.payload_bytes <= c.payload_bytes[i]) & (c.quality_loss <= c.quality_loss[i] + 0.002)
+        no_worse &= (c.privacy_risk <= c.privacy_risk[i] + 0.02) & (c.fetch_bytes <= c.fetch_bytes[i])
+        better = (c.edge_ms < 0.9 * c.edge_ms[i]) | (c.payload_bytes < 0.95 * c.payload_bytes[i])
+        if not c.sends[i] or not any((no_worse & better & c.sends)[j] for j in kept):
+            kept.append(i)
+    if all(c.sends[kept]):
+        raise CutError(f"got a table for '{table.encoder}' without a cut that sends nothing; profile it anew")
+    return tuple(table.rows[i].cut for i in sorted(kept))
