@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from streamsplit.evaluation import plots
+from streamsplit.evaluation.page import heading, picture, section, table, write_page
 
 _BYTES = (
     "Uplink of the live phase, counted on the socket: windows, reports, acknowledgements, confirmed weights, all "
@@ -22,32 +22,17 @@ _LATENCY = "On each device's own clock: from the end of a window to its result, 
 
 def write_report(run: Mapping[str, Any], path: str | Path) -> Path:
     """Writes the page for a run (the dict that the demo saves as run.json) and returns its path."""
-    path = Path(path)
-    body = "\n".join(
-        [
-            _headline(run),
-            _section(
-                "What was learned", _probe_table(run), _picture(plots.probe_bars(run["probe"]), _probe_caption(run))
-            ),
-            _maps(run),
-            _section("What was sent", _picture(plots.bytes_per_hour(run["devices"]), _BYTES), _device_table(run)),
-            _section("How long an answer took", _picture(plots.latency_distribution(_latencies(run)), _LATENCY)),
-            *[_timeline(device, run) for device in run["devices"]],
-            _refiner(run),
-            _section("How it was measured", _method(run)),
-        ]
-    )
-    title = html.escape(f"StreamSplit run {run['meta']['started']}")
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{_style()}</style><main>{body}</main></html>"
-    )
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _style() -> str:
-    return resources.files("streamsplit.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    parts = [
+        _headline(run),
+        section("What was learned", _probe_table(run), picture(plots.probe_bars(run["probe"]), _probe_caption(run))),
+        _maps(run),
+        section("What was sent", picture(plots.bytes_per_hour(run["devices"]), _BYTES), _device_table(run)),
+        section("How long an answer took", picture(plots.latency_distribution(_latencies(run)), _LATENCY)),
+        *[_timeline(device, run) for device in run["devices"]],
+        _refiner(run),
+        section("How it was measured", _method(run)),
+    ]
+    return write_page(path, f"StreamSplit run {run['meta']['started']}", parts)
 
 
 def _headline(run: Mapping[str, Any]) -> str:
@@ -73,10 +58,9 @@ def _headline(run: Mapping[str, Any]) -> str:
             f"of {integrity['accepted']} windows accepted for sending",
         ),
     ]
-    cells = "".join(f'<div class="tile"><b>{html.escape(a)}</b><span>{html.escape(b)}</span></div>' for a, b in tiles)
     meta = run["meta"]
     sub = f"{meta['data']}, {len(devices)} devices, {meta['duration_s']:.0f} s on {meta['machine']['processor']}"
-    return f'<h1>StreamSplit run</h1><p class="sub">{html.escape(sub)}</p><div class="tiles">{cells}</div>'
+    return heading("StreamSplit run", sub, tiles)
 
 
 def _probe_table(run: Mapping[str, Any]) -> str:
@@ -93,7 +77,7 @@ def _probe_table(run: Mapping[str, Any]) -> str:
         )
         for row in run["probe"]
     ]
-    return _table(header, rows, [row["kind"] for row in run["probe"]])
+    return table(header, rows, [row["kind"] for row in run["probe"]])
 
 
 def _device_table(run: Mapping[str, Any]) -> str:
@@ -129,7 +113,7 @@ def _device_table(run: Mapping[str, Any]) -> str:
                 ", ".join(f"{cut} ({count})" for cut, count in cuts),
             )
         )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _timeline(device: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -138,14 +122,14 @@ def _timeline(device: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         f"{device['device_class']} on {device['network']}: the block after which each window crossed to the server, "
         "above the rate that the link offered, the rate that the device estimated, and its CPU load."
     )
-    return _section(f"Cuts of {device['id']} over time", _picture(figure, caption))
+    return section(f"Cuts of {device['id']} over time", picture(figure, caption))
 
 
 def _maps(run: Mapping[str, Any]) -> str:
     data = run["map"]
     maps = [(title, np.asarray(points)) for title, points in data["maps"]]
     caption = f"Held-out windows, {data['method']}, coloured by their true label; labels were never used for learning."
-    return _section("The embedding, before and after", _picture(plots.embedding_maps(maps, data["labels"]), caption))
+    return section("The embedding, before and after", picture(plots.embedding_maps(maps, data["labels"]), caption))
 
 
 def _refiner(run: Mapping[str, Any]) -> str:
@@ -153,7 +137,7 @@ def _refiner(run: Mapping[str, Any]) -> str:
     if not steps:
         return ""
     caption = f"The server's refiner: {steps[-1]['step']} steps, {run['refiner']['revisions']} revisions published."
-    return _section("The server's learning", _picture(plots.learning_curve(steps), caption))
+    return section("The server's learning", picture(plots.learning_curve(steps), caption))
 
 
 def _method(run: Mapping[str, Any]) -> str:
@@ -180,23 +164,3 @@ def _saved(sent_bytes: float, seconds: float, bytes_per_s: float) -> str:
 
 def _rate(sent_bytes: float, seconds: float) -> str:
     return f"{sent_bytes / max(seconds, 1e-9) * 3600 / 1e6:.2f} MB/h"
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<h2>{html.escape(title)}</h2>" + "".join(parts)
-
-
-def _picture(figure: Any, caption: str) -> str:
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="{plots.as_data_uri(figure)}"><figcaption>{text}</figcaption></figure>'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] = ()) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        f'<tr class="{html.escape(kinds[index]) if kinds else ""}">'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-        + "</tr>"
-        for index, row in enumerate(rows)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
