@@ -119,9 +119,7 @@ class WindowPipeline:
         self._starts |= window.new_frames > self.chain.stride_frames
         observation = observe(around, self._uncertainty, self._last_cut)
         decision = self._decide(observation)
-        (forward, cut, gate, packed, remark), spent = self.worker.run(
-            lambda: self._compute(window, decision.cut, observation)
-        )
+        (forward, cut, gate, packed), spent = self.worker.run(lambda: self._compute(window, decision.cut, observation))
         self._last_cut = decision.cut
         if math.isfinite(forward.uncertainty):
             self._uncertainty = forward.uncertainty
@@ -139,7 +137,10 @@ class WindowPipeline:
             frame_bytes = HEADER_BYTES + len(payload)
         return Outcome(
             window=index, cut=cut,
-            reason=decision.reason + remark if gate.action is Transmission.SEND else gate.reason,
+            reason=(
+                gate.reason if gate.action is not Transmission.SEND
+                else decision.reason if cut == decision.cut else f"{decision.reason}; {_instead(decision.cut, cut)}"
+            ),
             action=gate.action if packed is not None else Transmission.KEEP,
             frame_type=packed.frame_type if packed is not None else FrameType.FEATURES,
             payload=payload, z=forward.z, uncertainty=forward.uncertainty, threshold=gate.threshold,
@@ -180,26 +181,23 @@ class WindowPipeline:
 
     def _compute(
         self, window: Window, cut: Cut, observation: Observation
-    ) -> tuple[Forward, Cut, GateDecision, Packed | None, str]:
-        """What the device really does for the window; returns what was computed, the cut it ended at, the bytes, and
-        a remark where it is not the cut that was chosen."""
+    ) -> tuple[Forward, Cut, GateDecision, Packed | None]:
+        """What the device really does for the window; returns what was computed, the cut it ended at, and the bytes."""
         forward = self.model.forward_to(window.features, cut.block)
         sure = forward.early is not None and window.resolution is Resolution.FULL  # exits are fitted at full resolution
         sure = sure and self.exit_rule.confident(cut.block, forward.uncertainty)
         if not cut.sends:
-            return forward, cut, GateDecision(Transmission.KEEP, math.nan, "the policy keeps it"), None, ""
+            return forward, cut, GateDecision(Transmission.KEEP, math.nan, "the policy keeps it"), None
         gate = self.gate.decide(observation._replace(uncertainty=forward.uncertainty))
         if gate.action is Transmission.KEEP:
-            return forward, cut, gate, None, ""
-        remark = ""
+            return forward, cut, gate, None
         if gate.action is Transmission.EMBEDDING_ONLY:
             forward, cut = self._reduce(window, forward, cut)
         elif cut.encoding is Encoding.BOTTLENECK_INT8 and not self.model.ready_for(cut):
-            cut, remark = cut._replace(encoding=Encoding.INT8), "; the bottleneck is not fitted yet"
+            cut = cut._replace(encoding=Encoding.INT8)
         elif cut.encoding is Encoding.EXIT_FP16 and not (sure and self.model.ready_for(cut)):
-            remark = f"; the exit after block {cut.block} is not sure"
             forward, cut = self._reduce(window, forward, cut)
-        return forward, cut, gate, self._pack(window, forward, cut), remark
+        return forward, cut, gate, self._pack(window, forward, cut)
 
     def _reduce(self, window: Window, forward: Forward, cut: Cut) -> tuple[Forward, Cut]:
         """The least that can stand for the window: its embedding, or without an encoder the smallest cut there is."""
@@ -231,6 +229,13 @@ class WindowPipeline:
             flags=MediaFlag.STARTS if self._starts else MediaFlag.NONE, uncertainty=uncertainty,
             new_frames=packed.new_frames, edge_ms=min(edge_ms, _LARGEST_F16), skipped=min(self.skipped, 0xFFFF),
         )  # fmt: skip
+
+
+def _instead(chosen: Cut, cut: Cut) -> str:
+    """Why a window that is sent crosses at another cut than the chosen one."""
+    if chosen.encoding is Encoding.BOTTLENECK_INT8:
+        return f"the bottleneck is not fitted yet, sent as {cut}"
+    return f"the exit after block {chosen.block} is not sure, sent as {cut}"
 
 
 def observe(around: Surroundings, uncertainty: float, last_cut: Cut | None) -> Observation:
