@@ -16,6 +16,7 @@ from streamsplit.network.bandwidth import BandwidthTrace, make_trace
 
 TRAINING_DRIVES = (1, 2)
 VALIDATION_DRIVES = (3,)
+ALL_DRIVES = (*TRAINING_DRIVES, *VALIDATION_DRIVES)
 SHORTEST_S = 30.0
 PINGS = 150  # of one recording, 30 s long
 PING_S = 0.2  # between pings, as asked for

@@ -38,8 +38,11 @@ class TraceStatistics(NamedTuple):
     ping_loss: float  # share
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, lags as text, as reports and JSON have them."""
-        return {**self._asdict(), "autocorrelation": {f"{lag:g}": value for lag, value in self.autocorrelation.items()}}
+        """Plain values, lags as text and None for NaN, as reports and JSON have them."""
+        values = self._asdict() | {
+            "autocorrelation": {f"{lag:g}": _known(v) for lag, v in self.autocorrelation.items()}
+        }
+        return {name: _known(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def trace_statistics(traces: Sequence[BandwidthTrace]) -> TraceStatistics:
@@ -80,6 +83,10 @@ def binned_mbps(trace: BandwidthTrace, bin_s: float = BIN_S) -> np.ndarray:
     megabits = np.concatenate([[0.0], np.cumsum(trace.rate_bps * np.diff(times))]) / 1e6
     cycles, phases = np.divmod(edges, trace.duration_s)
     return np.asarray(np.diff(cycles * megabits[-1] + np.interp(phases, times, megabits)) / bin_s)
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def _runs(values: np.ndarray) -> Iterator[np.ndarray]:
