@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from streamsplit.config import Settings, setting
 from streamsplit.errors import CutError
-from streamsplit.splitting.decision import Decision, Policy
+from streamsplit.splitting.decision import Decision, Experience, LearningPolicy, Policy
 from streamsplit.splitting.expected import CutArrays, share
 from streamsplit.splitting.greedy import LEAST_FREE_CPU
 from streamsplit.splitting.observation import Observation
@@ -41,8 +41,9 @@ class ConstraintSettings(Settings):
     def allowance_mj(self, power_mw: float) -> float:
         """What the next window may cost at most so that the running mean stays within the budget."""
         interval_s = self.interval_ms / 1000.0
+        window_s = max(self.energy_window_s, interval_s)  # one window alone fills a shorter one
         return max(
-            self.energy_budget_mw * self.energy_window_s - power_mw * (self.energy_window_s - interval_s), 0.0
+            self.energy_budget_mw * window_s - power_mw * (window_s - interval_s), 0.0
         )  # mW s = mJ: the largest x with next_power_mw(power, x) <= budget
 
 
@@ -89,7 +90,15 @@ class ConstrainedPolicy:
         mask = self._constraints.allowed(observation)
         if mask.all():
             return self.policy.decide(observation, table)
+        free = [row.cut for row, allowed in zip(table.rows, mask, strict=True) if allowed]
+        if len(free) == 1:
+            return Decision(free[0], 1.0, f"{free[0]} is all that the constraints allow")
         key = mask.tobytes()
         if key not in self._parts:
-            self._parts[key] = table.only([row.cut for row, free in zip(table.rows, mask, strict=True) if free])
+            self._parts[key] = table.only(free)
         return self.policy.decide(observation, self._parts[key])
+
+    def learn(self, experience: Experience) -> None:
+        """Passes a window's outcome on to a policy that learns."""
+        if isinstance(self.policy, LearningPolicy):
+            self.policy.learn(experience)

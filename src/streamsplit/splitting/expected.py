@@ -71,7 +71,12 @@ def share(value: float) -> float:
 
 
 def trust(observation: Observation, fresh_ms: float, half_life_ms: float) -> float:
-    """How much the rate estimate still says, in [0, 1]: all while fresh, half of the rest in each `half_life_ms`."""
+    """How much the rate estimate still says, in [0, 1]: all while fresh, half of the rest in each `half_life_ms`.
+
+    Nothing where its age is not known.
+    """
+    if math.isnan(observation.bandwidth_age_ms):
+        return 0.0
     stale_ms = max(observation.bandwidth_age_ms - fresh_ms, 0.0)
     return float(0.5 ** (stale_ms / half_life_ms))
 
@@ -83,6 +88,7 @@ def rate_bps(observation: Observation, assumed_bps: float, fresh_ms: float, half
     known = trust(observation, fresh_ms, half_life_ms)
     if known == 0.0:
         return assumed_bps
+    measured_bps = max(observation.bandwidth_bps, LEAST_BPS)
     if known == 1.0:
-        return max(observation.bandwidth_bps, LEAST_BPS)
-    return math.exp(known * math.log(observation.bandwidth_bps) + (1.0 - known) * math.log(assumed_bps))
+        return measured_bps
+    return math.exp(known * math.log(measured_bps) + (1.0 - known) * math.log(assumed_bps))

@@ -64,14 +64,16 @@ class FeatureBuilder:
         known = trust(o, s.fresh_ms, s.half_life_ms) if math.isfinite(o.bandwidth_bps) else 0.0
         last, depth = o.last_cut, self._depth
         kind = _kind(last, depth)
+        age_ms = o.bandwidth_age_ms if o.bandwidth_age_ms < 1e6 else 1e6  # nan, too: a rate of unknown age is old
         state = (
             given.doubt, not math.isfinite(o.uncertainty), share(o.cpu), share(o.memory), share(o.battery),
             share(o.thermal), _log10(given.bps / 1e6, -4.0, 4.0), known,
-            _log10(max(min(o.bandwidth_age_ms, 1e6), 1.0) / 1000.0, -3.0, 3.0), _log10(given.rtt_ms / 100.0, -3.0, 3.0),
+            _log10(max(age_ms, 1.0) / 1000.0, -3.0, 3.0), _log10(given.rtt_ms / 100.0, -3.0, 3.0),
             math.log1p(min(given.backlog_ms, 1e7) / 100.0), math.log1p(min(o.backlog_bytes, 1e9) / 1000.0),
-            o.link_up, (last.block if last is not None else 0) / depth, kind == 0, kind == 1, kind == 2, kind == 3,
-            kind == 4, (o.blocks if o.blocks >= 0 else depth) / depth, *self._statics,
-            min(max(o.power_mw, 0.0) / 1000.0, 100.0),
+            o.link_up, min(last.block, depth) / depth if last is not None else 0.0,
+            kind == 0, kind == 1, kind == 2, kind == 3, kind == 4,
+            (min(o.blocks, depth) if o.blocks >= 0 else depth) / depth, *self._statics,
+            min(o.power_mw / 1000.0, 100.0) if o.power_mw > 0 else 0.0,
         )  # fmt: skip
         vector = np.empty(len(state) + len(self.cuts), np.float32)
         vector[: len(state)] = state

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsplit.splitting.decision import Decision
-from streamsplit.splitting.features import STATE_FEATURES, FeatureBuilder
+from streamsplit.splitting.features import STATE_FEATURES, WORST_COST, FeatureBuilder
 from streamsplit.splitting.greedy import GreedyPolicy
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.policy_file import PolicyFile
@@ -56,7 +56,8 @@ class LearnedPolicy:
             hidden = hidden @ weight + bias
             if index + 1 < len(self._layers):
                 hidden = np.tanh(hidden)
-        return np.asarray(hidden - self.file.cost_weight * (costs - costs.min()), np.float64)
+        extra = np.minimum(costs - costs.min(), WORST_COST)  # as the network has seen them in training
+        return np.where(np.isfinite(costs), hidden - self.file.cost_weight * extra, -np.inf)
 
     def builder(self, table: CutTable) -> FeatureBuilder:
         """The features for `table`, made anew when it is another one; raises CutError when it does not fit."""

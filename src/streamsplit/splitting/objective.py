@@ -82,9 +82,11 @@ def reward(settings: ObjectiveSettings, what: Consequence, interval_ms: float = 
 def quality_losses(table: CutTable) -> list[float]:
     """Accuracy each row loses against the full path, where accuracy was measured; else 1 - agreement. Never negative:
     a cut that tested better than the whole encoder did so by chance."""
-    whole = [row.accuracy for row in table.rows if row.cut.block == table.num_blocks]
-    if whole and all(math.isfinite(row.accuracy) for row in table.rows):
-        return [max(max(whole) - row.accuracy, 0.0) for row in table.rows]
+    if all(math.isfinite(row.accuracy) for row in table.rows):
+        # A part of a table may lack the full path: against the best that is left, the order stays the same.
+        whole = [row.accuracy for row in table.rows if row.cut.block == table.num_blocks]
+        best = max(whole or [row.accuracy for row in table.rows])
+        return [max(best - row.accuracy, 0.0) for row in table.rows]
     return [max(1.0 - row.agreement, 0.0) for row in table.rows]
 
 
