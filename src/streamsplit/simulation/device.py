@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +47,7 @@ class SimulationSettings(Settings):
     smoothing: float = setting(0.3, low=0.0, high=1.0)  # of the load monitor, ten samples a second
     memory: float = setting(0.4, low=0.0, high=1.0)
     thermal_time_s: float = setting(60.0, low=1.0)
+    energy_window_s: float = setting(60.0, low=1.0)  # over which `power_mw` is a mean; as in constraints.py
     throttle_at: float = setting(0.85, low=0.0)  # thermal pressure at which the processor slows down ...
     throttle_speed: float = setting(0.6, low=0.05, high=1.0)  # ... to this share; 0.05 below it is fast again
     battery_wh: float = setting(0.0, low=0.0)  # 0 = on mains
@@ -174,8 +174,11 @@ class SimulatedDevice:
 
     def cpu(self, now_s: float) -> float:
         """What the load monitor shows, in [0, 1]."""
-        other = self._observed[int((now_s + self.load_start_s) / STEP_S) % len(self._observed)]
+        other = self._other(now_s)
         return min(other + (1.0 - other) * self._own, 1.0)
+
+    def _other(self, now_s: float) -> float:
+        return self._observed[int((now_s + self.load_start_s) / STEP_S + 1e-9) % len(self._observed)]
 
     @property
     def battery(self) -> float:
@@ -190,7 +193,9 @@ class SimulatedDevice:
         if start_s - t_s > self.settings.buffer_ms / 1000.0:
             return self._reward(self._lost())
         c = self._columns
-        fetch_bytes, begin_s = self._fetch(action, start_s, self.downlink.finish_s)
+        fetch_bytes, begin_s = self._fetch(action, start_s)
+        if math.isinf(begin_s):
+            return self._reward(self._lost())
         ready_s = self._computed_s(begin_s, c.edge_ms[action])
         result_s, up, down = ready_s, 0, fetch_bytes
         if c.sends[action]:
@@ -205,6 +210,8 @@ class SimulatedDevice:
         """Takes the row `action` for the next window; raises CutError for one that the table does not have."""
         if not 0 <= action < len(self.table.rows):
             raise CutError(f"got action {action}, expected 0..{len(self.table.rows) - 1}, a row of the table")
+        if self.done:
+            raise CutError(f"got a step after window {self.windows}, expected none: the run is over")
         s, c = self.settings, self._columns
         t_s, start_s = self.index * self.stride_s, self.now_s
         self._decided_s = start_s
@@ -214,9 +221,14 @@ class SimulatedDevice:
             self.chain = 0
             self._pass_time(0.0, 0.0)
             return Step(action, cut, what, self._reward(what), 0, 0, True, start_s)
-        fetched, begin_s = self._fetch(action, start_s, lambda at, size: self.downlink.schedule(at, int(size))[0])
+        fetched, begin_s = self._fetch(action, start_s)
+        if math.isinf(begin_s):  # the weights never come: the window is lost, and the next may choose otherwise
+            what = self._lost()
+            self.chain = 0
+            self._pass_time(0.0, 0.0)
+            return Step(action, cut, what, self._reward(what), 0, 0, True, start_s)
         if fetched:
-            self.held_blocks = int(c.block[action])
+            self.held_blocks = c.block[action]
         ready_s = self._computed_s(begin_s, c.edge_ms[action])
         self.free_s = ready_s
         result_s, up, down = ready_s, 0, fetched
@@ -229,10 +241,10 @@ class SimulatedDevice:
         self.chain = c.chain[action]  # a window that stays here breaks the chain as well
         latency_ms = (result_s - t_s) * 1000.0
         experience = Experience(self._observation, cut, latency_ms, network_ms)
-        if c.sends[action]:
-            self._pending.append(self._pending.pop()._replace(experience=experience))
-        else:
+        if not c.sends[action]:
             self.experiences.append(experience)
+        elif result_s < math.inf:  # else nobody ever hears of it
+            self._pending.append(self._pending.pop()._replace(experience=experience))
         what = self._consequence(action, latency_ms, up, down)
         self.last_cut = cut
         self._pass_time(c.edge_ms[action], what.energy_mj)
@@ -265,7 +277,8 @@ class SimulatedDevice:
             self._heard_s = ack.at_s
             self.experiences.append(ack.experience)
         if now_s - self._pinged_s >= PING_S:
-            queued_ms = max(self.uplink.free_at_s - now_s, 0.0) * 1000.0
+            left_s = self.uplink.finish_s(max(self.uplink.free_at_s, now_s), ACK_BYTES)
+            queued_ms = (left_s - now_s) * 1000.0
             if queued_ms < self.settings.silence_timeout_ms:
                 self.estimator.on_rtt(queued_ms + self.uplink.rtt_ms(now_s), now_s * 1000.0)
                 self._heard_s = now_s
@@ -289,16 +302,18 @@ class SimulatedDevice:
         s = self.settings
         return arrived_s + (self.waits_ms[self.index] + self._columns.server_ms[action] * s.server_load) / 1000.0
 
-    def _fetch(self, action: int, start_s: float, finish: Callable[[float, float], float]) -> tuple[int, float]:
-        """(bytes to fetch, when computing can begin) for a cut deeper than the weights that are here."""
+    def _fetch(self, action: int, start_s: float) -> tuple[int, float]:
+        """(bytes to fetch, when computing can begin) for a cut deeper than the weights that are here.
+
+        It does not queue with results: those of windows that still wait for the uplink come later than it.
+        """
         c = self._columns
-        block = c.block[action]
-        if block <= self.held_blocks:
+        if c.block[action] <= self.held_blocks:
             return 0, start_s
-        size = max(int(c.fetch_bytes[action] - c.fetched_by_block.get(self.held_blocks, 0.0)), 0)
+        size = max(int(c.fetch_bytes[action] - c.held_bytes(self.held_blocks)), 0)
         if not size:
             return 0, start_s
-        return size, max(finish(start_s, size), start_s) + self.downlink.rtt_ms(start_s) / 1000.0
+        return size, max(self.downlink.finish_s(start_s, size), start_s) + self.downlink.rtt_ms(start_s) / 1000.0
 
     def _frame_bytes(self, action: int) -> int:
         """What crosses: at block 0 the whole window unless the one before left its overlap at the server."""
@@ -338,8 +353,9 @@ class SimulatedDevice:
         keep = math.exp(-stride_s / s.thermal_time_s)
         self.thermal = keep * self.thermal + (1.0 - keep) * cpu
         self.throttled = self.thermal > s.throttle_at - (0.05 if self.throttled else 0.0)
-        self.power_mw += min(stride_s / 60.0, 1.0) * (energy_mj / stride_s - self.power_mw)
-        self.drained_mj += energy_mj + self.profile.power_w(cpu) * s.stride_ms
+        self.power_mw += min(stride_s / s.energy_window_s, 1.0) * (energy_mj / stride_s - self.power_mw)
+        # `energy_mj` is what our own work costs, so the rest of the power is that of the rest of the load.
+        self.drained_mj += energy_mj + self.profile.power_w(self._other(self.index * stride_s)) * s.stride_ms
         self.index += 1
 
 
@@ -357,7 +373,11 @@ class _Columns:
         self.fetch_bytes: list[float] = arrays.fetch_bytes.tolist()
         # A window's sound can continue sound only; its features can continue either.
         self.chain: list[int] = (arrays.input.astype(int) + arrays.audio).tolist()
-        self.fetched_by_block = dict(zip(self.block, self.fetch_bytes, strict=True))
+        self._held = sorted(zip(self.block, self.fetch_bytes, strict=True))
+
+    def held_bytes(self, blocks: int) -> float:
+        """Of the weights of blocks 1..`blocks`: as many as the deepest row up to there needs."""
+        return max((size for block, size in self._held if block <= blocks), default=0.0)
 
 
 def _autoregressive(count: int, s: SimulationSettings, rng: np.random.Generator) -> list[float]:

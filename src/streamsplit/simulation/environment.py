@@ -47,13 +47,22 @@ class EnvironmentSettings(Settings):
     relative: bool = setting(False)  # rewards less what an idle device would get: less noise, the same best policy
 
     def check(self) -> None:
-        """Devices must be known, and the load's range not empty."""
+        """Devices must be known, the load's range not empty, and energy counted as the constraints count it."""
         for name in self.devices:
             device_profile(name)
         if not self.devices or self.least_load > self.most_load:
             raise ConfigError(
                 f"got devices {self.devices}, load {self.least_load}..{self.most_load}; "
                 f"expected some of {', '.join(DEVICES)} and a range that is not empty"
+            )
+
+        own, counted = self.simulation, self.constraints
+        if counted.energy_budget_mw and (own.stride_ms, own.energy_window_s) != (
+            counted.interval_ms, counted.energy_window_s,
+        ):  # fmt: skip
+            raise ConfigError(
+                f"got an energy budget over {counted.energy_window_s:g} s in steps of {counted.interval_ms:g} ms, "
+                f"expected the simulation's {own.energy_window_s:g} s and {own.stride_ms:g} ms"
             )
 
     @property
@@ -105,9 +114,13 @@ class SplitEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         s, rng, chosen = self.settings, self.np_random, dict(options or {})
         self._world = self._worlds[int(rng.integers(len(self._worlds)))]
         if "device" in chosen:
-            self._world = next(world for world in self._worlds if world.name == chosen["device"])
+            if chosen["device"] not in s.devices:
+                raise ConfigError(f"got device '{chosen['device']}', expected one of {', '.join(s.devices)}")
+            self._world = self._worlds[s.devices.index(chosen["device"])]
         trace = self.traces[int(rng.integers(len(self.traces)))]
         if "trace" in chosen:
+            if not 0 <= int(chosen["trace"]) < len(self.traces):
+                raise ConfigError(f"got trace {chosen['trace']}, expected 0..{len(self.traces) - 1}")
             trace = self.traces[int(chosen["trace"])]
         load = self.loads[int(rng.integers(len(self.loads)))]
         simulation = s.simulation.replace(
@@ -137,7 +150,7 @@ class SplitEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         window = self.device.index
         step: Step = self.device.step(self._world.rows[chosen])
         done = self.device.done
-        observation = self._look() if not done else np.zeros(self.observation_space.shape or (), np.float32)
+        observation = self._look()  # of the last window, too: the episode is cut off there, and has a value
         info = {"step": step, "masked": masked}
         return observation, step.reward - float(self._baseline[window]), False, done, info
 

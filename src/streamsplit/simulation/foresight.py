@@ -21,7 +21,6 @@ from streamsplit.wire.frame import HEADER_BYTES
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 BEYOND_S = 120.0  # past the last window: what waits then still drains
-WEBSOCKET_BYTES = 8
 LINK_LAGS_S = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0])
 COMPUTE_LAGS_S = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.5])
 
@@ -63,7 +62,8 @@ class PerfectModel:
         self._processor = _Integral(*_capacity(device.load, device.load_start_s, horizon_s))
         whole = s.length_ms / s.stride_ms
         sizes = np.stack([c.payload_bytes * np.where(self._chain > left, whole, 1.0) for left in range(3)])
-        self._frames = np.where(c.sends, sizes + HEADER_BYTES + WEBSOCKET_BYTES, 0.0)  # [3, n] by what was left before
+        headers = HEADER_BYTES + np.where(sizes < 65_000, 8, 14)  # WebSocket's is longer from 64 kB on
+        self._frames = np.where(c.sends, np.floor(sizes) + headers, 0.0)  # [3, n] by what was left before
         self._served_s = c.server_ms * s.server_load / 1000.0
         self._energy_mj = device.profile.compute_mj(1.0) * c.edge_ms
         self._waits_s = np.array(device.waits_ms) / 1000.0

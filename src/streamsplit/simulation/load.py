@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from importlib import resources
 from pathlib import Path
 
@@ -32,7 +34,7 @@ class LoadTrace:
 
     def at(self, t_s: float) -> float:
         """The share taken at a time."""
-        return self.shares[int(t_s / STEP_S) % len(self.shares)]
+        return self.shares[int(t_s / STEP_S + 1e-9) % len(self.shares)]
 
     def scaled(self, factor: float) -> LoadTrace:
         """The same work on a device that it keeps less busy; raises ConfigError when a share would pass 1."""
@@ -81,7 +83,7 @@ def recorded_loads(folder: Path = FOLDER) -> list[LoadTrace]:
             with np.load(path, allow_pickle=False) as held:
                 about = json.loads(str(held["about"]))
                 loads.append(make_load(held["percent"] / 100.0, path.stem, str(about["note"])))
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except (OSError, LookupError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ConfigError(f"{path}: not a load recording ({error}); record it anew") from None
     if not loads:
         raise ConfigError(f"{folder}: no load recording there; run `python -m benchmarks.record_load`")
