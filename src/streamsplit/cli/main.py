@@ -18,10 +18,14 @@ COMMANDS = {
     "server": "take in devices, complete their windows, learn, send back",
     "edge": "listen, learn and stream as one device",
     "profile": "measure what every cut costs on this machine",
+    "train-policy": "train the policy that chooses cuts, by PPO in simulation",
+    "evaluate-policy": "compare policies on links that none of them has seen",
+    "simulate-network": "a mobile link over time: its figures, files, and live traffic shaped by it",
 }
 EXTRAS = {
     "torch": "learn", "starlette": "server", "uvicorn": "server", "prometheus_client": "server", "sklearn": "server",
-    "matplotlib": "server", "sounddevice": "mic", "av": "media",
+    "matplotlib": "server", "sounddevice": "mic", "av": "media", "gymnasium": "train", "stable_baselines3": "train",
+    "scipy": "server",
 }  # fmt: skip
 
 
@@ -77,7 +81,7 @@ def _chosen(arguments: Sequence[str]) -> str | None:
 
 
 def _command(name: str) -> ModuleType:
-    return importlib.import_module(f"streamsplit.cli.{name}")
+    return importlib.import_module(f"streamsplit.cli.{name.replace('-', '_')}")
 
 
 def _fail(text: str, code: int) -> int:

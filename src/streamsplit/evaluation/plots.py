@@ -25,7 +25,7 @@ def bytes_per_hour(devices: Sequence[Mapping[str, Any]]) -> Figure:
 
     Each device needs `id`, `uplink_bytes` and `live_s`.
     """
-    figure, axes = _axes(7.2, 2.9)
+    figure, axes = axes_of(7.2, 2.9)
     names = [str(device["id"]) for device in devices]
     position = np.arange(len(names))
     ours = [device["uplink_bytes"] / max(device["live_s"], 1e-9) * 3600 / 1e6 for device in devices]
@@ -47,7 +47,7 @@ def bytes_per_hour(devices: Sequence[Mapping[str, Any]]) -> Figure:
 
 def latency_distribution(latencies_ms: Mapping[str, Sequence[float]]) -> Figure:
     """Cumulative share of windows answered within x ms of their capture, one line per device; log axis."""
-    figure, axes = _axes(7.2, 2.9)
+    figure, axes = axes_of(7.2, 2.9)
     for (name, values), color in zip(latencies_ms.items(), PALETTE, strict=False):
         ordered = np.sort(np.asarray(values, dtype=float))
         if not len(ordered):
@@ -69,7 +69,7 @@ def cut_timeline(journal: Sequence[Mapping[str, Any]], trace: Sequence[Sequence[
 
     `journal` holds the device's window rows (t_ms, cut, bandwidth_bps, cpu); `trace` rows of (t_s, offered bit/s).
     """
-    figure, panels = _axes(7.2, 4.4, rows=3, heights=(2.2, 1.1, 0.9))
+    figure, panels = axes_of(7.2, 4.4, rows=3, heights=(2.2, 1.1, 0.9))
     rows = [row for row in journal if row.get("kind") == "window"]
     seconds = np.array([row["t_ms"] / 1000 for row in rows], dtype=float)
     encodings = [str(row["cut"]).partition(":")[2] for row in rows]
@@ -99,7 +99,7 @@ def cut_timeline(journal: Sequence[Mapping[str, Any]], trace: Sequence[Sequence[
 
 def embedding_maps(maps: Sequence[tuple[str, np.ndarray]], labels: Sequence[str]) -> Figure:
     """Two-dimensional maps side by side, points coloured by label; `maps` holds (title, [n, 2])."""
-    figure, panels = _axes(3.6 * len(maps), 3.7, columns=len(maps))
+    figure, panels = axes_of(3.6 * len(maps), 3.7, columns=len(maps))
     names = sorted(set(labels))
     tags = np.array(labels)
     for axes, (title, points) in zip(panels, maps, strict=True):
@@ -124,7 +124,7 @@ def embedding_maps(maps: Sequence[tuple[str, np.ndarray]], labels: Sequence[str]
 
 def probe_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Bars of held-out probe accuracy; each row has `name`, `accuracy`, `kind` (baseline, before or after)."""
-    figure, axes = _axes(7.2, 0.45 * len(rows) + 0.9)
+    figure, axes = axes_of(7.2, 0.45 * len(rows) + 0.9)
     colors = {"baseline": "#8fa3b8", "before": "#c3ccd6", "after": PALETTE[0]}
     position = np.arange(len(rows))[::-1]
     bars = axes.barh(position, [row["accuracy"] for row in rows], 0.62, color=[colors[row["kind"]] for row in rows])
@@ -137,7 +137,7 @@ def probe_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def learning_curve(steps: Sequence[Mapping[str, float]]) -> Figure:
     """Refiner loss (left axis) and effective rank of its embeddings (right axis) against its step."""
-    figure, axes = _axes(7.2, 2.5)
+    figure, axes = axes_of(7.2, 2.5)
     count = [row["step"] for row in steps]
     axes.plot(count, [row["loss"] for row in steps], color=PALETTE[0], lw=1.4)
     axes.set_xlabel("refiner step")
@@ -157,9 +157,10 @@ def as_data_uri(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _axes(
+def axes_of(
     width: float, height: float, *, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
 ) -> tuple[Figure, Any]:
+    """A figure in the house's style with one axes, or a list of them; raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -39,8 +39,8 @@ class ObjectiveSettings(Settings):
     energy: float = setting(3.0, low=0.0)  # per `energy_mj`
     traffic: float = setting(4.0, low=0.0)  # per `traffic_bytes`
     privacy: float = setting(0.0, low=0.0)  # per unit of privacy risk
-    unseen: float = setting(3.0, low=0.0)  # a window that the server never sees, at full uncertainty
-    unseen_certain: float = setting(0.2, low=0.0, high=1.0)  # share of `unseen` that remains at none
+    unseen: float = setting(10.0, low=0.0)  # a window that the server never sees, at full uncertainty
+    unseen_certain: float = setting(0.5, low=0.0, high=1.0)  # share of `unseen` that remains at none
     latency_ms: float = setting(200.0, low=1e-3)
     energy_mj: float = setting(100.0, low=1e-3)
     traffic_bytes: float = setting(1_500.0, low=1.0)  # half a second of Opus at 24 kbit/s
