@@ -9,11 +9,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamsplit.errors import ConfigError, CutError
+from streamsplit.splitting.argmin import ArgminPolicy
+from streamsplit.splitting.bandit import BanditPolicy
 from streamsplit.splitting.cut import Cut, all_cuts
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.greedy import GreedyPolicy, GreedySettings
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.policy import (
+    DEFAULT_POLICY,
     FixedPolicy,
     HeuristicPolicy,
     HeuristicSettings,
@@ -22,6 +25,7 @@ from streamsplit.splitting.policy import (
     PolicySettings,
     make_policy,
 )
+from streamsplit.splitting.steady import SteadyPolicy, SteadySettings
 from streamsplit.splitting.table import CutRow, CutTable, make_table
 from streamsplit.wire.media import Encoding
 
@@ -233,8 +237,12 @@ def test_every_observation_gets_a_row_of_the_table(uncertainty, cpu, bps, age, r
 
 
 def test_settings_make_the_policy_they_name():
-    assert isinstance(make_policy(), GreedyPolicy)
-    assert isinstance(make_policy(PolicySettings(name="heuristic")), HeuristicPolicy)
+    plain = {"steady": SteadySettings(enabled=False)}
+    assert isinstance(make_policy(PolicySettings(name="greedy", **plain)), GreedyPolicy)
+    assert isinstance(make_policy(PolicySettings(name="heuristic", **plain)), HeuristicPolicy)
+    assert isinstance(make_policy(PolicySettings(name="argmin", **plain)), ArgminPolicy)
+    assert isinstance(make_policy(PolicySettings(name="bandit", **plain)), BanditPolicy)
+    assert isinstance(make_policy(), SteadyPolicy) and PolicySettings().name == DEFAULT_POLICY
     assert isinstance(make_policy(PolicySettings(name="keep-local")), KeepLocalPolicy)
     fixed = make_policy(PolicySettings(name="fixed", cut="0:opus24"))
     assert fixed.decide(GOOD, TABLE).cut == Cut.parse("0:opus24")
