@@ -69,6 +69,17 @@ def test_a_direction_never_seen_stays_at_its_prior_however_much_is_forgotten():
     assert model.width(np.array([[0.0, 1.0]])) == pytest.approx([1.0])
 
 
+def test_a_round_that_taught_nothing_only_fades_what_was_known():
+    x, y = samples(20)
+    model = fitted(x, y, discount=0.9)
+    model.forget()
+    a, b = np.eye(3), np.zeros(3)
+    for age, (features, target) in enumerate(zip(x[::-1], y[::-1], strict=True), start=1):
+        a, b = a + 0.9**age * np.outer(features, features), b + 0.9**age * target * features
+    np.testing.assert_allclose(model.theta, np.linalg.solve(a, b), rtol=1e-9)
+    assert model.samples == 20
+
+
 @pytest.mark.parametrize("bad", [{"dim": 0}, {"dim": 2, "regularisation": 0.0}, {"dim": 2, "discount": 1.5}])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ConfigError, match="expected at least 1"):

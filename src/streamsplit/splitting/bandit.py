@@ -65,6 +65,8 @@ class BanditPolicy:
             costs = np.where(self._arrays.sends, costs, np.inf)
         best = int(np.argmin(costs))
         self._since_sent = 0 if self._arrays.sends[best] else self._since_sent + 1
+        if self._since_sent:
+            self._model.forget()  # links change with time, not with samples
         row = table.rows[best]
         reason = f"bandit after {self._model.samples} samples: {latency_ms[best]:.0f} ms expected at best"
         return Decision(row.cut, 1.0, f"{reason}, forced to send" if forced else reason)

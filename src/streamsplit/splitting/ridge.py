@@ -33,14 +33,26 @@ class DiscountedRidge:
 
     def update(self, x: Floats, y: float) -> None:
         """Learns that features `x` [dim] led to `y`."""
+        self._fade()
+        self._a += np.outer(x, x)
+        self._b += y * x
+        self._solve()
+        self.samples += 1
+
+    def forget(self) -> None:
+        """A round passes that taught nothing: what was learned before counts less."""
+        self._fade()
+        self._solve()
+
+    def _fade(self) -> None:
         self._a *= self.discount
         self._b *= self.discount
         # The prior does not fade: otherwise directions that are never seen would become singular.
-        self._a += (1.0 - self.discount) * self.regularisation * np.eye(len(x)) + np.outer(x, x)
-        self._b += y * x
+        self._a += (1.0 - self.discount) * self.regularisation * np.eye(len(self._b))
+
+    def _solve(self) -> None:
         self._inverse = np.asarray(np.linalg.inv(self._a), np.float64)
         self._theta = self._inverse @ self._b
-        self.samples += 1
 
     def predict(self, x: Floats) -> Floats:
         """Expected y of each row of `x` [n, dim]."""
