@@ -32,6 +32,7 @@ from streamsplit.wire.messages import (
     Message,
     Ping,
     Policy,
+    PolicyPush,
     Prototypes,
     Result,
     Revision,
@@ -51,6 +52,7 @@ HELLO = Hello(
     protocol=1, device_id="porch-1", token="s3cret", epoch=0x0123456789ABCDEF, oldest_sequence=41, next_sequence=44,
     received_through=17, resume_token=bytes(range(16)), results_from=40, encoder="mobilenet", revision=REVISION,
     device_class="pi4", software="streamsplit 0.1.0", want_embedding=True, want_prototypes=True,
+    want_policy=True, policy_version=3,
 )  # fmt: skip
 WELCOME = Welcome(
     protocol=1, session_id="c0ffee", resume_token=bytes(range(16, 32)), resume_expires_ms=120_000, resumed=True,
@@ -74,6 +76,7 @@ MESSAGE_SAMPLES: dict[str, Message] = {
         cpu=0.5, memory=0.25, battery=1.0, thermal=0.0, bandwidth_bps=2e6, rtt_ms=35.5, queue_windows=3,
         queue_bytes=12_000, windows_seen=100, windows_sent=40, windows_skipped=60, uplink_bytes=500_000,
         downlink_bytes=60_000, latency_ms=80.5, cut="0:logmel-int8", uncertainty=1.5, energy_mj=250.0,
+        policy="greedy", cut_changes=7, regret=0.25,
     ),
     "result": Result(
         sequence=43, window=43, capture_ms=21_500, uncertainty=2.25, cluster=5, label="rain", confidence=0.75,
@@ -83,6 +86,7 @@ MESSAGE_SAMPLES: dict[str, Message] = {
     "prototypes": Prototypes(revision=REVISION, count=2, dim=2, data=struct.pack("<4e", 0.5, -0.5, 1.0, 0.0)),
     "policy": Policy(policy="greedy", cut="6:int8", uncertainty_threshold=1.5),
     "policy that changes nothing": Policy(),
+    "policy file": PolicyPush(version=3, encoder="mobilenet", data=b"PK\x05\x06", signature=bytes(range(32))),
     "revision": Revision(
         revision=REVISION, base="ff" * 32, kind="delta", total_bytes=610_000, breaks_space=False, samples=0
     ),

@@ -185,6 +185,7 @@ def limit_table() -> str:
         (types.MAX_MESSAGE_BYTES, "payload of any frame before WELCOME, and of a control message"),
         (types.MAX_CHUNK_BYTES, "payload of one WEIGHTS chunk"),
         (types.MAX_GMM_BYTES, "payload of one GMM or PROTOTYPES"),
+        (types.MAX_POLICY_FILE_BYTES, "payload of one POLICY_FILE"),
         (types.MAX_SEQUENCE, "sequence; then a new epoch begins"),
         (outbox.MAX_CONTROL_FRAMES, "control frames waiting to be read by the peer; then `slow_peer`"),
         (outbox.MAX_BULK_BYTES, "bulk bytes waiting; more is not taken"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from wire_pair import hello, result
 
 from streamsplit.errors import ProtocolError
+from streamsplit.splitting.policy_push import MAX_PUSHED_BYTES
 from streamsplit.wire.messages import (
     MESSAGES,
     Ack,
@@ -19,6 +20,7 @@ from streamsplit.wire.messages import (
     Gmm,
     Ping,
     Policy,
+    PolicyPush,
     Prototypes,
     Revision,
     Stats,
@@ -45,6 +47,7 @@ SAMPLES = [
     Gmm(version=1, revision="", components=64, dim=128, data=bytes(2 * 64 * (1 + 128 + 128))),
     Prototypes(revision="", count=50, dim=128, data=bytes(2 * 50 * 128)),
     Policy(),
+    PolicyPush(version=1, encoder="e" * 128, data=bytes(MAX_PUSHED_BYTES), signature=bytes(32)),
     Revision(revision="0" * 64, base="", kind="full", total_bytes=9),
     WeightsRequest(revision="f" * 64),
     Throttle(max_in_flight=3),
@@ -142,3 +145,9 @@ def test_random_bytes_decode_or_raise_the_protocols_own_error(kind, data):
         assert error.code == "bad_message"
     else:
         assert isinstance(message, MESSAGES[kind])
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_signature_of_another_length_is_refused(length):
+    with pytest.raises(ProtocolError, match="signature"):
+        encode_message(PolicyPush(version=1, encoder="", data=b"", signature=bytes(length)))

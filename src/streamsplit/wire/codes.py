@@ -45,6 +45,9 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "nan_features": ErrorCode("a window's features or audio are not all finite", False, False),
     "missing_overlap": ErrorCode("a window builds on frames of the previous one, which is not there", False, True),
     "bad_gmm": ErrorCode("mixture statistics do not decode; the old ones stay", False, False),
+    "bad_policy": ErrorCode(
+        "a pushed policy was refused: key, signature, version, size, table; the old one stays", False, False
+    ),
     "bad_transfer": ErrorCode("a weight transfer was refused: wrong offset, size or hash", False, True),
     "server_full": ErrorCode("no room for another device", True, True),
     "replaced": ErrorCode("another connection with the same device id took over", True, False),

@@ -24,6 +24,7 @@ DeviceId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  
 Code = Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,64}\Z")]
 Hash = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]  # hex SHA-256, or "" for none
 Token = Annotated[bytes, Meta(max_length=64)]
+Mac = Annotated[bytes, Meta(min_length=32, max_length=32)]  # HMAC-SHA256
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -55,6 +56,8 @@ class Hello(Message, frozen=True, kw_only=True):
     software: Name = ""  # name and version
     want_embedding: bool = False  # RESULT carries the embedding (fp16) for cuts where the device has none
     want_prototypes: bool = False  # PROTOTYPES come along with GMM
+    want_policy: bool = False  # takes a POLICY_FILE: it has the key to check one
+    policy_version: U32 = 0  # of the POLICY_FILE it holds; 0 = none
 
     def __repr__(self) -> str:
         return f"Hello(device_id={self.device_id!r}, protocol={self.protocol}, epoch={self.epoch}, tokens hidden)"
@@ -144,6 +147,10 @@ class Stats(Message, frozen=True, kw_only=True):
     learner_steps: U63 = 0  # optimiser steps so far
     energy_mj: float = 0.0  # so far, by the device model
     revision: Hash = ""  # encoder revision in use
+    policy: Name = ""  # what chooses the cuts, such as 'greedy' or 'ppo v3'
+    cut_changes: U63 = 0  # windows whose cut was not that of the window before
+    fallbacks: U63 = 0  # decisions made in place of the policy: outside of what it knows, or without a usable one
+    regret: float = math.nan  # mean cost above the best cut's in hindsight, in units of the reward
 
 
 class Result(Message, frozen=True, kw_only=True):
@@ -192,6 +199,16 @@ class Policy(Message, frozen=True, kw_only=True):
     uncertainty_threshold: float = math.nan  # nats above which windows are sent; NaN changes nothing
 
 
+class PolicyPush(Message, frozen=True, kw_only=True):
+    """A trained splitting policy, latest wins (S -> C); only where asked for, and never without a good signature."""
+
+    frame_type: ClassVar[FrameType] = FrameType.POLICY_FILE
+    version: U32  # grows with every change; a device takes none that is not newer than what it holds
+    encoder: Name  # whose cuts it chooses
+    data: bytes  # the .npz that `streamsplit train-policy` writes, at most 35 KiB
+    signature: Mac  # HMAC-SHA256 over context, version and data, see Pushed policies
+
+
 class Revision(Message, frozen=True, kw_only=True):
     """Announces encoder weights: the server's newest (S -> C), or a device's local learning (C -> S, kind 'local')."""
 
@@ -236,6 +253,7 @@ MESSAGES: dict[FrameType, type[Message]] = {
         Gmm,
         Prototypes,
         Policy,
+        PolicyPush,
         Revision,
         WeightsRequest,
         Throttle,

@@ -8,6 +8,7 @@ PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 1 << 20  # payload bytes of one frame, header excluded
 MAX_CHUNK_BYTES = 32 << 10  # payload bytes of one WEIGHTS chunk: bulk never delays audio by more than one chunk
 MAX_GMM_BYTES = 36 << 10  # payload bytes of one GMM (64 components x 128 dimensions take 32,896 and the field names)
+MAX_POLICY_FILE_BYTES = 36 << 10  # payload bytes of one POLICY_FILE: a policy of some 15,000 numbers in fp16
 MAX_RESULT_BYTES = 16 << 10
 MAX_DIALOGUE_BYTES = 16 << 10
 MAX_MESSAGE_BYTES = 4 << 10  # payload bytes of every other control message
@@ -37,6 +38,7 @@ class FrameType(IntEnum):
     REVISION = 38
     THROTTLE = 39
     PROTOTYPES = 40
+    POLICY_FILE = 41
     DIALOGUE = 48
 
 
@@ -81,7 +83,16 @@ COUNTING_TYPES = frozenset({FrameType.DIALOGUE})
 FINAL_TYPES = frozenset({FrameType.WEIGHTS, FrameType.DIALOGUE})
 """May carry FINAL: last chunk of a transfer, last frame of an utterance."""
 
-LATEST_WINS_TYPES = frozenset({FrameType.ACK, FrameType.STATS, FrameType.GMM, FrameType.PROTOTYPES, FrameType.THROTTLE})
+LATEST_WINS_TYPES = frozenset(
+    {
+        FrameType.ACK,
+        FrameType.STATS,
+        FrameType.GMM,
+        FrameType.PROTOTYPES,
+        FrameType.POLICY_FILE,
+        FrameType.THROTTLE,
+    }
+)
 """An unsent older frame of the same type is replaced instead of queued behind."""
 
 OPTIONAL_TYPES = frozenset({FrameType.DIALOGUE, FrameType.GRAD_BACK})
@@ -110,6 +121,7 @@ DOWNLINK_TYPES = _BOTH_WAYS | {
     FrameType.GMM,
     FrameType.PROTOTYPES,
     FrameType.POLICY,
+    FrameType.POLICY_FILE,
     FrameType.THROTTLE,
 }
 
@@ -124,6 +136,7 @@ PRIORITY: dict[FrameType, Priority] = {
     FrameType.GRADIENT: Priority.MEDIA,
     FrameType.GMM: Priority.BULK,
     FrameType.PROTOTYPES: Priority.BULK,
+    FrameType.POLICY_FILE: Priority.BULK,
     FrameType.WEIGHTS: Priority.BULK,
 }
 
@@ -135,5 +148,6 @@ PAYLOAD_LIMITS: dict[FrameType, int] = {
     FrameType.DIALOGUE: MAX_DIALOGUE_BYTES,
     FrameType.GMM: MAX_GMM_BYTES,
     FrameType.PROTOTYPES: MAX_GMM_BYTES,
+    FrameType.POLICY_FILE: MAX_POLICY_FILE_BYTES,
     FrameType.WEIGHTS: MAX_CHUNK_BYTES,
 }
