@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from streamsplit.edge.settings import ServerLinkSettings
 from streamsplit.errors import ConnectionRefused
 from streamsplit.simulation.clock import EventClock
+from streamsplit.simulation.counted import Wire
 from streamsplit.simulation.estimate import WatchedLink
 from streamsplit.simulation.front import ServerEnd, Transport
 from streamsplit.simulation.pipe import Pipe
 from streamsplit.simulation.queue import MemoryQueue
 from streamsplit.wire.events import Acked, Closed, MessageReceived, Opened, RoundTrip
-from streamsplit.wire.frame import numbered_sequence
-from streamsplit.wire.limits import CLIENT_SETTINGS, SessionSettings
+from streamsplit.wire.limits import CLIENT_SETTINGS
 from streamsplit.wire.messages import Hello, Message
-from streamsplit.wire.session import ClientSession
 
 REQUEST_BYTES = 163  # HTTP request that opens the WebSocket, at a host name as long as 127.0.0.1:51234
 RESPONSE_BYTES = 129  # the server's 101 answer
@@ -48,14 +47,15 @@ class DeviceEnd:
         server: ServerEnd,
         settings: ServerLinkSettings,
         rng: random.Random,
-        session_settings: SessionSettings = CLIENT_SETTINGS,
+        wire: Wire,
     ) -> None:
         self.connections = 0  # that came to a WELCOME
-        self.session = ClientSession(session_settings, clock.now_ms)
+        self.session = wire.client(CLIENT_SETTINGS, clock.now_ms)
         self._clock, self._owner, self._queue, self._link = clock, owner, queue, link
         self._up, self._down, self._server, self._settings, self._random = up, down, server, settings, rng
+        self._size, self._sequence = wire.size, wire.sequence
         self._transport: Transport | None = None
-        self._batch: deque[bytes] = deque()  # asked of the session, not yet taken by the modem
+        self._batch: deque[Any] = deque()  # asked of the session, not yet taken by the modem
         self._waits_for_room = False
         self._attempt = 0
         self._opened_before = 0
@@ -82,9 +82,12 @@ class DeviceEnd:
         transport = self._transport
         if transport is None or not transport.up or self._waits_for_room:
             return
-        clock, pipe, batch, session = self._clock, self._up, self._batch, self.session
+        clock, pipe, batch, session, queue = self._clock, self._up, self._batch, self.session, self._queue
         now_ms = clock.now_s * 1000.0
-        self._feed(now_ms)
+        if queue.next_sequence > session.next_sequence:
+            self._feed(now_ms)
+        if not batch and not session.waits():
+            return
         while True:
             if not batch:
                 batch.extend(session.bytes_to_send(_BATCH_BYTES, now_ms))
@@ -95,12 +98,15 @@ class DeviceEnd:
                 clock.at(pipe.room_at_s(), self._room, transport)
                 return
             data = batch.popleft()
-            sequence = numbered_sequence(data)
+            sequence, size = self._sequence(data), self._size(data)
             if sequence:
-                self._link.on_sent(sequence, len(data), now_ms)
-            pipe.send(data, self._server.receive, transport, data)
+                self._link.on_sent(sequence, size, now_ms)
+            pipe.send(size, self._server.receive, transport, data)
             if not batch:
-                self._feed(now_ms)
+                if queue.next_sequence > session.next_sequence:
+                    self._feed(now_ms)
+                if not session.waits():
+                    return
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
@@ -129,7 +135,7 @@ class DeviceEnd:
             return
         transport.up = True
         self.session.hello(self._owner.hello(), self._clock.now_ms)
-        self._wait_tick(transport)
+        self._wait_tick(transport, self.session.next_deadline_ms())
         self.flush()
 
     def _give_up(self, transport: Transport) -> None:
@@ -138,7 +144,7 @@ class DeviceEnd:
 
     # -- receiving and time --------------------------------------------------------------------------------------
 
-    def receive(self, transport: Transport, data: bytes) -> None:
+    def receive(self, transport: Transport, data: Any) -> None:
         """One WebSocket message from the server."""
         if transport.alive:
             self.session.receive(data, self._clock.now_s * 1000.0)
@@ -149,11 +155,10 @@ class DeviceEnd:
         if transport.alive:
             self._hang_up(0.0)
 
-    def _wait_tick(self, transport: Transport) -> None:
+    def _wait_tick(self, transport: Transport, deadline_ms: float | None) -> None:
         """As the live client's ticking task: at the deadline known now, but at least every second."""
         now_ms = self._clock.now_s * 1000.0
-        deadline = self.session.next_deadline_ms()
-        wait_ms = 1000.0 if deadline is None else min(max(deadline - now_ms, 1.0), 1000.0)
+        wait_ms = 1000.0 if deadline_ms is None else min(max(deadline_ms - now_ms, 1.0), 1000.0)
         if self.session.min_interval_ms:
             wait_ms = min(wait_ms, float(self.session.min_interval_ms))
         self._clock.at(self._clock.now_s + wait_ms / 1000.0, self._tick, transport)
@@ -161,10 +166,14 @@ class DeviceEnd:
     def _tick(self, transport: Transport) -> None:
         if not transport.alive:
             return
-        self.session.tick(self._clock.now_s * 1000.0)
-        self._handle(transport)
+        now_ms, deadline_ms = self._clock.now_s * 1000.0, self.session.next_deadline_ms()
+        # a throttled session's spacing is no deadline of its own: feed it
+        if (deadline_ms is not None and deadline_ms <= now_ms) or self.session.min_interval_ms:
+            self.session.tick(now_ms)
+            self._handle(transport)
+            deadline_ms = self.session.next_deadline_ms()
         if transport.alive:
-            self._wait_tick(transport)
+            self._wait_tick(transport, deadline_ms)
 
     def _room(self, transport: Transport) -> None:
         if transport.alive:
@@ -203,7 +212,7 @@ class DeviceEnd:
     def _last_words(self, transport: Transport) -> None:
         """Hands over what the session still has to say, then waits for the other end's goodbye in vain."""
         for data in self.session.bytes_to_send(None, self._clock.now_ms):
-            self._up.send(data, self._server.receive, transport, data)
+            self._up.send(self._size(data), self._server.receive, transport, data)
         self._up.send_bytes(CLOSING_BYTES, _nothing)
         self._hang_up(_CLOSE_WAIT_S)
 

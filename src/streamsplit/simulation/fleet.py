@@ -27,6 +27,7 @@ from streamsplit.server.settings import ComputeSettings, LimitSettings
 from streamsplit.simulation.clock import EventClock
 from streamsplit.simulation.compute import Answered, Completes, ComputeThread, Price, batch_price
 from streamsplit.simulation.connection import DeviceEnd
+from streamsplit.simulation.counted import WIRES
 from streamsplit.simulation.estimate import WatchedLink
 from streamsplit.simulation.front import ServerEnd
 from streamsplit.simulation.pipe import Pipe
@@ -62,6 +63,7 @@ class FleetSettings(Settings):
     server_factor: float = setting(1.0, low=1e-3)  # the server is so much slower than the machine that was profiled
     admit_ms: float = setting(3.0, low=0.0)  # from a HELLO to the server's answer: its database is asked
     commit_ms: float = setting(1.0, low=0.0)  # of the server's database, after the computation
+    wire: str = setting("counted", choices=("counted", "frames"))  # frames: every frame is encoded and decoded
     keep_results: bool = setting(False)  # every RESULT in the device's result
     queue: QueueSettings = section(QueueSettings)
     link: LinkSettings = section(LinkSettings)
@@ -240,12 +242,13 @@ class FleetSimulation:
         tokens = random.Random(_derive(seed, device.name, "token"))
         server = ServerEnd(
             clock, self._compute, down, settings.limits,
-            gmm_every_windows=settings.gmm_every_windows if work.encoder else 0, admit_ms=settings.admit_ms,
+            gmm_every_windows=settings.gmm_every_windows if work.encoder else 0,
+            admit_ms=settings.admit_ms, wire=WIRES[settings.wire],
             cut_of=cut_of, tokens=lambda: tokens.randbytes(16),
         )  # fmt: skip
         process.end = DeviceEnd(
             clock, process, queue, link, up, down, server, settings.server,
-            random.Random(_derive(seed, device.name, "backoff")),
+            random.Random(_derive(seed, device.name, "backoff")), WIRES[settings.wire],
         )  # fmt: skip
         return process, up, down
 

@@ -12,6 +12,7 @@ import msgspec
 from streamsplit.server.settings import LimitSettings
 from streamsplit.simulation.clock import EventClock
 from streamsplit.simulation.compute import Answered, Arrived, ComputeThread, Price
+from streamsplit.simulation.counted import Wire
 from streamsplit.simulation.pipe import Pipe
 from streamsplit.splitting.cut import Cut
 from streamsplit.wire import events
@@ -53,11 +54,13 @@ class ServerEnd:
         *,
         gmm_every_windows: int,
         admit_ms: float,
+        wire: Wire,
         cut_of: Callable[[Frame], tuple[Cut, Price]],
         tokens: Callable[[], bytes],
     ) -> None:
         self._clock, self._compute, self._down = clock, compute, down
         self._limits, self._gmm_every, self._cut_of, self._tokens = limits, gmm_every_windows, cut_of, tokens
+        self._wire = wire
         self._admit_s = admit_ms / 1000.0
         self._settings = SessionSettings(
             hello_timeout_ms=int(1000 * limits.hello_timeout_s),
@@ -68,7 +71,7 @@ class ServerEnd:
         )
         self._session: ServerSession | None = None
         self._transport: Transport | None = None
-        self._batch: deque[bytes] = deque()
+        self._batch: deque[Any] = deque()
         self._received = 0  # highest sequence handed to compute
         self._through = 0  # every sequence up to here is durable
         self._beyond: set[int] = set()
@@ -82,7 +85,7 @@ class ServerEnd:
 
     def accepted(self, transport: Transport) -> None:
         """The WebSocket has been asked for."""
-        transport.session = ServerSession(self._clock.now_ms, self._settings)
+        transport.session = self._wire.server(self._clock.now_ms, self._settings)
         self._look_at_deadline(transport)
 
     def lost(self, transport: Transport) -> None:
@@ -129,7 +132,7 @@ class ServerEnd:
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
-    def receive(self, transport: Transport, data: bytes) -> None:
+    def receive(self, transport: Transport, data: Any) -> None:
         """One WebSocket message from the device."""
         if not transport.alive or transport.session is None:
             return
@@ -139,11 +142,14 @@ class ServerEnd:
     def _handle(self, transport: Transport) -> None:
         session = transport.session
         assert session is not None
-        ended = False
-        for event in session.events():
+        ended, windows_only = False, True
+        happened = session.events()
+        for event in happened:
             if isinstance(event, events.WindowReceived):
                 self._on_window(session, event.frame)
-            elif isinstance(event, events.Acked):
+                continue
+            windows_only = False
+            if isinstance(event, events.Acked):
                 self._heard(session)
                 self._send_again()
             elif isinstance(event, events.HelloReceived):
@@ -154,7 +160,9 @@ class ServerEnd:
                 ended = True
         if self._compute.waiting > self._limits.max_waiting:
             self._throttle()
-        self._flush(transport)
+        # a window only moves the session's deadlines away (unless it comes again, which has no event)
+        if not windows_only or session.waits() or not happened:
+            self._flush(transport)
         if ended:
             self._down.send_bytes(_CLOSING_BYTES, transport.device.closed_by_server, transport)
 
@@ -222,7 +230,7 @@ class ServerEnd:
                 clock.at(pipe.room_at_s(), self._room, transport)
                 break
             data = batch.popleft()
-            pipe.send(data, transport.device.receive, transport, data)
+            pipe.send(self._wire.size(data), transport.device.receive, transport, data)
         self._look_at_deadline(transport)
 
     def _room(self, transport: Transport) -> None:

@@ -46,17 +46,18 @@ class Pipe:
                 return leaves_s
         return self._clock.now_s
 
-    def send(self, message: bytes, arrive: Callable[..., None], *arguments: Any) -> None:
+    def send(self, message_bytes: int, arrive: Callable[..., None], *arguments: Any) -> None:
         """Sends one WebSocket message; `arrive(*arguments)` is called at the far end when its last byte is there."""
-        self.send_bytes(websocket_bytes(len(message), masked=self._masked), arrive, *arguments)
+        self.send_bytes(websocket_bytes(message_bytes, masked=self._masked), arrive, *arguments)
 
     def send_bytes(self, size: int, arrive: Callable[..., None], *arguments: Any) -> None:
         """The same for bytes that are no message: the HTTP request that opens a connection, and its answer."""
+        clock, modem = self._clock, self._modem
+        now_s = clock.now_s
         self.bytes += size
-        leaves_s, arrives_s = self.link.schedule(self._clock.now_s, size)
-        modem, now_s = self._modem, self._clock.now_s
+        leaves_s, arrives_s = self.link.schedule(now_s, size)
         while modem and modem[0][0] <= now_s:
             self._waiting -= modem.popleft()[1]
         modem.append((leaves_s, size))
         self._waiting += size
-        self._clock.at(arrives_s, arrive, *arguments)
+        clock.at(arrives_s, arrive, *arguments)

@@ -110,7 +110,8 @@ class DeviceProcess:
         self._report_s = report_s
         self._device_class, self._want_embedding, self._keep_results = device_class, want_embedding, keep_results
         self._waiting: deque[_Waiting] = deque()
-        self._busy = False
+        self._free_at_s = -math.inf
+        self._under_way = False  # a window that will cross is being computed
         self._starts = True
         self._rows: dict[int, int] = {}  # sequence of a window without a result -> its row
         self._windows: dict[int, int] = {}  # the same -> its index
@@ -133,8 +134,10 @@ class DeviceProcess:
         if now_s > self._stop_s:
             return
         self._clock.at(self._first_s + (index + 1) * self._stride_s, self._captured, index + 1)
-        if self._busy:
+        if self._under_way or self._waiting or now_s < self._free_at_s:
             self._waiting.append(_Waiting(index, now_s))
+            if len(self._waiting) == 1 and not self._under_way:
+                self._clock.at(self._free_at_s, self._next)
             if len(self._waiting) > self._buffer_windows:
                 self.log.add(self._waiting.popleft().captured_s, None, LOST)
                 self._counts[LOST] += 1
@@ -153,34 +156,45 @@ class DeviceProcess:
         free_share = max(1.0 - load, _LEAST_FREE) / self._edge_factor
         outcome = self._work.process(index, around, free_share, starts=self._starts)
         self._starts = False
-        self._busy = True
-        clock.at(now_s + outcome.edge_ms / 1000.0, self._computed, index, captured_s, outcome)
+        self._free_at_s = now_s + outcome.edge_ms / 1000.0
+        if outcome.payload is None:  # nobody waits for its end: the next window begins then or later
+            self._note(index, captured_s, outcome, KEPT)
+        else:
+            self._under_way = True
+            clock.at(self._free_at_s, self._computed, index, captured_s, outcome)
 
     def _computed(self, index: int, captured_s: float, outcome: Outcome) -> None:
-        end = self.end
-        assert end is not None
-        self._busy = False
-        action, sequence = KEPT, None
-        if outcome.payload is not None:
-            stamp_ms = UNIX_MS + int(captured_s * 1000.0)
-            sequence = self._queue.accept(outcome.frame_type, stamp_ms, index, outcome.payload)
-            action = DROPPED if sequence is None else SENT
-        row = self.log.add(captured_s, outcome, action)
-        self._counts[action] += 1
-        self._energy_mj += outcome.energy_mj
-        if sequence is not None:
-            self._rows[sequence] = row
+        """The window is ready to cross."""
+        end, payload = self.end, outcome.payload
+        assert end is not None and payload is not None
+        self._under_way = False
+        sequence = self._queue.accept(outcome.frame_type, UNIX_MS + int(captured_s * 1000.0), index, payload)
+        if sequence is None:
+            self._work.refused()
+            self._note(index, captured_s, outcome, DROPPED)
+        else:
+            self._rows[sequence] = len(self.log.captured_s)
             if self._keep_results:
                 self._windows[sequence] = index
             self.cuts.append(outcome.cut)
             self._work.accepted(index, outcome)
-        elif outcome.payload is not None:
-            self._work.refused()
-        self._work.heard(index, outcome)
-        if sequence is not None:
+            self._note(index, captured_s, outcome, SENT)
             end.flush()
         if self._waiting:
+            self._next()
+
+    def _next(self) -> None:
+        """The device is free: the oldest window that waits begins."""
+        if self._waiting and not self._under_way and self._clock.now_s >= self._free_at_s:
             self._begin(*self._waiting.popleft())
+            if self._waiting and not self._under_way:
+                self._clock.at(self._free_at_s, self._next)
+
+    def _note(self, index: int, captured_s: float, outcome: Outcome, action: int) -> None:
+        self.log.add(captured_s, outcome, action)
+        self._counts[action] += 1
+        self._energy_mj += outcome.energy_mj
+        self._work.heard(index, outcome)
 
     # -- the connection's owner ----------------------------------------------------------------------------------
 

@@ -123,19 +123,23 @@ class Endpoint(ABC, Generic[S]):
             self._at(now_ms)
         batch: list[bytes] = []
         size = 0
-        if not self._waits():
+        if not self.waits():
             return batch
         for priority in _PRIORITIES:
             while (need := self._next_bytes(priority)) > 0:
                 if batch and limit_bytes is not None and size + need > limit_bytes:
                     return self._handed_over(batch, size)
                 frame = self._take(priority)
-                batch.append(encode_frame(frame))
+                batch.append(self._encoded(frame))
                 size += need
                 self._sent(frame)
                 if priority is Priority.BULK:
                     break
         return self._handed_over(batch, size)
+
+    def waits(self) -> bool:
+        """Whether `bytes_to_send` has something to give."""
+        return len(self._outbox) > 0
 
     def queued_bytes(self, priority: Priority) -> int:
         """Bytes that wait at one priority: feed a transfer while BULK is low instead of queueing all of it."""
@@ -330,10 +334,6 @@ class Endpoint(ABC, Generic[S]):
             self._break(error)
             return False
 
-    def _waits(self) -> bool:
-        """Whether anything waits to be sent, at any priority."""
-        return len(self._outbox) > 0
-
     def _next_bytes(self, priority: Priority) -> int:
         frame = self._outbox.peek(priority)
         return 0 if frame is None else HEADER_BYTES + len(frame.payload)
@@ -346,6 +346,10 @@ class Endpoint(ABC, Generic[S]):
 
     def _sent(self, frame: Frame) -> None:
         """A frame is on its way to the transport."""
+
+    def _encoded(self, frame: Frame) -> bytes:
+        """What the transport gets for a frame."""
+        return encode_frame(frame)
 
     def _handed_over(self, batch: list[bytes], size: int) -> list[bytes]:
         self.sent_bytes += size

@@ -262,8 +262,9 @@ class ServerSession(Endpoint[ServerState]):
     def _ping_due_ms(self) -> float:
         return math.inf if self._ping else self._heard_ms + self.settings.ping_interval_ms
 
-    def _waits(self) -> bool:
-        return super()._waits() or (self.is_open and self.replay.peek_bytes() > 0)
+    def waits(self) -> bool:
+        """As for every end; unsent RESULTs wait in the replay window."""
+        return super().waits() or (self.is_open and self.replay.peek_bytes() > 0)
 
     def _next_bytes(self, priority: Priority) -> int:
         if priority is Priority.RESULT and self.is_open and (need := self.replay.peek_bytes()):
