@@ -16,8 +16,10 @@ from streamsplit.edge.payload import Packed, PieceChain, pack_activation, pack_i
 from streamsplit.edge.readings import Readings
 from streamsplit.errors import CutError
 from streamsplit.splitting.confidence import ExitRule
+from streamsplit.splitting.constraints import ConstraintSettings
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.decision import Decision, Policy
+from streamsplit.splitting.decision_log import Decided, DecisionLog
 from streamsplit.splitting.device import DeviceProfile
 from streamsplit.splitting.link import LinkEstimate
 from streamsplit.splitting.observation import Observation
@@ -67,6 +69,7 @@ class Outcome(NamedTuple):
     edge_ms: float  # device time, features included
     energy_mj: float  # marginal, computing and sending
     observation: Observation
+    decision: Decided | None = None  # as the decision log holds it, where there is one
 
     @property
     def sends(self) -> bool:
@@ -94,9 +97,14 @@ class WindowPipeline:
         worker: Worker,
         chain: PieceChain,
         exit_rule: ExitRule | None = None,
+        log: DecisionLog | None = None,
+        constraints: ConstraintSettings | None = None,
     ) -> None:
         self.model, self.policy, self.gate, self.worker, self.chain = model, policy, gate, worker, chain
         self.exit_rule = exit_rule or ExitRule()
+        self.log = log
+        self.power_mw = 0.0  # mean marginal power of the recent windows, which an energy budget is held against
+        self._constraints = constraints or ConstraintSettings()
         self.table = table.supported(model.bottlenecks if model.name else None)
         self._ready: tuple[str, CutTable] | None = None  # of which revision, the rows that it can do
         self.skipped = 0  # windows kept since the last one that was accepted for sending
@@ -117,8 +125,9 @@ class WindowPipeline:
     def process(self, window: Window, around: Surroundings, feature_ms: float = 0.0) -> Outcome:
         """Decides, computes and packs; `feature_ms` is the device time that the features took."""
         self._starts |= window.new_frames > self.chain.stride_frames
-        observation = observe(around, self._uncertainty, self._last_cut)
+        observation = observe(around, self._uncertainty, self._last_cut, self.power_mw)
         decision = self._decide(observation)
+        decided = self.log.decided(observation, decision, self._ready_table()) if self.log is not None else None
         (forward, cut, gate, packed), spent = self.worker.run(lambda: self._compute(window, decision.cut, observation))
         self._last_cut = decision.cut
         if math.isfinite(forward.uncertainty):
@@ -135,6 +144,8 @@ class WindowPipeline:
             header = self._header(window, index, cut, packed, forward.uncertainty, edge_ms)
             payload = pack_media(header, packed.payload)
             frame_bytes = HEADER_BYTES + len(payload)
+        energy_mj = self.worker.device.energy_mj(edge_ms, frame_bytes)
+        self.power_mw = self._constraints.next_power_mw(self.power_mw, energy_mj)
         return Outcome(
             window=index, cut=cut,
             reason=(
@@ -145,8 +156,7 @@ class WindowPipeline:
             frame_type=packed.frame_type if packed is not None else FrameType.FEATURES,
             payload=payload, z=forward.z, uncertainty=forward.uncertainty, threshold=gate.threshold,
             confidence=decision.confidence, edge_ms=edge_ms,
-            energy_mj=self.worker.device.energy_mj(edge_ms, frame_bytes),
-            observation=observation._replace(uncertainty=forward.uncertainty),
+            energy_mj=energy_mj, observation=observation._replace(uncertainty=forward.uncertainty), decision=decided,
         )  # fmt: skip
 
     def accepted(self, window: Window, outcome: Outcome) -> None:
@@ -238,12 +248,12 @@ def _instead(chosen: Cut, cut: Cut) -> str:
     return f"the exit after block {chosen.block} is not sure, sent as {cut}"
 
 
-def observe(around: Surroundings, uncertainty: float, last_cut: Cut | None) -> Observation:
+def observe(around: Surroundings, uncertainty: float, last_cut: Cut | None, power_mw: float = 0.0) -> Observation:
     """What the policy sees."""
     readings, link = around.readings, around.link
     return Observation(
         uncertainty=uncertainty, cpu=readings.cpu, memory=readings.memory, battery=readings.battery,
         thermal=readings.thermal, bandwidth_bps=link.bandwidth_bps, bandwidth_age_ms=link.bandwidth_age_ms,
         rtt_ms=link.rtt_ms, rtt_age_ms=link.rtt_age_ms, backlog_bytes=around.backlog_bytes, last_cut=last_cut,
-        link_up=around.link_up,
+        link_up=around.link_up, power_mw=power_mw,
     )  # fmt: skip

@@ -18,13 +18,25 @@ from streamsplit.edge.queue import QueueSettings
 from streamsplit.encoders.factory import EncoderSettings
 from streamsplit.errors import ConfigError
 from streamsplit.learning.settings import LearnerSettings
+from streamsplit.splitting.bandit import BanditSettings
+from streamsplit.splitting.constraints import ConstraintSettings
+from streamsplit.splitting.correction import CorrectionSettings
 from streamsplit.splitting.device import DeviceProfile, device_profile
 from streamsplit.splitting.greedy import GreedySettings
 from streamsplit.splitting.link import LinkSettings
-from streamsplit.splitting.policy import HeuristicSettings, PolicySettings
+from streamsplit.splitting.objective import ObjectiveSettings
+from streamsplit.splitting.policy import (
+    DEFAULT_POLICY,
+    LEARNED_POLICIES,
+    POLICIES,
+    HeuristicSettings,
+    PolicySettings,
+)
+from streamsplit.splitting.steady import SteadySettings
 from streamsplit.splitting.transmission import GateSettings
 
 TOKEN_VARIABLE = "STREAMSPLIT_TOKEN"
+POLICY_KEY_VARIABLE = "STREAMSPLIT_POLICY_KEY"
 _V1_REWARD = (1.0, -0.5, -0.3, -0.2)
 
 
@@ -159,13 +171,29 @@ class RewardWeights(Settings):
 class AgentSettings(Settings):
     """How cuts are chosen."""
 
-    policy: str = setting("greedy", choices=("greedy", "heuristic", "fixed", "keep-local"))
+    policy: str = setting(DEFAULT_POLICY, choices=POLICIES)
     cut: str = setting("")  # 'fixed' only, such as '6:int8'
     cuts: tuple[str, ...] = setting(())  # cuts to choose from; empty = all that the table has
-    learning_rate: float = setting(1e-3, low=0.0)  # of a learned policy; the policies above do not use it
+    policy_file: str = setting("")  # 'ppo' and 'ppo-corrected'; "" = the one that ships for the encoder
+    policy_key: str = setting("")  # to check policies that the server pushes; "" = STREAMSPLIT_POLICY_KEY
+    learning_rate: float = setting(1e-3, low=0.0)  # v1's key; policies are trained by `streamsplit train-policy`
     reward_weights: RewardWeights = section(RewardWeights)
     greedy: GreedySettings = section(GreedySettings)
     heuristic: HeuristicSettings = section(HeuristicSettings)
+    bandit: BanditSettings = section(BanditSettings)
+    correction: CorrectionSettings = section(CorrectionSettings)
+    steady: SteadySettings = section(SteadySettings)
+    objective: ObjectiveSettings = section(ObjectiveSettings)  # what regret is counted in, whatever the policy
+
+    @property
+    def learned(self) -> bool:
+        """Whether the policy is one that needs a policy file."""
+        return self.policy in LEARNED_POLICIES
+
+    @property
+    def key(self) -> str:
+        """The key for pushed policies; "" takes none."""
+        return self.policy_key or os.environ.get(POLICY_KEY_VARIABLE, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +202,7 @@ class SplittingSettings(Settings):
 
     enabled: bool = setting(True)  # false: everything stays on the device
     agent: AgentSettings = section(AgentSettings)
+    constraints: ConstraintSettings = section(ConstraintSettings)  # on every policy; its interval is the stride
     table: str = setting("")  # file of `streamsplit profile --output`; "" = the packaged table, scaled to the device
     gate: GateSettings = section(GateSettings)
     link: LinkSettings = section(LinkSettings)
@@ -258,8 +287,22 @@ class EdgeSettings(Settings):
         agent = self.splitting.agent
         greedy = (agent.reward_weights.greedy or agent.greedy).replace(interval_ms=self.audio.stride_ms)
         return PolicySettings(
-            name=agent.policy, cut=agent.cut, cuts=agent.cuts, greedy=greedy, heuristic=agent.heuristic
-        )
+            name=agent.policy, cut=agent.cut, cuts=agent.cuts, policy_file=agent.policy_file,
+            encoder=self.encoder.name, constraints=self.constraints, greedy=greedy, heuristic=agent.heuristic,
+            bandit=agent.bandit, correction=agent.correction,
+            steady=agent.steady.replace(whole_factor=self.audio.window_frames / self.audio.stride_frames),
+        )  # fmt: skip
+
+    @property
+    def constraints(self) -> ConstraintSettings:
+        """What no policy may do; nothing is forbidden where splitting is off."""
+        given = self.splitting.constraints if self.splitting.enabled else ConstraintSettings()
+        return given.replace(interval_ms=self.audio.stride_ms)
+
+    @property
+    def policy_path(self) -> Path:
+        """Where a policy that the server pushed is kept."""
+        return self.device.folder / "policy.pushed"
 
     @property
     def queue_path(self) -> Path:
