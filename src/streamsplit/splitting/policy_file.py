@@ -146,7 +146,8 @@ def load_policy(path: str | Path) -> PolicyFile:
 def packaged_policy(encoder: str) -> PolicyFile:
     """The policy that ships for `encoder`; raises CutError naming what ships."""
     folder = resources.files("streamsplit.splitting") / "policies"
-    shipped = sorted(item.name.removesuffix(".npz") for item in folder.iterdir() if item.name.endswith(".npz"))
+    names = [item.name for item in folder.iterdir()] if folder.is_dir() else []
+    shipped = sorted(name.removesuffix(".npz") for name in names if name.endswith(".npz"))
     if encoder not in shipped:
         raise CutError(
             f"no trained policy ships for encoder '{encoder}' ({nearest(encoder, shipped)}); "
