@@ -83,9 +83,7 @@ def test_windows_queue_for_processor_and_link_as_lindley_says():
         waits.append(compute_wait + edge[n] + link_wait + send[n])
         lags.append(compute_wait)
         compute_wait, ready_before = max(compute_wait + edge[n] - 500.0, 0.0), ready
-    answers = np.array(
-        [(ANSWER if "4:" not in text else ANSWER - EMBEDDING_BYTES) * 8 / (4.7 * 60e3) * 1e3 for text in texts]
-    )
+    answers = np.array([ANSWER - (EMBEDDING_BYTES if "4:" in text else 0) for text in texts]) * 8 / (4.7 * 60e3) * 1000
     latencies = [step.consequence.latency_ms for step in steps]
     assert max(lags) > 500.0 and max(waits) > 2000.0  # it does queue, for both
     assert latencies == pytest.approx((np.array(waits) + 60.0 + server + answers).tolist(), abs=1e-3)
@@ -176,7 +174,7 @@ def test_a_hot_processor_slows_down_and_is_fast_again_when_it_has_cooled():
     compute = [step.consequence.latency_ms for step in steps]
     fast, slow = compute[10], compute[390]
     assert slow - fast == pytest.approx(1.0 / LEAST_CAPACITY * (1 / 0.6 - 1), abs=0.01)
-    seen = [value > (fast + slow) / 2 for value in compute[:400]]
+    seen = [False] + [value > (fast + slow) / 2 for value in compute[1:400]]  # the first one crosses whole
     assert abs(seen.index(True) - expected.index(True)) <= 2
     assert abs(expected.index(True) * 0.5 - 60 * math.log(0.95 / 0.10)) < 1.0  # 0.95 (1 - e^-t/60) = 0.85
     assert not device.throttled and not expected[-1]
@@ -206,9 +204,7 @@ def test_the_mean_power_is_the_one_that_constraints_count():
 def test_missing_weights_are_fetched_once_and_count_as_traffic():
     device = simulated(1e6, settings=QUIET.replace(blocks=2), windows=6)
     steps = run(device, ["2:int8", "3:int8", "3:int8", "4:none", "3:int8", "4:none"])
-    fetched = [
-        step.downlink_bytes - (ANSWER if "3:" in str(step.cut) or "2:" in str(step.cut) else 0) for step in steps
-    ]
+    fetched = [step.downlink_bytes - (ANSWER if step.cut.sends else 0) for step in steps]
     assert fetched == [0, 60_000, 0, 60_000, 0, 0]  # what blocks 1..3 take over 1..2, and 1..4 over 1..3
     assert steps[3].consequence.traffic_bytes == pytest.approx(60_000, abs=RESULT_BYTES + EMBEDDING_BYTES + ACK_BYTES)
     transfer = 60_000 * 8 / 4.7e6 * 1000 + 60.0
