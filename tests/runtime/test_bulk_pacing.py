@@ -17,14 +17,19 @@ from tiny_server import TinyServer
 
 from streamsplit.edge.client import EdgeClient
 from streamsplit.edge.counters import Counters
+from streamsplit.edge.decisions import Decisions
 from streamsplit.edge.downlink import Downlink
+from streamsplit.edge.policies import DevicePolicy
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.sync import Arrived
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.trace import constant_trace
+from streamsplit.splitting.decision_log import DecisionLog
+from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.link import LinkEstimator
+from streamsplit.splitting.table import packaged_table
 from streamsplit.weights.delta import pack_full
 from streamsplit.weights.revision import encoder_weights, revision_of, revision_prefix
 from streamsplit.weights.transfer import WeightTransfer
@@ -50,8 +55,13 @@ class Device:
         self.problems: list[str] = []
         self.arrived: list[Arrived] = []  # whole transfers, handed over to be adopted
         model: Any = SimpleNamespace(revision="", name="mobilenet", adopt_mixture=lambda message: None)
+        policies = DevicePolicy(settings, packaged_table("mobilenet"), self.problems.append)
+        decisions = Decisions(
+            DecisionLog(device_profile("host")), Counters(), policy=lambda: policies.policy,
+            link=lambda: LinkEstimator().estimate(0.0), note=self._note,
+        )  # fmt: skip
         self.downlink = Downlink(
-            settings, self.queue, model, None, Counters(),  # type: ignore[arg-type]
+            settings, self.queue, model, None, policies, decisions, Counters(),  # type: ignore[arg-type]
             hand_over=self._hand_over, note=self._note, problem=self.problems.append, software="test",
         )  # fmt: skip
         self.client = EdgeClient(settings.server, self.queue, self.downlink, LinkEstimator(), seed=1)

@@ -32,10 +32,8 @@ class Counters:
     effective_rank: float = math.nan
     learner_steps: int = 0
     cut: str = ""
-    policy: str = ""  # what chooses the cuts, such as 'greedy' or 'ppo v3'
     decisions: int = 0
     cut_changes: int = 0
-    fallbacks: int = 0  # decisions made in the policy's place
     judged: int = 0  # decisions whose outcome is known
     regret: float = math.nan  # their mean cost above the best row's in hindsight, in units of the reward
     last_problem: str = ""  # the newest failure that did not stop the device
@@ -77,10 +75,10 @@ class EdgeStatus(NamedTuple):
     revision: str
     dropped_audio_ms: float
     problem: str
-    policy: str = ""
+    policy: str = ""  # what chooses the cuts, such as 'greedy' or 'ppo v3, pushed'
     decisions: int = 0
     cut_changes: int = 0
-    fallbacks: int = 0
+    fallbacks: int = 0  # decisions made in the policy's place
     regret: float = math.nan  # mean, in units of the reward
 
 

@@ -16,13 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from streamsplit.edge.counters import Counters
+from streamsplit.edge.decisions import Arrival, Decisions
 from streamsplit.edge.model import DeviceModel
 from streamsplit.edge.pipeline import WindowPipeline
+from streamsplit.edge.policies import DevicePolicy
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.sync import Arrived, WeightDownload, WeightUpload
 from streamsplit.errors import ProtocolError, RevisionError, StoreError, StreamSplitError
-from streamsplit.splitting.policy import make_policy
 from streamsplit.wire.events import Acked
 from streamsplit.wire.frame import Frame
 from streamsplit.wire.messages import (
@@ -31,6 +32,7 @@ from streamsplit.wire.messages import (
     Hello,
     Message,
     Policy,
+    PolicyPush,
     Prototypes,
     Result,
     Revision,
@@ -58,6 +60,8 @@ class Downlink:
         queue: OfflineQueue,
         model: DeviceModel,
         pipeline: WindowPipeline,
+        policies: DevicePolicy,
+        decisions: Decisions,
         counters: Counters,
         *,
         hand_over: Callable[[Callable[[], Any]], None],
@@ -73,6 +77,9 @@ class Downlink:
         self._queue = queue
         self._model = model
         self._pipeline = pipeline
+        self._policies = policies
+        self._decisions = decisions
+        self._ordered = False  # the server has ordered a policy and not given it back
         self._counters = counters
         self._hand_over = hand_over
         self._note = note
@@ -95,6 +102,7 @@ class Downlink:
             stride_frames=settings.audio.stride_frames, device_class=settings.device.type, software=self._software,
             want_embedding=settings.server.want_embedding,
             want_prototypes=bool(self._model.name) and settings.training.uncertainty == "v1",
+            want_policy=self._policies.wants, policy_version=self._policies.version,
         )  # fmt: skip
 
     async def opened(self, welcome: Welcome) -> None:
@@ -132,6 +140,8 @@ class Downlink:
                 self._send(Error(code="bad_transfer", detail=f"revision {message.revision[:12]} is not offered"))
         elif isinstance(message, Policy):
             self._hand_over(partial(self._guarded, "policy", partial(self._on_policy, message)))
+        elif isinstance(message, PolicyPush):
+            self._hand_over(partial(self._on_push, message))
         elif isinstance(message, Throttle):
             self._note("throttle", in_flight=message.max_in_flight, interval_ms=message.min_interval_ms)
         elif isinstance(message, Error):
@@ -168,6 +178,7 @@ class Downlink:
             self.client.send(message)
 
     async def _on_result(self, result: Result) -> None:
+        at_s = time.monotonic()
         if not await self._take(result.sequence):
             return
         latency_ms = (int(time.time() * 1000) - result.capture_ms) & 0xFFFF_FFFF
@@ -181,6 +192,7 @@ class Downlink:
             queue_ms=result.queue_ms, uncertainty=result.uncertainty, cluster=result.cluster, label=result.label,
             confidence=result.confidence,
         )  # fmt: skip
+        self._hand_over(partial(self._decisions.answered, self._queue.epoch, Arrival(result, float(latency_ms), at_s)))
         if result.embedding:
             self._hand_over(partial(self._guarded, "result", partial(self._remember, result)))
 
@@ -191,6 +203,7 @@ class Downlink:
                 self._counters.windows_rejected += 1
             self._note("rejected", sequence=error.sequence, code=error.code, detail=error.detail)
             self._hand_over(self._pipeline.chain.break_off)
+            self._hand_over(partial(self._decisions.rejected, self._queue.epoch, error.sequence))
         elif error.code == "bad_transfer":
             self.upload.drop()
             if self.download.under_way:
@@ -230,15 +243,29 @@ class Downlink:
             self._note("policy", policy=message.policy, cut=message.cut, refused=True)
             return
         if message.policy == "own":
-            self._pipeline.policy = make_policy(settings)
+            self._pipeline.policy = self._policies.own()
             self._pipeline.gate.fix_threshold(math.nan)
+            self._ordered = False
         elif message.policy or message.cut:
-            name = message.policy or ("fixed" if message.cut else settings.name)
-            settings = settings.replace(name=name, cut=message.cut or settings.cut)
-            self._pipeline.policy = make_policy(settings)
+            self._pipeline.policy = self._policies.order(message.policy or "fixed", message.cut)
+            self._ordered = True
         if not math.isnan(message.uncertainty_threshold):
             self._pipeline.gate.fix_threshold(message.uncertainty_threshold)
         self._note("policy", policy=message.policy, cut=message.cut, threshold=message.uncertainty_threshold)
+
+    def _on_push(self, message: PolicyPush) -> None:
+        """A pushed policy is followed from the next window on, or refused, and the server told why."""
+        try:
+            self._policies.push(message, ordered=self._ordered)
+        except StreamSplitError as error:
+            self.problem(f"policy from the server not used: {error}")
+            refusal = Error(code="bad_policy", detail=str(error)[:1000])
+            self._loop.call_soon_threadsafe(self._send, refusal)
+            self._note("policy_file", version=message.version, bytes=len(message.data), refused=True)
+            return
+        self._pipeline.policy = self._policies.policy
+        log.info("%s: follows the pushed policy v%d", self._settings.device.id, message.version)
+        self._note("policy_file", version=message.version, bytes=len(message.data))
 
     def _adopt(self, arrived: Arrived) -> None:
         revision = arrived.announced.revision

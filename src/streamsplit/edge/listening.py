@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from streamsplit.audio.windows import Window, WindowStream
 from streamsplit.edge.counters import Counters
+from streamsplit.edge.decisions import Decisions
 from streamsplit.edge.inlet import AudioInlet, Heard
 from streamsplit.edge.learning import LearningLoop
 from streamsplit.edge.monitor import ResourceState
@@ -32,6 +33,7 @@ class Listener:
         queue: OfflineQueue,
         counters: Counters,
         learning: LearningLoop,
+        decisions: Decisions,
         *,
         paced: bool,
         surroundings: Callable[[], Surroundings],
@@ -43,7 +45,7 @@ class Listener:
     ) -> None:
         self.finished = False
         self._inlet, self._pipeline, self._queue, self._counters = inlet, pipeline, queue, counters
-        self._learning, self._paced = learning, paced
+        self._learning, self._decisions, self._paced = learning, decisions, paced
         self._surroundings, self._state, self._wake = surroundings, state, wake
         self._note, self._problem, self._stopped = note, problem, stopped
         audio = settings.audio
@@ -116,6 +118,8 @@ class Listener:
             counters.uncertainty = outcome.uncertainty
             counters.average("edge_ms", outcome.edge_ms)
         self._journal(window, outcome, sequence, captured_ms)
+        age_ms = max(time.time() * 1000 - captured_ms, 0.0) if self._paced else 0.0
+        self._decisions.made(outcome, self._queue.epoch, sequence, max(age_ms, outcome.edge_ms))
         self._learning.heard(window, outcome)
 
     def _accept(self, window: Window, outcome: Outcome, captured_ms: int) -> int | None:
@@ -142,7 +146,7 @@ class Listener:
         return sequence
 
     def _journal(self, window: Window, outcome: Outcome, sequence: int | None, captured_ms: int) -> None:
-        seen = outcome.observation
+        seen, decision = outcome.observation, outcome.decision
         labels = Counter(label for _, label in self._labels)
         self._note(
             "window", window=outcome.window, sequence=sequence, epoch=self._queue.epoch, captured_ms=captured_ms,
@@ -151,7 +155,8 @@ class Listener:
             edge_ms=outcome.edge_ms, energy_mj=outcome.energy_mj, cpu=seen.cpu, bandwidth_bps=seen.bandwidth_bps,
             rtt_ms=seen.rtt_ms, backlog_bytes=seen.backlog_bytes, link_up=seen.link_up,
             label=labels.most_common(1)[0][0] if labels else None, clip=self._clip,
-            resolution=int(window.resolution),
+            resolution=int(window.resolution), expected_cost=decision.expected if decision is not None else None,
+            alternatives=decision.plain() if decision is not None else None,
         )  # fmt: skip
 
 

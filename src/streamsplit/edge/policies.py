@@ -18,10 +18,10 @@ from streamsplit.wire.messages import PolicyPush
 class DevicePolicy:
     """Makes the device's policy and replaces it; changes happen in the worker thread.
 
-    A trained policy that cannot be used (missing, damaged, of another table) is reported by `problem`, and the heuristic
-    decides in its place; with `strict`, for a file that somebody named on the command line, it is an error instead. A
-    policy pushed by the server comes before the file in the settings, unless `strict`. Raises CutError for a fixed cut
-    that the table lacks or the constraints forbid, and for constraints that leave nothing.
+    A trained policy that cannot be used (missing, damaged, of another table) is reported by `problem`, and the
+    heuristic decides in its place; with `strict`, for a file that somebody named on the command line, it is an error
+    instead. A policy pushed by the server comes before the file in the settings, unless `strict`. Raises CutError for a
+    fixed cut that the table lacks or the constraints forbid, and for constraints that leave nothing.
     """
 
     def __init__(

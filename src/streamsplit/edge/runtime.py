@@ -23,6 +23,7 @@ from streamsplit import __version__
 from streamsplit.edge.blocks import Source
 from streamsplit.edge.client import EdgeClient
 from streamsplit.edge.counters import Counters, EdgeStatus, RunSummary
+from streamsplit.edge.decisions import Decisions
 from streamsplit.edge.downlink import Downlink
 from streamsplit.edge.emulation import Emulator, RealDevice
 from streamsplit.edge.inlet import AudioInlet
@@ -33,13 +34,14 @@ from streamsplit.edge.model import DeviceModel, EncoderModel, make_model
 from streamsplit.edge.monitor import ResourceMonitor
 from streamsplit.edge.payload import PieceChain
 from streamsplit.edge.pipeline import Surroundings, WindowPipeline
+from streamsplit.edge.policies import DevicePolicy
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.snapshot import load_snapshot, save_snapshot
 from streamsplit.edge.tables import device_table
 from streamsplit.errors import CheckpointError
+from streamsplit.splitting.decision_log import DecisionLog
 from streamsplit.splitting.link import LinkEstimator
-from streamsplit.splitting.policy import make_policy
 from streamsplit.splitting.table import CutTable
 from streamsplit.splitting.transmission import UncertaintyGate
 from streamsplit.wire.messages import Stats
@@ -66,7 +68,10 @@ class EdgeRuntime:
         table: CutTable | None = None,
         device: Emulator | RealDevice | None = None,
         journal: Journal | None = None,
+        strict_policy: bool = False,
     ) -> None:
+        """Raises CutError for a fixed cut or constraints that the table cannot satisfy; with `strict_policy` also for a
+        policy file that cannot be used, in place of which the heuristic decides otherwise."""
         self.settings = settings
         self.source = source
         self.paced = speed > 0 or source.info.live
@@ -80,10 +85,21 @@ class EdgeRuntime:
         self.device = device or make_device(settings, fast_forward=not self.paced)
         self.model = model or make_model(settings)
         self.table = table or device_table(settings)
+        audio = settings.audio
+        possible = self.table.supported(self.model.bottlenecks if self.model.name else None)
+        self.policies = DevicePolicy(settings, possible, self.problem, strict=strict_policy)
         self.queue = OfflineQueue(settings.queue_path, settings.queue)
+        decisions = DecisionLog(
+            self.device.device, settings.splitting.agent.objective, settings.constraints, interval_ms=audio.stride_ms,
+            whole_factor=audio.window_frames / audio.stride_frames,
+        )  # fmt: skip
         self.pipeline = WindowPipeline(
-            self.model, self.table, make_policy(settings.policy), UncertaintyGate(settings.splitting.gate), self.device,
-            PieceChain(settings.audio.window_frames, settings.audio.stride_frames),
+            self.model, self.table, self.policies.policy, UncertaintyGate(settings.splitting.gate), self.device,
+            PieceChain(audio.window_frames, audio.stride_frames), log=decisions, constraints=settings.constraints,
+        )  # fmt: skip
+        self.decisions = Decisions(
+            decisions, self.counters, policy=lambda: self.pipeline.policy, link=lambda: self._link_estimate,
+            note=self.note,
         )  # fmt: skip
         self.monitor = ResourceMonitor(self.device, settings.monitor)
         self.inlet = AudioInlet(source, paced=self.paced, buffer_s=settings.audio.buffer_s)
@@ -99,9 +115,9 @@ class EdgeRuntime:
         self._uploaded_steps = 0
         self._uploaded_s = time.monotonic()
         self.listener = Listener(
-            settings, self.inlet, self.pipeline, self.queue, self.counters, self.learning, paced=self.paced,
-            surroundings=self._surroundings, state=lambda: self.monitor.state, wake=self._wake, note=self.note,
-            problem=self.problem, stopped=self._stop.is_set,
+            settings, self.inlet, self.pipeline, self.queue, self.counters, self.learning, self.decisions,
+            paced=self.paced, surroundings=self._surroundings, state=lambda: self.monitor.state, wake=self._wake,
+            note=self.note, problem=self.problem, stopped=self._stop.is_set,
         )  # fmt: skip
 
     # -- for the owner -------------------------------------------------------------------------------------------
@@ -185,7 +201,8 @@ class EdgeRuntime:
             effective_rank=counters.effective_rank, learner_steps=counters.learner_steps,
             uplink_bytes=client.bytes.up if client else 0, downlink_bytes=client.bytes.down if client else 0,
             energy_mj=counters.energy_mj, revision=self.model.revision, dropped_audio_ms=self.inlet.dropped_ms,
-            problem=counters.last_problem,
+            problem=counters.last_problem, policy=self.policies.name, decisions=counters.decisions,
+            cut_changes=counters.cut_changes, fallbacks=self.policies.fallbacks, regret=counters.regret,
         )  # fmt: skip
 
     def note(self, kind: str, **values: Any) -> None:
@@ -221,8 +238,8 @@ class EdgeRuntime:
 
     def _connect(self) -> None:
         self._downlink = Downlink(
-            self.settings, self.queue, self.model, self.pipeline, self.counters, hand_over=self._inbox.put,
-            note=self.note, problem=self.problem, software=f"streamsplit {__version__}",
+            self.settings, self.queue, self.model, self.pipeline, self.policies, self.decisions, self.counters,
+            hand_over=self._inbox.put, note=self.note, problem=self.problem, software=f"streamsplit {__version__}",
             bandwidth_bps=lambda: self._link_estimate.bandwidth_bps,
         )  # fmt: skip
         self.client = EdgeClient(self.settings.server, self.queue, self._downlink, self.link)
@@ -296,7 +313,8 @@ class EdgeRuntime:
             downlink_bytes=status.downlink_bytes, latency_ms=_known(status.latency_ms), cut=status.cut,
             resolution=status.resolution, uncertainty=status.uncertainty, loss=status.loss,
             effective_rank=status.effective_rank, learner_steps=status.learner_steps, energy_mj=status.energy_mj,
-            revision=status.revision,
+            revision=status.revision, policy=status.policy, cut_changes=status.cut_changes,
+            fallbacks=status.fallbacks, regret=status.regret,
         )  # fmt: skip
 
     def _offer_learning(self) -> None:

@@ -57,7 +57,12 @@ class Hindsight:
         whole_factor: float = 2.0,
     ) -> None:
         self.objective, self.table, self.device, self.interval_ms = objective, table, device, interval_ms
-        self._arrays = CutArrays.of(table)
+        arrays = CutArrays.of(table)
+        self._arrays = arrays._replace(  # a table made by hand may hold whole numbers
+            edge_ms=arrays.edge_ms.astype(float),
+            server_ms=arrays.server_ms.astype(float),
+            payload_bytes=arrays.payload_bytes.astype(float),
+        )
         self._rows = {row.cut: index for index, row in enumerate(table.rows)}
         self._level = np.array([chain_level(row.cut) for row in table.rows])
         self._whole = self._arrays.payload_bytes * (whole_factor - 1.0)
