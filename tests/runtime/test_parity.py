@@ -123,6 +123,7 @@ def simulated(folder: Path, policy: str, was: Live) -> DeviceResult:
     )  # fmt: skip
     fleet = FleetSettings(
         stride_s=STRIDE_S, window_s=2 * STRIDE_S, first_window_s=was.first_window_s - was.start_s, keep_results=True,
+        wire="frames",
         server=settings.server, link=settings.splitting.link,
     )  # fmt: skip
     completes = EncoderServer.like(model, server_settings(folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -183,9 +183,8 @@ class TableWork:
 class TableServer:
     """Completes windows by the table: groups as the live worker makes them, answers of the right size."""
 
-    def __init__(self, want_embedding: bool = True, uncertainty_of: Callable[[Arrived], float] | None = None) -> None:
+    def __init__(self, want_embedding: bool = True) -> None:
         self._embedding = bytes(2 * EMBEDDING_DIM) if want_embedding else b""
-        self._uncertainty_of = uncertainty_of or (lambda window: 1.0)
         self._version = 0
 
     def complete(self, batch: Sequence[Arrived]) -> list[list[Answered]]:
@@ -196,7 +195,7 @@ class TableServer:
     def _answer(self, window: Arrived) -> Answered:
         answer = Result(
             sequence=window.sequence, window=window.sequence, capture_ms=window.capture_ms,
-            uncertainty=self._uncertainty_of(window), cluster=0, embedding=self._embedding,
+            uncertainty=1.0, cluster=0, embedding=self._embedding,
         )  # fmt: skip
         return Answered(window, answer, self._gmm() if window.want_gmm else None)
 
