@@ -66,7 +66,11 @@ def run(args: argparse.Namespace) -> int:
 def _validate(path: Path, *, as_json: bool) -> int:
     """Says whether the file is good; what is wrong goes to stderr as for any command, and into the JSON."""
     try:
-        load_server_settings(path)
+        settings = load_server_settings(path)
+        if settings.policy.file:
+            from streamsplit.server.policy_shelf import check_policy_settings
+
+            check_policy_settings(settings.policy, settings.encoder.name)
     except ConfigError as error:
         if as_json:
             print_json({"file": str(path), "good": False, "problem": str(error)})

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from streamsplit.errors import CheckpointError, ConfigError, StoreError
+from streamsplit.errors import CheckpointError, ConfigError, CutError, StoreError
 from streamsplit.server.fleet import cut_name, finite
 from streamsplit.server.records import WindowRecord
 from streamsplit.server.service import StreamServer
@@ -57,6 +57,7 @@ def create_app(settings: ServerSettings) -> Starlette:
             Route("/api/windows", guarded(windows)),
             Route("/api/revision", guarded(revision)),
             Route("/api/labels", guarded(labels), methods=["GET", "POST"]),
+            Route("/api/policy", guarded(policy), methods=["GET", "POST"]),
         ],
         lifespan=lifespan,
         exception_handlers={StoreError: on_store_error},
@@ -207,6 +208,29 @@ async def labels(request: Request) -> Response:
         return _bad(str(error))
     server.teach(label, found)
     return JSONResponse({"label": label, "windows": len(found)})
+
+
+async def policy(request: Request) -> Response:
+    """GET: version and size of the policy that devices are offered. POST ?version=N, body: a policy file (.npz); it is
+    signed with policy.key and goes to every device that wants one. Posting asks for auth.api_token to be set."""
+    server = _server(request)
+    held = server.policies.current
+    if request.method == "GET":
+        return JSONResponse({"version": server.policies.version, "bytes": len(held.data) if held is not None else 0})
+    if not server.settings.auth.api_token:
+        return _bad("set auth.api_token: without one anybody could change what all devices do", 403)
+    body = await request.body()
+    try:
+        version = int(request.query_params.get("version", ""))
+    except ValueError:
+        return _bad(f"version: got {request.query_params.get('version')!r}, expected a whole number")
+    try:
+        told = server.push_policy(version, body)
+    except CutError as error:
+        return _bad(str(error))
+    except CheckpointError as error:
+        return _bad(str(error), 507)
+    return JSONResponse({"version": version, "devices": told})
 
 
 def window_json(record: WindowRecord, embeddings: bool) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from streamsplit.server.fleet import cut_name
 from streamsplit.server.handshake import Doorkeeper
 from streamsplit.server.jobs import Done, Job
 from streamsplit.server.metrics import Metrics
+from streamsplit.server.policy_shelf import PolicyShelf
 from streamsplit.server.results import StoredResults, answer
 from streamsplit.server.roster import Roster
 from streamsplit.server.settings import ServerSettings
@@ -51,10 +52,12 @@ class Gateway:
         compute: ComputeWorker,
         store: Store,
         weights: WeightService,
+        policies: PolicyShelf,
         metrics: Metrics,
         merge: Callable[[str, str, Weights, int], None],
     ) -> None:
         self.settings = settings
+        self._policies = policies
         self.latencies_ms: deque[float] = deque(maxlen=4096)  # of all devices
         self.prototypes: Prototypes | None = None  # what devices that ask for them get along with a mixture
         self._compute = compute
@@ -144,6 +147,7 @@ class Gateway:
             return
         self._transfers.greet(link)
         self._steer(link)
+        self._offer_policy(link)
         self._results.send_again(connection, link)
 
     def _drain(self, connection: Connection) -> None:
@@ -219,6 +223,8 @@ class Gateway:
         elif isinstance(message, Error):
             LOG.warning("%s reports %s: %s", device.id, message.code, message.detail)
             device.last_error = f"{message.code}: {message.detail}"
+            if message.code == "bad_policy":
+                link.policy_refused = link.policy_sent
 
     # -- what comes out ------------------------------------------------------------------------------------------
 
@@ -283,6 +289,18 @@ class Gateway:
         if link.session.send(order):
             link.steered = cold
             link.connection.wake.set()
+
+    def offer_policy(self) -> int:
+        """Sends the policy to every connected device that wants it and does not hold it; returns to how many."""
+        return sum(self._offer_policy(link) for link in self.links.values())
+
+    def _offer_policy(self, link: Link) -> bool:
+        message = self._policies.offer(link.device.hello, max(link.policy_sent, link.policy_refused))
+        if message is None or link.connection is None or not link.session.send(message):
+            return False
+        link.policy_sent = message.version
+        link.connection.wake.set()
+        return True
 
     # -- housekeeping --------------------------------------------------------------------------------------------
 

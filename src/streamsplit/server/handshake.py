@@ -125,6 +125,7 @@ class Doorkeeper:
         link.held_revision = hello.revision
         link.announced = ""
         link.steered = False
+        link.policy_sent = 0
         device.hello = hello
         device.connected = True
         device.connections += 1

@@ -19,6 +19,7 @@ from streamsplit.server.jobs import Done, Sample
 from streamsplit.server.labels import LabelledPrototypes
 from streamsplit.server.metrics import Metrics
 from streamsplit.server.models import EncoderShelf, RevisionFiles, torch_device, weights_file
+from streamsplit.server.policy_shelf import PolicyShelf
 from streamsplit.server.records import Commit, WindowRecord
 from streamsplit.server.refiner_loop import Centres, NewRevision, Progress, Saved, Started, Trouble, current_revision
 from streamsplit.server.refiner_worker import RefinerWorker
@@ -81,6 +82,8 @@ class StreamServer:
         settings = self.settings
         folder = settings.data_path
         device = torch_device(settings.device)
+        self.policies = PolicyShelf(settings.policy, folder / "policies", settings.encoder.name)
+        self.policies.load()
         self.store = Store(folder / "server.sqlite", settings.store, clock_ms=lambda: int(1000 * time.time()))
         self.files = RevisionFiles(folder / "revisions")
         self.weights = WeightService(self.files, settings.synchronisation.chunk_bytes)
@@ -113,6 +116,7 @@ class StreamServer:
             compute=self.compute,
             store=self.store,
             weights=self.weights,
+            policies=self.policies,
             metrics=self.metrics,
             merge=self._merge,
         )
@@ -255,6 +259,16 @@ class StreamServer:
         if self.settings.training.enabled and self.refiner.alive:
             self.refiner.label(label, [(r.device, r.window, r.received_ms) for r in records])
 
+    def push_policy(self, version: int, data: bytes) -> int:
+        """Takes a newer policy and sends it to the devices that want it; returns to how many. In the event loop.
+
+        Raises CutError for one that devices would refuse, CheckpointError when it cannot be kept.
+        """
+        self.policies.put(version, data)
+        told = self.gateway.offer_policy()
+        self.store.record_event("policy", f"v{version}, sent to {told} devices")
+        return told
+
     # -- housekeeping --------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
@@ -340,6 +354,7 @@ class StreamServer:
             "not_ready": not_ready,
             "revision": self.revision,
             "space": self.space,
+            "policy_version": self.policies.version,
             "revisions": int(self.metrics.revisions._value.get()),
             "latency_ms": percentiles(self.gateway.latencies_ms),
             "loop_lag_ms": round(self.loop_lag_ms, 3),

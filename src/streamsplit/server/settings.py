@@ -10,10 +10,12 @@ from pathlib import Path
 from streamsplit.config import Settings, section, setting
 from streamsplit.encoders.factory import EncoderSettings
 from streamsplit.errors import ConfigError
+from streamsplit.splitting.policy_push import MAX_VERSION
 from streamsplit.weights.transfer import CHUNK_DATA_BYTES, DEFAULT_CHUNK_BYTES
 from streamsplit.wire.types import MAX_FRAME_BYTES
 
 TOKEN_VARIABLE = "STREAMSPLIT_TOKEN"
+POLICY_KEY_VARIABLE = "STREAMSPLIT_POLICY_KEY"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,26 @@ class SynchronisationSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PolicyPushSettings(Settings):
+    """A trained splitting policy for the devices that want one; the environment variable STREAMSPLIT_POLICY_KEY
+    replaces `key`."""
+
+    file: str = setting("")  # of `streamsplit train-policy`; "" = none, unless one came by POST /api/policy
+    version: int = setting(1, low=1, high=MAX_VERSION)  # devices take none that is not newer than what they hold
+    key: str = setting("")  # signs policies; the devices hold the same in splitting.agent.policy_key
+
+    def check(self) -> None:
+        """A policy goes out signed or not at all."""
+        if self.file and not self.secret:
+            raise ConfigError(f"'file': got {self.file} without a key; set policy.key or {POLICY_KEY_VARIABLE}")
+
+    @property
+    def secret(self) -> str:
+        """The key to sign with; "" for none."""
+        return os.environ.get(POLICY_KEY_VARIABLE) or self.key
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings(Settings):
     """Everything that configs/server.yaml may say."""
 
@@ -176,6 +198,7 @@ class ServerSettings(Settings):
     compute: ComputeSettings = section(ComputeSettings)
     store: StoreSettings = section(StoreSettings)
     synchronisation: SynchronisationSettings = section(SynchronisationSettings)
+    policy: PolicyPushSettings = section(PolicyPushSettings)
 
     def check(self) -> None:
         """An address that others can reach needs a token or the word of the owner."""
