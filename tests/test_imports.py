@@ -49,7 +49,7 @@ BASE_PACKAGES = {
     "numpy", "msgspec", "websockets", "psutil", "yaml", "soundfile", "soxr", "opuslib_next", "safetensors", "rich",
 }  # fmt: skip
 WITHOUT_EXTRAS = ("errors", "config", "wire", "audio", "codec", "splitting", "edge", "cli")
-NEEDS_TORCH = {"streamsplit.splitting.profile"}
+NEEDS_TORCH = {f"streamsplit.splitting.{name}" for name in ("profile", "paths", "quality", "privacy")}
 
 
 class Import(NamedTuple):

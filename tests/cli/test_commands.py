@@ -19,6 +19,7 @@ from streamsplit.errors import ConfigError
 from streamsplit.server.settings import ServerSettings
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.table import load_table
+from streamsplit.wire.media import Encoding
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -233,6 +234,7 @@ def test_the_edge_table_shows_what_is_not_known_yet_as_a_dash():
 def test_profile_writes_a_table_that_devices_read(tmp_path, capsys):
     path = tmp_path / "table.json"
     words = ["--device", "pi4", "--width", "0.25", "--embedding-dim", "32", "--windows", "3", "--repeats", "2"]
+    words.append("--quick")
     assert main(["profile", *words, "--output", str(path), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     table = load_table(path)
@@ -243,24 +245,46 @@ def test_profile_writes_a_table_that_devices_read(tmp_path, capsys):
     assert table.row(Cut.parse("13:none")).payload_bytes == 0
 
 
-def test_profile_shows_bottlenecks_beside_the_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(profile, "BOTTLENECK_STEPS", 2)
-    monkeypatch.setattr(profile, "FIT_WINDOWS", 20)
-    path = tmp_path / "table.json"
-    words = ["--width", "0.25", "--embedding-dim", "32", "--windows", "3", "--repeats", "1"]
-    assert main(["profile", *words, "--bottleneck", "7", "--bottleneck", "3", "--output", str(path)]) == 0
+def test_profile_measures_the_bottlenecks_that_are_asked_for_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(profile, "FIT_WINDOWS", 60)
+    path, picture = tmp_path / "table.json", tmp_path / "table.png"
+    words = ["--width", "0.25", "--embedding-dim", "32", "--windows", "3", "--repeats", "1", "--quick"]
+    words += ["--bottleneck", "7", "--bottleneck", "3", "--output", str(path), "--plot", str(picture)]
+    assert main(["profile", *words]) == 0
     shown = capsys.readouterr().out
-    assert "3:int8 *" in shown and "7:int8 *" in shown and "bottleneck" in shown
-    meta = load_table(path).meta
-    assert [values["cut"] for values in meta["bottlenecks"]] == ["3:int8", "7:int8"]
-    assert meta["bottleneck_fit"] == {"steps": 2, "windows": 20, "measured_on_other_windows": True}
-    assert meta["command"].endswith("--bottleneck 7 --bottleneck 3")
+    assert f"written to {path}" in shown and f"written to {picture}" in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    table = load_table(path)
+    assert {cut.block for cut in table.cuts if cut.encoding is Encoding.BOTTLENECK_INT8} == {3, 7}
+    assert table.meta["encoder"]["bottlenecks"] == [3, 7]
+    assert table.meta["command"].endswith("--quick --bottleneck 3 --bottleneck 7")
+    assert all(math.isnan(row.accuracy) and math.isnan(row.privacy_risk) for row in table.rows)
+    assert [row.fetch_bytes > 0 for row in table.rows] == [row.cut.block > 0 for row in table.rows]
+
+
+def test_profile_measures_accuracy_and_risk_on_synthetic_sound(capsys, monkeypatch):
+    from streamsplit.evaluation import cut_material
+
+    monkeypatch.setattr(profile, "FIT_WINDOWS", 60)
+    monkeypatch.setattr(profile, "PRIVACY_WINDOWS", 12)
+    monkeypatch.setattr(cut_material.synthetic_material, "__defaults__", (0, (60, 20)))
+    words = ["--width", "0.25", "--embedding-dim", "32", "--windows", "3", "--repeats", "1", "--json"]
+    assert main(["profile", *words]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    quality, rows = shown["meta"]["quality"], {row["cut"]: row for row in shown["rows"]}
+    assert "60 s to learn from and 20 s held out" in quality["material"] and 0 < quality["full_accuracy"] <= 1
+    assert rows["13:none"]["accuracy"] == pytest.approx(quality["full_accuracy"], abs=1e-4)
+    assert rows["13:none"]["privacy_risk"] == 0 and rows["0:pcm16"]["privacy_risk"] > 0.99
+    assert set(quality["epsilon"]) == set(rows) and set(quality["exits"]) == {str(k) for k in range(1, 13)}
+    assert quality["full_accuracy_standard_error"] > 0 and shown["meta"]["seed"] == 0
 
 
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
         (["--width", "0.25", "--windows", "3", "--bottleneck", "13"], 2, "got block 13, expected 1..12"),
+        (["--quick", "--data", "somewhere"], 2, "--quick and --data"),
+        (["--data", "/no/folder"], 1, "/no/folder: there is no such folder"),
         (["--device", "pi5"], 2, "did you mean 'pi4'"),
         (["--factor", "0"], 2, "factor"),
         (["--windows", "1"], 2, "--windows 1"),

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from streamsplit.encoders.factory import EncoderSettings
 from streamsplit.errors import ConfigError, CutError
 from streamsplit.splitting.cut import Cut, all_cuts
 from streamsplit.splitting.device import DEVICES, RADIOS, device_profile
@@ -141,6 +142,24 @@ def test_a_device_keeps_the_rows_that_its_encoder_has_bottlenecks_for():
     assert [str(cut) for cut in made.supported(None).cuts] == ["0:pcm16"]  # no encoder at all
 
 
+def test_a_table_of_another_encoder_is_refused_by_the_first_difference():
+    settings = EncoderSettings()
+    made = table(row("0:pcm16"), row("5:bottleneck-int8"))._replace(meta={"encoder": settings.as_dict()})
+    assert made.check_encoder(settings) is made
+    assert made.check_encoder(settings.replace(seed=3)) is made
+    assert made._replace(meta={}).check_encoder(EncoderSettings(width=0.5)).meta == {}  # an old table does not say
+    for other, text in (
+        (EncoderSettings(name="resnet18"), "encoder mobilenet, expected resnet18"),
+        (EncoderSettings(width=0.5), "width 0.75, expected 0.5"),
+        (EncoderSettings(embedding_dim=64), "embedding_dim 128, expected 64"),
+        (EncoderSettings(bottlenecks=(2,)), r"bottlenecks after \[5\], expected only some of \[2\]"),
+    ):
+        with pytest.raises(CutError, match=text):
+            made.check_encoder(other)
+    with pytest.raises(CutError, match="blocks 12, expected 13"):
+        made._replace(num_blocks=12).check_encoder(settings)
+
+
 def test_every_device_row_has_a_basis_and_longer_names_find_it():
     assert all(device.basis for device in DEVICES.values())
     assert device_profile("raspberry_pi_4b") == DEVICES["pi4"]
@@ -161,7 +180,7 @@ def test_the_papers_pi_draws_what_the_model_says():
 
 def test_the_packaged_table_covers_every_cut_and_says_where_it_comes_from():
     shipped = packaged_table("mobilenet", "host")
-    assert shipped.cuts == tuple(sorted(all_cuts(shipped.num_blocks)))
+    assert shipped.cuts == tuple(sorted(all_cuts(shipped.num_blocks, EncoderSettings().bottleneck_blocks)))
     assert "streamsplit profile" in shipped.meta["command"] and shipped.meta["machine"]
     by_cut = {r.cut: r for r in shipped.rows}
     assert by_cut[Cut(0, Encoding.PCM16)].payload_bytes == 20 + 50 * 160 * 2

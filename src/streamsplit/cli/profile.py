@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
 from streamsplit.encoders.factory import ENCODERS, EncoderSettings, make_encoder
 from streamsplit.errors import ConfigError
-from streamsplit.splitting.device import DEVICES, RADIOS, device_profile
+from streamsplit.splitting.device import DEVICES, RADIOS, DeviceProfile, device_profile
 
 if TYPE_CHECKING:
     from streamsplit.audio.windows import Window
     from streamsplit.encoders.base import SplitEncoder
+    from streamsplit.splitting.quality import Material
     from streamsplit.splitting.table import CutTable
 
-FIT_WINDOWS = 256  # the encoder's readout is fitted to this many first, as a fleet's is
-BOTTLENECK_STEPS = 100  # of Adam, on FIT_WINDOWS windows after those that are measured
-FEWEST_FIT_WINDOWS = 16  # for a bottleneck
+FIT_WINDOWS = 256  # projection, exits and bottlenecks are fitted to this many first, as a fleet's are
+PRIVACY_WINDOWS = 200  # that a decoder learns from, and at most as many that it is tested on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=int, default=60, help="windows that take turns (default 60)")
     parser.add_argument("--repeats", type=int, default=60, help="timed calls per cut; the median counts (default 60)")
     parser.add_argument(
-        "--bottleneck", type=int, action="append", default=[], metavar="K",
-        help=f"fit a bottleneck of a quarter of the channels after block K ({BOTTLENECK_STEPS} steps) and show its "
-        "K:int8 beside the table; may be repeated",
+        "--bottleneck", type=int, action="append", metavar="K",
+        help="a block whose map can cross narrowed to a quarter of its channels, in place of the encoder's own choice "
+        "(encoder.bottlenecks); may be repeated",
     )  # fmt: skip
+    parser.add_argument("--data", type=Path, help="judge cuts on labelled recordings, <folder>/<label>/<audio file>")
+    parser.add_argument("--quick", action="store_true", help="costs and agreement only: no accuracy, no privacy risk")
+    parser.add_argument("--plot", type=Path, help="draw the table into this file (.png, .svg, .pdf)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the table here, for splitting.table of an edge config")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
@@ -51,33 +58,44 @@ def run(args: argparse.Namespace) -> int:
     set_up_logging(args.log_level)
     if args.windows < 2 or args.repeats < 1:
         raise ConfigError(f"got --windows {args.windows}, --repeats {args.repeats}; expected at least 2 and 1")
+    if args.quick and args.data is not None:
+        raise ConfigError("got --quick and --data: recordings are for what --quick leaves out; give one of them")
     device = device_profile(args.device, factor=args.factor, radio=args.radio)
-    settings = EncoderSettings(name=args.encoder, width=args.width, embedding_dim=args.embedding_dim, seed=args.seed)
+    settings = EncoderSettings(
+        name=args.encoder, width=args.width, embedding_dim=args.embedding_dim, seed=args.seed,
+        bottlenecks=tuple(args.bottleneck) if args.bottleneck else None,
+    )  # fmt: skip
     encoder = make_encoder(settings)
     windows = _windows(args)
-    _fit(encoder, windows[: max(args.windows, FIT_WINDOWS)], args.seed)
-    fitted = windows[args.windows + 1 :]  # shares no sound with those that are measured
-    _fit_bottlenecks(args, encoder, fitted)
-    table = _measure(args, encoder, device, windows[: args.windows])
-    meta = {"command": _command(args), "machine": _machine(), "encoder": settings.as_dict(), **table.meta}
-    if args.bottleneck:
-        meta["bottleneck_fit"] = {"steps": BOTTLENECK_STEPS, "windows": len(fitted), "measured_on_other_windows": True}
+    material, probe = _material(args)
+    fit_to = np.stack([window.features for window in windows]) if material is None else material.train
+    rows = np.random.default_rng(args.seed).permutation(len(fit_to))[: max(FIT_WINDOWS, args.windows)]
+    _fit(encoder, fit_to[np.sort(rows)], args.seed)
+    table = _measure(args, encoder, device, windows[: args.windows], fit_to, material, probe)
+    meta = {
+        "command": _command(args), "seed": args.seed, "machine": _machine(),
+        "encoder": {**settings.as_dict(), "bottlenecks": list(settings.bottleneck_blocks)}, **table.meta,
+    }  # fmt: skip
     table = table._replace(meta=meta)
     if args.output is not None:
         table.save(args.output)
+    if args.plot is not None:
+        from streamsplit.evaluation.cut_plot import save_plot
+
+        save_plot(table, args.plot)
     if args.json:
         print_json(table.as_dict())
     else:
         _show(table)
-        if args.output is not None:
-            print(f"written to {args.output}")
+        for path in filter(None, (args.output, args.plot)):
+            print(f"written to {path}")
     return 0
 
 
 def _windows(args: argparse.Namespace) -> list[Window]:
     from streamsplit.audio.windows import WindowStream
 
-    count = args.windows + 1 + FIT_WINDOWS if args.bottleneck else max(args.windows, FIT_WINDOWS)
+    count = max(args.windows, FIT_WINDOWS)
     stream = WindowStream()
     stride = stream.windows.stride_frames * stream.settings.hop_samples
     needed = stream.settings.span(stream.windows.length_frames) + (count - 1) * stride
@@ -93,50 +111,51 @@ def _windows(args: argparse.Namespace) -> list[Window]:
     return windows
 
 
-def _fit(encoder: SplitEncoder, windows: list[Window], seed: int) -> None:
-    import numpy as np
+def _material(args: argparse.Namespace) -> tuple[Material | None, Any]:
+    """Labelled sound, and the maker of its probe; none where neither is wanted."""
+    if args.quick:
+        return None, None
+    from streamsplit.evaluation.cut_material import folder_material, synthetic_material
 
+    return synthetic_material(args.seed) if args.data is None else folder_material(args.data, args.seed)
+
+
+def _fit(encoder: SplitEncoder, features: np.ndarray, seed: int) -> None:
+    from streamsplit.encoders.bottleneck import fit_bottlenecks
     from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduced
 
-    features = np.stack([window.features for window in windows])
     fit_projection(encoder, features, seed)
     fit_exits(encoder, features)
     fit_reduced(encoder, features)
+    fit_bottlenecks(encoder, features)
 
 
-def _fit_bottlenecks(args: argparse.Namespace, encoder: SplitEncoder, windows: list[Window]) -> None:
-    """Registers what --bottleneck asks for, fitted on windows that are not measured afterwards."""
-    import numpy as np
+def _measure(
+    args: argparse.Namespace,
+    encoder: SplitEncoder,
+    device: DeviceProfile,
+    windows: list[Window],
+    heard: np.ndarray,
+    material: Material | None,
+    probe: Any,
+) -> CutTable:
+    """The table; how sure an exit is, a memory tells that has heard `heard` [n, f, t], as a device's has."""
+    from streamsplit.learning.mixture import GaussianMixture
+    from streamsplit.splitting.profile import embed, profile_encoder
 
-    from streamsplit.encoders.bottleneck import fit_bottleneck
-
-    last = encoder.num_blocks - 1
-    for block in args.bottleneck:
-        if not 0 < block <= last:
-            raise ConfigError(f"'--bottleneck': got block {block}, expected 1..{last} for {encoder.name}")
-    if args.bottleneck and len(windows) < FEWEST_FIT_WINDOWS:
-        raise ConfigError(
-            f"'--bottleneck': got {len(windows)} windows besides the {args.windows} that are measured, expected at "
-            f"least {FEWEST_FIT_WINDOWS} to fit it to; give a longer --source or fewer --windows"
-        )
-    for block in sorted(set(args.bottleneck)):
-        features = np.stack([window.features for window in windows])
-        fit_bottleneck(encoder, block, features, BOTTLENECK_STEPS, seed=args.seed)
-
-
-def _measure(args: argparse.Namespace, encoder: SplitEncoder, device: Any, windows: list[Window]) -> CutTable:
-    from streamsplit.splitting.profile import profile_encoder
-
+    mixture = GaussianMixture(dim=encoder.embedding_dim, seed=args.seed)
+    mixture.observe_batch(embed(encoder, heard))
+    measure = partial(
+        profile_encoder, encoder, device, windows, args.repeats, uncertainty=mixture.entropy, material=material,
+        probe=probe, privacy_windows=PRIVACY_WINDOWS, seed=args.seed,
+    )  # fmt: skip
     if args.json or not is_terminal():
-        return profile_encoder(encoder, device, windows, args.repeats)
+        return measure()
     from rich.progress import Progress
 
     with Progress(console=console(), transient=True) as bar:
         task = bar.add_task("measuring cuts", total=None)
-        return profile_encoder(
-            encoder, device, windows, args.repeats,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+        return measure(progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _show(table: CutTable) -> None:
@@ -144,34 +163,41 @@ def _show(table: CutTable) -> None:
     from rich.table import Table
 
     view = Table(title=f"{table.encoder} on {table.device} (factor {table.factor:g}), per window")
-    for name in ("cut", "edge ms", "server ms", "bytes", "energy mJ", "agreement"):
+    names = ("cut", "edge ms", "server ms", "bytes", "energy mJ", "agreement", "accuracy", "privacy risk", "fetch kB")
+    for name in names:
         view.add_column(name, justify="left" if name == "cut" else "right")
     for row in table.rows:
         view.add_row(
             str(row.cut), f"{row.edge_ms:.2f}", f"{row.server_ms:.2f}", f"{row.payload_bytes:.0f}",
-            f"{row.energy_mj:.2f}", f"{row.agreement:.4f}",
+            f"{row.energy_mj:.2f}", f"{row.agreement:.4f}", _share(row.accuracy), _share(row.privacy_risk),
+            f"{row.fetch_bytes / 1000:.0f}",
         )  # fmt: skip
-    narrowed = table.meta.get("bottlenecks", [])
-    for values in narrowed:
-        view.add_row(
-            f"{values['cut']} *", f"{values['edge_ms']:.2f}", f"{values['server_ms']:.2f}",
-            f"{values['payload_bytes']:.0f}", f"{values['energy_mj']:.2f}", f"{values['agreement']:.4f}",
-        )  # fmt: skip
-    if narrowed:
-        view.caption = "* through a bottleneck; in the table's meta, not among the cuts that policies choose from"
+    quality = table.meta.get("quality")
+    if quality is not None and "full_accuracy" in quality:
+        view.caption = (
+            f"accuracy of a probe that learned on the full path: {quality['full_accuracy']:.3f} +- "
+            f"{quality['full_accuracy_standard_error']:.3f} there, differences to it +- at most "
+            f"{quality['largest_standard_error_of_a_difference']:.3f}; {quality['material']}"
+        )
     Console(file=sys.stdout).print(view)
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _command(args: argparse.Namespace) -> str:
     words = ["streamsplit", "profile", "--device", args.device, "--encoder", args.encoder]
     for name, default in (
         ("factor", None), ("radio", None), ("width", 0.75), ("embedding_dim", 128), ("source", None), ("windows", 60),
-        ("repeats", 60), ("seed", 0),
+        ("repeats", 60), ("seed", 0), ("data", None),
     ):  # fmt: skip
         value = getattr(args, name)
         if value != default:
             words += [f"--{name.replace('_', '-')}", value.name if isinstance(value, Path) else str(value)]
-    for block in args.bottleneck:
+    if args.quick:
+        words.append("--quick")
+    for block in sorted(set(args.bottleneck or ())):
         words += ["--bottleneck", str(block)]
     return shlex.join(words)
 
@@ -192,5 +218,12 @@ def _machine() -> dict[str, Any]:
         pass
     return {
         "processor": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(), "torch": torch.__version__,
+        "python": platform.python_version(), "torch": torch.__version__, "load_average": _load(),
     }  # fmt: skip
+
+
+def _load() -> list[float] | None:
+    """How busy the machine was at the end, over 1, 5 and 15 minutes; None where the system does not tell."""
+    import os
+
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None

@@ -88,14 +88,14 @@ class SplitEncoder(nn.Module):
             raise EncoderError(f"got features of shape {tuple(x.shape)}, expected {expected}")
         crossing = Crossing(x.unsqueeze(1), x.new_zeros(x.shape[0], self.embedding_dim))
         for block in range(1, k + 1):
-            crossing = self._step(crossing, block)
+            crossing = self.advance(crossing, block)
         return crossing
 
     def forward_from(self, crossing: Crossing, k: int) -> Tensor:
         """Runs blocks k+1..L on what crossed after block k; gives embeddings [b, d]."""
         self._check_block(k)
         for block in range(k + 1, self.num_blocks + 1):
-            crossing = self._step(crossing, block)
+            crossing = self.advance(crossing, block)
         return crossing.h
 
     def exit_embedding(self, crossing: Crossing, k: int) -> Tensor:
@@ -145,13 +145,24 @@ class SplitEncoder(nn.Module):
         with torch.no_grad(), _MacCounter(self) as counter:
             crossing = self.forward_to(torch.zeros(1, f, t, device=next(self.parameters()).device), 0)
             for block in range(1, self.num_blocks + 1):
-                crossing = self._step(crossing, block)
+                crossing = self.advance(crossing, block)
                 parameters = sum(p.numel() for part in self._parts(block) for p in part.parameters())
                 shape = tuple(crossing.h.shape[1:])
                 costs.append(BlockCost(self.block_names[block - 1], parameters, counter.take(), shape))
         return costs
 
-    def _step(self, crossing: Crossing, block: int) -> Crossing:
+    def block_weights(self, block: int) -> dict[str, np.ndarray]:
+        """The float32 arrays that a device needs to run one block 1..L: its layers and the readouts computed in it."""
+        self._check_block(block)
+        own = {id(parameter) for part in self._parts(block) for parameter in part.parameters()}
+        return {
+            name: parameter.detach().cpu().numpy()
+            for name, parameter in self.named_parameters()
+            if id(parameter) in own
+        }
+
+    def advance(self, crossing: Crossing, block: int) -> Crossing:
+        """Runs one block 1..L on what crossed after the block before it."""
         h, partial = crossing
         if block == self.num_blocks:
             partial = partial + self._readout(len(self.sites) - 1)(_as_channels_last(h))

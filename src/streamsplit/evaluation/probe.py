@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +53,18 @@ def linear_probe(
     np.add.at(confusion, (np.searchsorted(classes, test_names), np.searchsorted(classes, predicted)), 1)
     error = float(np.sqrt(accuracy * (1 - accuracy) / len(test)))
     return ProbeResult(accuracy, error, chosen, tuple(classes), confusion, predicted)
+
+
+def fit_probe(
+    train: np.ndarray, train_labels: Sequence[Any], *, groups: Sequence[Any] | None = None, seed: int = 0
+) -> Callable[[np.ndarray], list[str]]:
+    """The probe itself, chosen and trained as in `linear_probe`: vectors [m, d] to labels. Raises ConfigError."""
+    x, names = _checked(train, train_labels, "train")
+    if len(set(names.tolist())) < 2:
+        raise ConfigError(f"got {len(set(names.tolist()))} class in the training part, expected at least 2")
+    chosen = _choose(x, names, None if groups is None else np.asarray(list(groups)), seed)
+    model = _fit(x, names, chosen)
+    return lambda vectors: [str(label) for label in model.predict(np.asarray(vectors, np.float64))]
 
 
 def cross_validated_probe(

@@ -1,44 +1,31 @@
 """Measures a cut table: process time of every cut on this machine, the bytes it really packs, what it does to the
-embedding."""
+embedding, and what of the encoder a device must hold for it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
-from streamsplit.audio.logmel import LogMelSettings, StreamingLogMel
+from streamsplit.audio.logmel import LogMelSettings
 from streamsplit.audio.windows import Window
-from streamsplit.codec.features import pack_features, unpack_features
-from streamsplit.codec.opus import decode_segment, encode_segment
-from streamsplit.codec.pcm import pack_pcm, unpack_pcm
 from streamsplit.encoders.base import SplitEncoder
-from streamsplit.encoders.bottleneck import Bottleneck
-from streamsplit.encoders.crossing import Crossing, pack_crossing, unpack_crossing
-from streamsplit.encoders.embedding_codec import pack_embedding, unpack_embedding
 from streamsplit.errors import CutError
 from streamsplit.splitting.cut import AUDIO_ENCODINGS, Cut, all_cuts
 from streamsplit.splitting.device import DeviceProfile
+from streamsplit.splitting.paths import CutPaths, pairs_of
+from streamsplit.splitting.quality import Material, Probe, Quality, measure_quality, sure_windows
 from streamsplit.splitting.table import CutRow, CutTable, make_table
-from streamsplit.wire.media import MEDIA_HEADER_BYTES, Encoding, Resolution
+from streamsplit.wire.media import MEDIA_HEADER_BYTES, Encoding
 
 Floats = NDArray[np.float32]
-OPUS_BPS = 24_000
 WARM_UP = 3
-
-
-class _Piece(NamedTuple):
-    """What a block-0 cut sends of a window: the part that the window before it did not hold."""
-
-    frames: int
-    audio: Floats
-    features: Floats  # [f, frames]
 
 
 class _Measured(NamedTuple):
@@ -56,175 +43,179 @@ def profile_encoder(
     *,
     logmel: LogMelSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
+    uncertainty: Callable[[Floats], float] | None = None,
+    material: Material | None = None,
+    probe: Callable[[Floats], Probe] | None = None,
+    privacy_windows: int = 0,
+    seed: int = 0,
 ) -> CutTable:
     """The cut table of `encoder` on `device`, measured over consecutive full-resolution `windows` of a stream.
 
-    Times are medians of `repeats` process times (one thread; the device's are scaled by its factor, the server's are
-    this machine's at batch 1, unpacking and decoding included). Bytes and agreement are means over the windows that
-    follow another one, as in a running stream. `progress(done, total)` is called after each cut. Raises CutError when
-    no window follows another.
+    Times are process times at batch 1 and on one thread, see `Stopwatch`; the device's are scaled by its factor, the
+    server's are this machine's, unpacking and decoding included. Each block is timed once for all cuts: a deeper cut
+    takes the device longer, and the server less, by exactly the blocks in between. Bytes and agreement are means over
+    the windows that follow another one, as in a running stream. Every bottleneck of the encoder gives a row, fitted or
+    not: fit them before. An exit's row is the mean of the windows that cross early and those that its exit is not sure
+    of (`uncertainty` of an early embedding, nats; without it all cross early), which are finished on the device.
 
-    What the encoder's bottlenecks make of their cuts in int8 is in `meta["bottlenecks"]`, apart from the rows: policies
-    choose among the rows, and devices send the whole map.
+    With `material`, agreement and risk come from its held-out windows, and accuracy from the probe that
+    `probe(embeddings of the training windows)` gives; see `measure_quality`. `progress(done, total)` is called after
+    each cut. Raises CutError when no window follows another.
     """
     with _quiet_torch(encoder):
-        bench = _Bench(encoder, windows, max(repeats, 1), logmel or LogMelSettings())
-        cuts, narrowed = all_cuts(encoder.num_blocks), list(encoder.bottlenecks)
-        rows, beside = [], []
-        for done, cut in enumerate(cuts, start=1):
-            rows.append(_row(cut, bench.measure(cut), device))
-            if cut.block in narrowed and cut.encoding is Encoding.INT8:
-                through = encoder.bottlenecks[cut.block]
-                row = _row(cut, bench.measure(cut, through), device)
-                beside.append({**row._asdict(), "cut": str(cut), "channels": [through.channels, through.narrow]})
+        cuts = all_cuts(encoder.num_blocks, encoder.bottlenecks)
+        total = len(cuts) * (1 if material is None else 2)
+        done = 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
             if progress is not None:
-                progress(done, len(cuts))
+                progress(done, total)
+
+        quality = None
+        if material is not None:
+            told = None if probe is None else probe(embed(encoder, material.train))
+            quality = measure_quality(
+                encoder, material, cuts, probe=told, uncertainty=uncertainty, privacy_windows=privacy_windows,
+                seed=seed, progress=step,
+            )  # fmt: skip
+        bench = _Bench(encoder, windows, max(repeats, 1), logmel, uncertainty, quality)
+        rows = []
+        for cut in cuts:
+            rows.append(_row(cut, bench.measure(cut), device, _fetch_bytes(encoder, cut), quality))
+            step()
     meta: dict[str, Any] = {
-        "windows": len(bench.pieces),
-        "repeats": repeats,
-        "length_frames": bench.length_frames,
-        "stride_frames": bench.pieces[0].frames,
-        "radio": device.radio.name,
-    }
-    if beside:
-        for values in beside:
-            del values["privacy_risk"]
-        meta["bottlenecks"] = beside
+        "windows": len(bench.paths), "repeats": repeats, "length_frames": bench.paths.length_frames,
+        "stride_frames": bench.paths.pieces[0].frames, "radio": device.radio.name,
+    }  # fmt: skip
+    if quality is not None:
+        meta["quality"] = quality.meta
     return make_table(CutTable(encoder.name, device.name, device.factor, encoder.num_blocks, tuple(rows), meta))
 
 
-def _row(cut: Cut, measured: _Measured, device: DeviceProfile) -> CutRow:
+def embed(encoder: SplitEncoder, windows: Floats, batch: int = 32) -> Floats:
+    """Full embeddings [n, d] of log-mel windows [n, f, t]."""
+    with torch.no_grad():
+        parts = [encoder(torch.from_numpy(windows[at : at + batch])).numpy() for at in range(0, len(windows), batch)]
+    return np.concatenate(parts)
+
+
+def _row(cut: Cut, measured: _Measured, device: DeviceProfile, fetch_bytes: float, quality: Quality | None) -> CutRow:
     edge_ms = measured.edge_ms * device.factor
     energy_mj = device.energy_mj(edge_ms, measured.payload_bytes)
-    return CutRow(cut, edge_ms, measured.server_ms, measured.payload_bytes, energy_mj, measured.agreement)
+    row = CutRow(
+        cut, edge_ms, measured.server_ms, measured.payload_bytes, energy_mj, measured.agreement,
+        fetch_bytes=fetch_bytes,
+    )  # fmt: skip
+    if quality is None:
+        return row
+    found = quality.cuts[cut]
+    return row._replace(agreement=found.agreement, privacy_risk=found.privacy_risk, accuracy=found.accuracy)
+
+
+def _fetch_bytes(encoder: SplitEncoder, cut: Cut) -> float:
+    """Blocks 1..k, each a safetensors file of float16 as weights travel, and the cut's own bottleneck or exit head."""
+    parts = [encoder.block_weights(block) for block in range(1, cut.block + 1)]
+    if cut.encoding is Encoding.BOTTLENECK_INT8:
+        parts.append(_arrays(encoder.bottlenecks[cut.block].down))
+    if cut.encoding is Encoding.EXIT_FP16:
+        parts.append(_arrays(encoder.exit_heads()[encoder.exit_index(cut.block)]))
+    return float(sum(len(save({name: array.astype(np.float16) for name, array in part.items()})) for part in parts))
+
+
+def _arrays(module: torch.nn.Module) -> dict[str, NDArray[np.float32]]:
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+class Stopwatch:
+    """Process times of calls that take turns, so that a busy moment of the machine hits all of them alike.
+
+    Of `repeats` rounds, the quietest fifth (by the time of the whole round) counts, and of it the median of each call.
+    """
+
+    def __init__(self, windows: int, repeats: int) -> None:
+        self.windows, self.repeats = windows, repeats
+
+    def times_ms(self, calls: Sequence[Callable[[int], object]]) -> list[float]:
+        """Median milliseconds of each `call(window)`; every call of a round sees the same window."""
+        rounds = []
+        for i in range(-WARM_UP, self.repeats):
+            at = []
+            for call in calls:
+                start = time.process_time_ns()
+                call(i % self.windows)
+                at.append(time.process_time_ns() - start)
+            if i >= 0:
+                rounds.append(at)
+        times = np.array(rounds, np.float64)
+        quiet = np.argsort(times.sum(1), kind="stable")[: (len(times) + 4) // 5]
+        return [float(value) for value in np.median(times[quiet], axis=0) / 1e6]
 
 
 class _Bench:
     """The windows, prepared, and the measurements of one cut."""
 
-    def __init__(self, encoder: SplitEncoder, windows: Sequence[Window], repeats: int, logmel: LogMelSettings) -> None:
-        pairs = [pair for pair in pairwise(windows) if _in_a_row(*pair)]
+    def __init__(
+        self,
+        encoder: SplitEncoder,
+        windows: Sequence[Window],
+        repeats: int,
+        logmel: LogMelSettings | None,
+        uncertainty: Callable[[Floats], float] | None,
+        quality: Quality | None,
+    ) -> None:
+        pairs = pairs_of(windows)
         if not pairs:
             raise CutError(f"got {len(windows)} windows, expected at least two in a row at full resolution to profile")
-        self.encoder, self.repeats = encoder, repeats
-        self.analysis = StreamingLogMel(logmel, Resolution.FULL)
-        self.length_frames = pairs[0][1].features.shape[1]
-        self.pieces = [_piece(window, window.new_frames, logmel) for _, window in pairs]
-        self.before = [_piece(window, self.length_frames, logmel) for window, _ in pairs]
-        self.inputs = [torch.from_numpy(window.features)[None] for _, window in pairs]
-        self.reference = [encoder(x)[0].numpy() for x in self.inputs]
-        reach = [window.audio[-logmel.span(window.new_frames) :] for _, window in pairs]
-        self.features_ms = self.median_ms(lambda i: self.analysis.frames(reach[i], self.pieces[i].frames))
-        self._reached: tuple[int, list[Crossing], float] | None = None
+        self.encoder, self.uncertainty, self.quality = encoder, uncertainty, quality
+        self.paths = CutPaths(encoder, pairs, logmel)
+        self.reference = [self.paths.full(i) for i in range(len(pairs))]
+        self.stopwatch = Stopwatch(len(pairs), repeats)
+        crossing = [encoder.forward_to(x, 0) for x in self.paths.inputs]
 
-    def measure(self, cut: Cut, through: Bottleneck | None = None) -> _Measured:
-        """Everything about one cut on this machine; an activation may cross `through` a bottleneck."""
+        def block(number: int) -> Callable[[int], object]:
+            def run(i: int) -> None:
+                crossing[i] = encoder.advance(
+                    crossing[i] if number > 1 else encoder.forward_to(self.paths.inputs[i], 0), number
+                )
+
+            return run
+
+        calls = [self.paths.extract, *(block(number) for number in range(1, encoder.num_blocks + 1))]
+        self.features_ms, *self.block_ms = self.stopwatch.times_ms(calls)
+
+    def measure(self, cut: Cut) -> _Measured:
+        """Everything about one cut on this machine."""
+        before_ms = sum(self.block_ms[: cut.block])
+        rest_ms = sum(self.block_ms[cut.block :])
+        if cut.encoding not in AUDIO_ENCODINGS:
+            before_ms += self.features_ms
         if not cut.sends:
-            return _Measured(self.features_ms + self._reach(cut.block)[1], 0.0, 0.0, 1.0)
-        if cut.encoding in AUDIO_ENCODINGS:
-            pack, complete, before_ms = *self._audio(cut.encoding), 0.0
-        elif cut.block == 0:
-            pack, complete, before_ms = *self._features(cut.encoding), self.features_ms
-        else:
-            crossings, reach_ms = self._reach(cut.block)
-            before_ms = self.features_ms + reach_ms
-            if cut.block == self.encoder.num_blocks:
-                pack, complete = self._embedding(cut, crossings)
-            else:
-                pack, complete = self._activation(cut, crossings, through)
-        payloads = [pack(i) for i in range(len(self.inputs))]
-        agreement = float(np.mean([complete(i, payloads[i]) @ z for i, z in enumerate(self.reference)]))
+            return _Measured(before_ms, 0.0, 0.0, 1.0)
+        path = self.paths.path(cut)
+        payloads = [path.pack(i) for i in range(len(self.paths))]
+        z = [path.complete(i, payload) for i, payload in enumerate(payloads)]
+        pack_ms, unpack_ms = self.stopwatch.times_ms([path.pack, lambda i: path.unpack(i, payloads[i])])
+        edge_ms, server_ms = before_ms + pack_ms, rest_ms + unpack_ms
+        if cut.encoding is Encoding.EXIT_FP16:
+            sure = self._sure(z, cut.block)
+            share = float(sure.mean()) if self.quality is None else self.quality.exit_shares[cut.block]
+            edge_ms += (1.0 - share) * rest_ms
+            server_ms = unpack_ms
+            z = [early if use else self.reference[i] for i, (early, use) in enumerate(zip(z, sure, strict=True))]
+        agreement = float(np.mean([one @ whole for one, whole in zip(z, self.reference, strict=True)]))
         return _Measured(
-            edge_ms=before_ms + self.median_ms(pack),
-            server_ms=self.median_ms(lambda i: complete(i, payloads[i])),
+            edge_ms=edge_ms,
+            server_ms=server_ms,
             payload_bytes=float(np.mean([len(payload) for payload in payloads])) + MEDIA_HEADER_BYTES,
             agreement=min(agreement, 1.0),
         )
 
-    def median_ms(self, call: Callable[[int], object]) -> float:
-        """Median process time of `call(window)` over `repeats` calls, the windows taking turns."""
-        count = len(self.pieces)
-        for i in range(WARM_UP):
-            call(i % count)
-        times = []
-        for i in range(self.repeats):
-            start = time.process_time_ns()
-            call(i % count)
-            times.append(time.process_time_ns() - start)
-        return float(np.median(times)) / 1e6
-
-    def _audio(self, encoding: Encoding) -> tuple[_Pack, _Complete]:
-        """The server decodes the new audio, joins it to the end of the old, and computes the new frames."""
-        write, read = _AUDIO[encoding]
-        decoded = [read(write(piece.audio), len(piece.audio)) for piece in self.before]
-        old = [self.analysis.frames(audio, self.length_frames) for audio in decoded]
-
-        def complete(i: int, payload: bytes) -> Floats:
-            piece = self.pieces[i]
-            reach = self.analysis.settings.span(piece.frames)
-            fresh = read(payload, len(piece.audio))
-            audio = np.concatenate([decoded[i][len(fresh) - reach :], fresh]) if len(fresh) < reach else fresh
-            return self._from_input(old[i], self.analysis.frames(audio, piece.frames))
-
-        return lambda i: write(self.pieces[i].audio), complete
-
-    def _features(self, encoding: Encoding) -> tuple[_Pack, _Complete]:
-        old = [unpack_features(pack_features(piece.features, encoding)) for piece in self.before]
-        return (
-            lambda i: pack_features(self.pieces[i].features, encoding),
-            lambda i, payload: self._from_input(old[i], unpack_features(payload)),
-        )
-
-    def _activation(self, cut: Cut, crossings: list[Crossing], through: Bottleneck | None) -> tuple[_Pack, _Complete]:
-        return (
-            lambda i: pack_crossing(crossings[i], cut.encoding, through),
-            lambda i, payload: self.encoder.forward_from(unpack_crossing(payload, through), cut.block)[0].numpy(),
-        )
-
-    def _embedding(self, cut: Cut, crossings: list[Crossing]) -> tuple[_Pack, _Complete]:
-        def complete(i: int, payload: bytes) -> Floats:
-            z = unpack_embedding(payload)
-            return np.asarray(z / np.linalg.norm(z), np.float32)
-
-        return lambda i: pack_embedding(crossings[i].h[0].numpy(), cut.encoding), complete
-
-    def _from_input(self, old: Floats, new: Floats) -> Floats:
-        """The embedding of the window made of the end of `old` [f, t] and all of `new` [f, t]."""
-        kept = self.length_frames - new.shape[1]
-        features = np.concatenate([old[:, old.shape[1] - kept :], new], axis=1)
-        return np.asarray(self.encoder(torch.from_numpy(features)[None])[0].numpy(), np.float32)
-
-    def _reach(self, block: int) -> tuple[list[Crossing], float]:
-        """What crosses after `block` for every window, and the time it takes to get there from the features."""
-        if self._reached is None or self._reached[0] != block:
-            crossings = [self.encoder.forward_to(x, block) for x in self.inputs]
-            reach_ms = self.median_ms(lambda i: self.encoder.forward_to(self.inputs[i], block))
-            self._reached = (block, crossings, reach_ms)
-        return self._reached[1], self._reached[2]
-
-
-_Pack = Callable[[int], bytes]
-_Complete = Callable[[int, bytes], Floats]
-_AUDIO: dict[Encoding, tuple[Callable[[Floats], bytes], Callable[[bytes, int], Floats]]] = {
-    Encoding.PCM16: (pack_pcm, lambda payload, samples: unpack_pcm(payload)),
-    Encoding.OPUS24: (lambda audio: encode_segment(audio, OPUS_BPS), decode_segment),
-}
-
-
-def _in_a_row(before: Window, window: Window) -> bool:
-    return (
-        window.index == before.index + 1
-        and window.resolution == before.resolution == Resolution.FULL
-        and window.new_frames < window.features.shape[1]
-    )
-
-
-def _piece(window: Window, frames: int, logmel: LogMelSettings) -> _Piece:
-    """The last `frames` frames of a window as they cross at block 0."""
-    length = window.features.shape[1]
-    overlap = logmel.window_samples - logmel.hop_samples if frames < length else 0
-    start = (length - frames) * logmel.hop_samples + overlap
-    return _Piece(frames, window.audio[start:], np.ascontiguousarray(window.features[:, length - frames :]))
+    def _sure(self, early: list[Floats], block: int) -> NDArray[np.bool_]:
+        if self.uncertainty is None:
+            return np.ones(len(early), np.bool_)
+        return sure_windows(np.stack(early), block, self.uncertainty)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from streamsplit.encoders.factory import NUM_BLOCKS, EncoderSettings
 from streamsplit.errors import CutError
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.device import DeviceProfile, device_profile
@@ -88,6 +89,33 @@ class CutTable(NamedTuple):
         blocks = set(bottlenecks)
         kept = [cut for cut in self.cuts if cut.encoding is not Encoding.BOTTLENECK_INT8 or cut.block in blocks]
         return self if len(kept) == len(self.rows) else self.only(kept)
+
+    def check_encoder(self, settings: EncoderSettings) -> CutTable:
+        """Itself, if it was measured on this kind of encoder: name, blocks, width, embedding size, and no bottleneck
+        that the encoder does not have. Raises CutError with the first difference.
+
+        The seed may differ: it changes the weights, not what a cut costs.
+        """
+        own = self.meta.get("encoder")
+        known: Mapping[str, Any] = own if isinstance(own, Mapping) else {}
+        pairs = [("encoder", self.encoder, settings.name), ("blocks", self.num_blocks, NUM_BLOCKS[settings.name])]
+        if settings.name == "mobilenet":  # ResNet-18 has one width
+            pairs.append(("width", known.get("width", settings.width), settings.width))
+        pairs.append(("embedding_dim", known.get("embedding_dim", settings.embedding_dim), settings.embedding_dim))
+        for what, measured, running in pairs:
+            if measured != running:
+                raise CutError(
+                    f"the cut table was measured with {what} {measured}, expected {running} as this device runs; "
+                    "run `streamsplit profile` for its encoder"
+                )
+        narrowed = sorted({cut.block for cut in self.cuts if cut.encoding is Encoding.BOTTLENECK_INT8})
+        missing = [block for block in narrowed if block not in settings.bottleneck_blocks]
+        if missing:
+            raise CutError(
+                f"the cut table was measured with bottlenecks after {narrowed}, expected only some of "
+                f"{list(settings.bottleneck_blocks)} as this device runs; run `streamsplit profile` for its encoder"
+            )
+        return self
 
     def for_device(self, device: DeviceProfile) -> CutTable:
         """The table as it would be on `device`: edge time scaled by the factors, energy by the device's model."""
