@@ -8,6 +8,7 @@ this test is there to find out when it does.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,11 +38,13 @@ from streamsplit.splitting.table import packaged_table
 from streamsplit.splitting.transmission import UncertaintyGate
 from streamsplit.wire.messages import Result
 
+STEP_S = 6.0
 SECONDS, SPEED = 22.0, 2.0  # of audio; a window every 250 ms of real time
 STRIDE_S = 0.5 / SPEED
 COUNT = int((SECONDS - 1.1) / 0.5) + 1  # windows of a stream; the live source's end gives one more, padded
+IN_TIME_MS = 60.0  # a quiet machine takes 10 to 25
 READINGS = Readings(0.2, 0.4)
-TRACE = make_trace([0.0, 6.0], [2e6, 0.15e6], 40.0, duration_s=60.0, name="step down")
+TRACE = make_trace([0.0, STEP_S], [2e6, 0.15e6], 40.0, duration_s=60.0, name="step down")
 TABLE = packaged_table("mobilenet", "pi-zero-2w")  # a slow device, for which it pays to send features on a good link
 FASTER = TABLE.factor  # the live device is this machine: so much faster than the table that the policy reads
 AGENTS: dict[str, dict[str, Any]] = {
@@ -69,6 +72,7 @@ class Live(NamedTuple):
     latency_ms: dict[int, float]  # by window
     start_s: float  # of the device, after the link's
     first_window_s: float  # captured, after the link's start
+    late_ms: float  # nine of ten windows were done with so soon after they should have been captured
 
 
 def edge_settings(folder: Path, policy: str, url: str = "ws://127.0.0.1:1/v1/stream") -> EdgeSettings:
@@ -88,19 +92,23 @@ def server_settings(folder: Path) -> ServerSettings:
 
 
 async def listen(folder: Path, policy: str, port: int) -> Live:
-    async with ShapedProxy(("127.0.0.1", port), TRACE) as proxy:
-        settings = edge_settings(folder, policy, f"ws://127.0.0.1:{proxy.address[1]}/v1/stream")
-        device = EdgeRuntime(
-            settings, SyntheticSource(SECONDS, speed=SPEED), speed=SPEED, table=TABLE,
-            device=RealDevice(device_profile("host"), readings=lambda: READINGS), journal=Journal(folder / "journal"),
-        )  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    settings = edge_settings(folder, policy, f"ws://127.0.0.1:{address[1]}/v1/stream")
+    device = EdgeRuntime(
+        settings, SyntheticSource(SECONDS, speed=SPEED), speed=SPEED, table=TABLE,
+        device=RealDevice(device_profile("host"), readings=lambda: READINGS), journal=Journal(folder / "journal"),
+    )  # fmt: skip
+    # made before the link's time begins, because making a device takes as long as the machine pleases
+    async with ShapedProxy(("127.0.0.1", port), TRACE, listen=address) as proxy:
         start_s, link_began_s = proxy.elapsed_s, time.time() - proxy.elapsed_s
         summary = await asyncio.wait_for(device.run(), 40)
     journal = list(read_journal(folder / "journal"))
     rows = [row for row in journal if row["kind"] == "window"]
     latency_ms = {row["window"]: row["latency_ms"] for row in journal if row["kind"] == "result"}
     first_s = rows[0]["captured_ms"] / 1000 - link_began_s
-    return Live(rows, {}, summary.status.uplink_bytes, latency_ms, start_s, first_s)
+    late_ms = [start_s * 1000 + row["t_ms"] - 1000 * (first_s + STRIDE_S * n) for n, row in enumerate(rows)]
+    return Live(rows, {}, summary.status.uplink_bytes, latency_ms, start_s, first_s, float(np.percentile(late_ms, 90)))
 
 
 def live(folder: Path, policy: str) -> Live:
@@ -136,6 +144,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Live, Devi
     folders = {policy: tmp_path_factory.mktemp(policy) for policy in AGENTS}
     with ThreadPoolExecutor() as pool:
         lives = dict(zip(AGENTS, pool.map(lambda policy: live(folders[policy], policy), AGENTS), strict=True))
+    late_ms = max(was.late_ms for was in lives.values())
+    if late_ms > IN_TIME_MS:
+        pytest.skip(
+            f"this machine is too busy for real time: windows come {late_ms:.0f} ms late, so the live run differs"
+        )
     return {policy: (was, simulated(folders[policy], policy, was)) for policy, was in lives.items()}
 
 
@@ -160,7 +173,7 @@ def test_cuts_are_those_of_the_live_device(runs: dict[str, tuple[Live, DeviceRes
     lived, simulated = cuts(runs[policy])
     different = [window for window in range(COUNT) if lived[window] != simulated[window]]
     assert len(different) <= 0.05 * COUNT, (lived, simulated)
-    step = (6.0 - runs[policy][0].first_window_s) / STRIDE_S
+    step = (STEP_S - runs[policy][0].first_window_s) / STRIDE_S
     assert all(step - 1 <= window <= step + 4 for window in different), (step, different)
     assert len(set(simulated)) >= 2 and simulated[5] != simulated[-1]  # the step made a difference at all
 
@@ -197,6 +210,6 @@ def test_latency_is_that_of_the_live_device(runs: dict[str, tuple[Live, DeviceRe
     """Median before the step, within 25 ms: the live one has threads, a database and two event loops on a shared
     machine in it, the simulated one has the table's milliseconds."""
     was, sim = runs[policy]
-    before = [window for window in range(COUNT) if was.first_window_s + window * STRIDE_S < 5.5]
+    before = [window for window in range(COUNT) if was.first_window_s + window * STRIDE_S < STEP_S - 0.5]
     lived = float(np.median([was.latency_ms[window] for window in before]))
     assert float(np.median(sim.latency_ms[before])) == pytest.approx(lived, abs=25.0)
