@@ -156,6 +156,15 @@ def test_every_kind_of_episode_comes_up():
     assert seen == {*SHORT.devices, *(trace.name for trace in TRACES), "battery", "mains", "part", "all"}
 
 
+def test_episodes_begin_as_warm_and_as_hungry_as_an_hour_would_have_left_them():
+    env = environment()
+    begun = [env.reset(seed=seed)[0][: len(STATE_FEATURES)] for seed in range(60)]
+    thermal = np.array([state[STATE_FEATURES.index("thermal")] for state in begun])
+    power_w = np.array([state[STATE_FEATURES.index("recent power in W")] for state in begun])
+    assert thermal.min() < 0.1 and thermal.max() > 0.6
+    assert power_w.min() < 0.01 and power_w.max() > 0.05
+
+
 def test_tables_are_scaled_to_each_device():
     env = environment()
     for name in SHORT.devices:
@@ -194,7 +203,7 @@ def test_useful_cuts_keep_what_none_beats_and_drop_what_one_does():
 
 
 def test_what_useful_cuts_drop_is_never_worth_much_whatever_the_link():
-    """On any constant link and load, the best of the kept ones is as good as the best of all, but for measuring noise."""
+    """On any constant link and load, the best of the kept ones is as good as the best of all, but for noise."""
     kept = useful_cuts(TABLE)
     for rate_bps in (3e4, 3e5, 3e6, 3e7):
         for load in (0.0, 0.6):

@@ -136,6 +136,10 @@ class SplitEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
             link_start_s=float(rng.uniform(0.0, trace.duration_s)), load_start_s=float(rng.uniform(0, load.duration_s)),
             windows=s.episode_windows,
         )  # fmt: skip
+        # An episode is shorter than heat and mean power remember: it begins with what an hour might have left.
+        self.device.thermal = float(rng.uniform(0.0, max(load.shares)))
+        power_mw = float(rng.choice(self._world.powers_mw) * rng.random())
+        self.device.power_mw = min(power_mw, s.constraints.energy_budget_mw or power_mw)
         self._baseline = PerfectModel(self.device).idle_best() if s.relative else np.zeros(s.episode_windows)
         return self._look(), {"device": self._world.name, "trace": trace.name}
 
@@ -173,6 +177,7 @@ class _World:
         self.name = name
         self.profile = device_profile(name)
         self.table = table.for_device(self.profile).only(cuts)
+        self.powers_mw = [row.energy_mj / settings.simulation.stride_ms * 1000.0 for row in self.table.rows]
         self.builder = FeatureBuilder(self.table, cuts, settings.greedy)
         self.rows = [self.table.cuts.index(cut) for cut in cuts]
         self._constraints = Constraints(settings.constraints, self.table)

@@ -30,7 +30,6 @@ from streamsplit.splitting.policy_file import Layer, PolicyFile, architecture_of
 from streamsplit.splitting.table import CutTable
 
 MASKED_LOGIT = -1e8
-RANGE_SAMPLES = 200_000  # observations whose ranges a policy file remembers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +180,8 @@ def train_policy(
     watch.check(model.num_timesteps)
     vector.close()
     assert watch.best is not None  # check() has just been called
-    return Trained(watch.best, watch.curve, time.process_time() - started_s)
+    low, high = watch.seen  # by the end of training, whenever the best was found
+    return Trained(watch.best._replace(low=low, high=high), watch.curve, time.process_time() - started_s)
 
 
 class _Watch(BaseCallback):
@@ -211,10 +211,8 @@ class _Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         seen = self.locals["new_obs"][:, : len(STATE_FEATURES)]
-        live = seen[~self.locals["dones"]]
-        if len(live):
-            self._low = np.minimum(self._low, live.min(axis=0))
-            self._high = np.maximum(self._high, live.max(axis=0))
+        self._low = np.minimum(self._low, seen.min(axis=0))
+        self._high = np.maximum(self._high, seen.max(axis=0))
         self._recent.append(float(np.mean(self.locals["rewards"])) / self._settings.reward_scale)
         return True
 
@@ -222,6 +220,11 @@ class _Watch(BaseCallback):
         if self.num_timesteps >= self._next_check:
             self.check(self.num_timesteps)
             self._next_check = self.num_timesteps + self._settings.check_steps
+
+    @property
+    def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest of every state feature so far."""
+        return self._low.copy(), self._high.copy()
 
     def check(self, steps: int) -> None:
         """Evaluates the policy as it is now, deterministic, and keeps it if it is the best so far."""
