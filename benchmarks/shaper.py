@@ -14,12 +14,11 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
 
 import numpy as np
 
 from benchmarks.record import record
-from streamsplit.network.fine_loop import fine_loop
+from streamsplit.network.fine_loop import run_finely
 from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.statistics import binned_mbps
 from streamsplit.network.trace import BandwidthTrace, constant_trace, generate_trace, make_trace
@@ -31,7 +30,6 @@ RTTS_MS = (10.0, 55.0, 120.0, 400.0)
 OUTAGES_S = (0.3, 1.0, 3.0)
 SEED = 0
 
-T = TypeVar("T")
 Arrivals = list[tuple[float, int]]
 Measure = Callable[[float], Coroutine[None, None, float]]
 
@@ -121,22 +119,13 @@ async def following(seconds: float) -> tuple[float, float]:
     return float(np.median(deviation)), float(np.percentile(deviation, 90))
 
 
-def played(measuring: Coroutine[None, None, T]) -> T:
-    """Runs on the loop that a proxy in a thread of its own has."""
-    loop = fine_loop()
-    try:
-        return loop.run_until_complete(measuring)
-    finally:
-        loop.close()
-
-
 def table(
     name: str, unit: str, asked: tuple[float, ...], measure: Measure, scale: float = 1.0
 ) -> list[dict[str, float]]:
     """Rows of asked, measured (median of repeats) and deviation; printed as they come."""
     rows = []
     for value in asked:
-        found = statistics.median(played(measure(value)) for _ in range(REPEATS))
+        found = statistics.median(run_finely(measure(value)) for _ in range(REPEATS))
         rows.append({f"asked_{unit}": value * scale, f"measured_{unit}": found * scale, "deviation": found / value - 1})
         print(f"{name} {value * scale:g} {unit}: {found * scale:.4g} ({found / value - 1:+.2%})", flush=True)
     return rows
@@ -152,7 +141,7 @@ def main() -> None:
         "round_trip": table("round trip", "ms", RTTS_MS, rtt_ms),
         "outage": table("outage", "s", OUTAGES_S, outage_s),
     }
-    middle, high = played(following(30.0))
+    middle, high = run_finely(following(30.0))
     print(f"following a changing link, bins of 2 s: median deviation {middle:.2%}, p90 {high:.2%}")
     worst = max(abs(row["deviation"]) for rows in figures.values() for row in rows)
     print(f"worst deviation {worst:.2%}, allowed {ALLOWED:.0%}")

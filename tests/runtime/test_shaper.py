@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from streamsplit.errors import PortInUseError
-from streamsplit.network.fine_loop import fine_loop
+from streamsplit.network.fine_loop import run_finely
 from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.trace import BandwidthTrace, constant_trace, make_trace
 
@@ -197,11 +197,7 @@ async def arrivals(trace: BandwidthTrace, seconds: float) -> list[tuple[float, i
 
 
 def median_of_three(measure: Callable[[], Coroutine[None, None, float]]) -> float:
-    loop = fine_loop()  # as a proxy in a thread of its own has it
-    try:
-        return statistics.median(loop.run_until_complete(measure()) for _ in range(3))
-    finally:
-        loop.close()
+    return statistics.median(run_finely(measure()) for _ in range(3))  # as a proxy in a thread of its own is run
 
 
 @pytest.mark.parametrize("mbps", [0.5, 4.0, 30.0])

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,7 +216,9 @@ def _shape(
 
 
 def _shape_interface(control: Any, duration_s: float) -> dict[str, Any]:
-    with _terminated_like_interrupted(), control:
+    with _terminated_like_interrupted(), ExitStack() as stack:
+        stack.callback(control.stop)  # before entering: an interruption may come right after it
+        stack.enter_context(control)
         if not control.delay_shaped:
             _say(f"this kernel has no netem: the rate of {control.interface} is shaped (TBF), delay and loss are not")
         with _progress(f"shaping {control.interface}", duration_s) as show:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import select
 import selectors
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _SELECT_LIMIT = 1024  # highest file number, less one, that select() takes
 
@@ -24,6 +27,18 @@ else:  # kqueue and select() count finely themselves
     _FineSelector: Any = selectors.DefaultSelector  # type: ignore[no-redef]
 
 
-def fine_loop() -> asyncio.AbstractEventLoop:
-    """A new selector loop; close it after use."""
-    return asyncio.SelectorEventLoop(_FineSelector())
+def run_finely(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run` on such a loop."""
+    loop = asyncio.SelectorEventLoop(_FineSelector())
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(main)
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        asyncio.set_event_loop(None)
+        loop.close()

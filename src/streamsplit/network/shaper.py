@@ -19,7 +19,7 @@ from typing import Any
 
 from streamsplit.errors import PortInUseError, StreamSplitError
 from streamsplit.network.bandwidth import DOWNLINK_FACTOR, BandwidthTrace
-from streamsplit.network.fine_loop import fine_loop
+from streamsplit.network.fine_loop import run_finely
 from streamsplit.network.link import LinkDirection
 
 _PIECE_S = 0.010  # a link hands data over in pieces of about this long
@@ -155,7 +155,7 @@ class ShapedProxy:
             await self.stop()
 
         self._finish = finish
-        self._thread = threading.Thread(target=lambda: _run(main()), name="shaped-link", daemon=True)
+        self._thread = threading.Thread(target=lambda: run_finely(main()), name="shaped-link", daemon=True)
         self._thread.start()
         ready.wait()
         if failure:
@@ -258,17 +258,6 @@ class ShapedProxy:
             await asyncio.sleep(min(wait, 0.5))  # a cut may come while waiting
         if slept:
             self._late_s += (min(-wait, _LATEST_S) - self._late_s) / 10
-
-
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    loop = fine_loop()
-    try:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(main)
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
 
 
 async def _first_to_end(*pumps: Coroutine[Any, Any, None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -19,10 +20,12 @@ from streamsplit.network.bandwidth import BandwidthTrace
 
 _FRAME_BYTES, _HEADER_BYTES = 14, 52  # of Ethernet, before a packet; of IP and TCP with time stamps, in it
 _USUAL_MTU = 1500
+_EXPERIMENTAL_ETHERTYPE = b"\x88\xb5"  # IEEE 802, for local experiments
 _LEAST_BPS = 1000  # TBF knows no 0: an outage lets a full packet through every 12 s
 _BURST_S, _BURST_PACKETS = 0.010, 2  # sent at once at most, whichever is more
-_BUFFER_S, _BUFFER_BYTES = 0.1, 64 << 10  # waits in the modem at most
+_BUFFER_S, _BUFFER_BYTES = 0.1, 128 << 10  # waits in the modem at most; less, and TCP's bursts of 64 KiB are lost
 _SHORTEST_STEP_S = 0.1  # a call of `tc` costs a few ms
+_CALL_S = 10.0  # a call of `tc` may take
 _UNKNOWN = ("unknown", "not found", "no such file")  # what tc says when the kernel lacks a discipline
 
 
@@ -43,40 +46,53 @@ class TrafficControl:
         self.delay_shaped = False
         self._tc = ""
         self._set: tuple[int, int, float] | None = None
+        self._present = False
+        # No call is under way. Not join(): interrupted, that takes a running thread for ended (CPython 3.10, 3.11).
+        self._idle = threading.Event()
+        self._idle.set()
         self._mtu = _USUAL_MTU
         self._part = 0.5 if interface == "lo" else 1.0
 
     def __enter__(self) -> TrafficControl:
-        self._tc = find_tc()
-        with contextlib.suppress(OSError, ValueError):  # what is wrong with the interface, tc says
-            self._mtu = max(int(Path("/sys/class/net", self.interface, "mtu").read_text()), 2 * _HEADER_BYTES)
-        target = ("qdisc", "add", "dev", self.interface)
-        first = self._figures(0.0)
         try:
-            failure = self._call(*target, "root", "handle", "1:", *self._netem(first))
-            if not failure:
-                self.delay_shaped = True
-                failure = self._call(*target, "parent", "1:1", "handle", "10:", *self._tbf(first))
-            elif any(word in failure.lower() for word in _UNKNOWN):
-                failure = self._call(*target, "root", "handle", "1:", *self._tbf(first))
-            if failure:
-                raise ConfigError(self._explained(failure))
+            self._start()
         except BaseException:
-            if self.delay_shaped:  # netem is in place and the bucket under it is not
-                self._remove()
+            self.stop()
             raise
-        self._set = first
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        failure = self._remove()
+        self.stop()
+
+    def stop(self) -> None:
+        """Removes the discipline, if there is one of ours; an interruption is raised after that. StreamSplitError."""
+        interrupted: KeyboardInterrupt | None = None
+        while True:
+            try:
+                self._remove()
+                break
+            except KeyboardInterrupt as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
+
+    def _start(self) -> None:
+        self._tc = find_tc()
+        with contextlib.suppress(OSError, ValueError):  # what is wrong with the interface, tc says
+            self._mtu = max(int(Path("/sys/class/net", self.interface, "mtu").read_text()), 2 * _HEADER_BYTES)
+        target = ("qdisc", "add", "dev", self.interface)
+        first = self._figures(0.0)
+        failure = self._call(*target, "root", "handle", "1:", *self._netem(first))
+        if not failure:
+            self.delay_shaped = True
+            failure = self._call(*target, "parent", "1:1", "handle", "10:", *self._tbf(first))
+        elif any(word in failure.lower() for word in _UNKNOWN):
+            failure = self._call(*target, "root", "handle", "1:", *self._tbf(first))
         if failure:
-            raise StreamSplitError(
-                f"the shaping of {self.interface} could not be removed ({failure}); run: tc qdisc del dev "
-                f"{self.interface} root"
-            ) from error
+            raise ConfigError(self._explained(failure))
+        self._set = first
 
     def follow(
         self, duration_s: float, show: Callable[[float], None] = lambda _: None, stop: threading.Event | None = None
@@ -104,6 +120,14 @@ class TrafficControl:
             )  # fmt: skip
         if failure:
             raise StreamSplitError(f"the shaping of {self.interface} could not be changed ({failure})")
+        if figures[0] > before[0]:
+            self._wake()
+
+    def _wake(self) -> None:
+        """The bucket set its alarm by the old rate, after an outage many seconds ahead: a frame makes it look anew."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind((self.interface, 0))
+            raw.send(bytes(12) + _EXPERIMENTAL_ETHERTYPE + bytes(46))  # to nobody
 
     def _figures(self, now_s: float) -> tuple[int, int, float]:
         """(bit/s on the wire, delay in us, loss in percent) as they are set."""
@@ -132,7 +156,7 @@ class TrafficControl:
     def _explained(self, failure: str) -> str:
         if "Cannot find device" in failure:
             return f"there is no interface '{self.interface}'; `ip link` lists them"
-        if "File exists" in failure or "Exclusivity" in failure:
+        if any(word in failure for word in ("File exists", "Exclusivity", "override")):
             return (
                 f"{self.interface} has a queueing discipline already; remove it first: tc qdisc del dev "
                 f"{self.interface} root"
@@ -143,17 +167,50 @@ class TrafficControl:
             return f"this kernel has neither netem nor TBF (tc: {failure}); use --method proxy"
         return f"tc cannot shape {self.interface} ({failure}); use --method proxy"
 
-    def _remove(self) -> str:
+    def _remove(self) -> None:
+        self._idle.wait(2 * _CALL_S)  # the call that was interrupted, if one was
+        if not self._present:
+            return
         failure = self._call("qdisc", "del", "dev", self.interface, "root")
-        return "" if "Cannot find device" in failure else failure  # it went, and the discipline with it
+        if failure and "Cannot find device" not in failure:  # where it has gone, the discipline went with it
+            raise StreamSplitError(
+                f"the shaping of {self.interface} could not be removed ({failure}); run: tc qdisc del dev "
+                f"{self.interface} root"
+            )
 
     def _call(self, *words: str) -> str:
-        """What tc complains of, '' where it does not."""
-        # A session of its own: Ctrl-C on the terminal must not end the call that removes the discipline.
-        done = subprocess.run(
-            [self._tc, *words], capture_output=True, text=True, start_new_session=True, timeout=10, check=False
-        )
-        return "" if done.returncode == 0 else " ".join((done.stderr or done.stdout).split()) or "no reason given"
+        """What tc complains of, '' where it does not.
+
+        It runs in a thread, and in a session of its own: Ctrl-C ends neither it nor the note of what it has done.
+        """
+        failures: list[str] = []
+
+        def work() -> None:
+            try:
+                done = subprocess.run(
+                    [self._tc, *words],
+                    capture_output=True,
+                    text=True,
+                    start_new_session=True,
+                    timeout=_CALL_S,
+                    check=False,
+                )
+                said = " ".join((done.stderr or done.stdout).split())
+                failures.append("" if done.returncode == 0 else said or "no reason given")
+                if done.returncode == 0 and words[1] in ("add", "del"):
+                    self._present = words[1] == "add"
+            except (OSError, subprocess.TimeoutExpired) as error:
+                failures.append(str(error))
+            finally:
+                self._idle.set()
+
+        self._idle.clear()
+        try:
+            threading.Thread(target=work, name="tc").start()
+        except RuntimeError:  # no thread to be had
+            work()
+        self._idle.wait()
+        return failures[0]
 
 
 def find_tc() -> str:
