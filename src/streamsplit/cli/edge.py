@@ -15,6 +15,7 @@ from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json
 from streamsplit.cli.settings_files import load_device_settings
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.errors import ConfigError
+from streamsplit.splitting.policy import DEFAULT_POLICY, LEARNED_POLICIES, POLICIES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speed", type=float, default=1.0, help="1: real time, N: N times, 0: as fast as it goes")
     parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
     parser.add_argument("--no-splitting", action="store_true", help="keep everything on the device; no server needed")
-    parser.add_argument("--policy", choices=("greedy", "heuristic", "fixed", "keep-local"))
+    parser.add_argument("--policy", choices=POLICIES, help=f"what chooses the cuts (default {DEFAULT_POLICY})")
+    parser.add_argument(
+        "--policy-file", type=Path, metavar="FILE", help="a file of `streamsplit train-policy` (policy 'ppo')"
+    )
     parser.add_argument("--cut", help="send every window at this cut, such as 6:int8 (policy 'fixed')")
     parser.add_argument("--journal", type=Path, help="write a line of JSON per window, result and learning step here")
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
@@ -61,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         journal = Journal(settings.device.journal) if settings.device.journal else None
-        runtime = EdgeRuntime(settings, source, speed=args.speed, journal=journal)
+        runtime = EdgeRuntime(
+            settings, source, speed=args.speed, journal=journal, strict_policy=args.policy_file is not None
+        )
         summary = asyncio.run(_run(runtime, args))
     finally:
         source.close()
@@ -85,17 +91,25 @@ def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings
     splitting = settings.splitting
     if args.no_splitting:
         splitting = dataclasses.replace(splitting, enabled=False)
-        for option, value in (("--cut", args.cut), ("--policy", args.policy)):
+        for option, value in (("--cut", args.cut), ("--policy", args.policy), ("--policy-file", args.policy_file)):
             if value not in (None, "keep-local"):
                 raise ConfigError(
                     f"'{option}': got {value} together with --no-splitting, which sends nothing; leave one of them out"
                 )
     if args.cut is not None and args.policy not in (None, "fixed"):
         raise ConfigError(f"'--cut': got it together with --policy {args.policy}, expected --policy fixed")
-    if args.policy is not None or args.cut is not None:
-        agent: dict[str, Any] = {"policy": args.policy or "fixed"}
-        if args.cut is not None:
-            agent["cut"] = args.cut
+    if args.policy_file is not None and (args.cut is not None or args.policy not in (None, *LEARNED_POLICIES)):
+        other = f"--policy {args.policy}" if args.policy else "--cut"
+        raise ConfigError(f"'--policy-file': got it together with {other}, expected --policy ppo or ppo-corrected")
+    agent: dict[str, Any] = {}
+    if args.policy_file is not None:
+        learned = splitting.agent.policy if splitting.agent.learned else "ppo"
+        agent = {"policy": args.policy or learned, "policy_file": str(args.policy_file)}
+    elif args.policy is not None or args.cut is not None:
+        agent = {"policy": args.policy or "fixed"}
+    if args.cut is not None:
+        agent["cut"] = args.cut
+    if agent:
         splitting = dataclasses.replace(splitting, agent=dataclasses.replace(splitting.agent, **agent))
     return settings.replace(
         device=dataclasses.replace(settings.device, **device),
@@ -170,6 +184,7 @@ def status_table(status: EdgeStatus) -> Table:
         ("windows", f"{status.windows_seen} heard, {status.windows_sent} sent, {kept}"),
         ("answers", f"{status.results}, {_number(status.latency_ms, '.0f')} ms after capture"),
         ("cut", f"{status.cut or '-'}, {_number(status.edge_ms, '.1f')} ms on the device at cpu {status.cpu:.0%}"),
+        ("policy", f"{status.policy or '-'}, {_judgement(status)}"),
         ("link", f"{_number(status.bandwidth_bps / 1e6, '.2f')} Mbit/s, {_number(status.rtt_ms, '.0f')} ms round trip"),
         ("queue", f"{status.queue_windows} windows, {status.queue_bytes / 1e3:.1f} kB"),
         ("traffic", f"{status.uplink_bytes / 1e3:.1f} kB up, {status.downlink_bytes / 1e3:.1f} kB down"),
@@ -195,9 +210,18 @@ def _show_summary(summary: RunSummary) -> None:
     print(
         f"{status.device_id}: {status.windows_seen} windows heard, {status.windows_sent} sent, "
         f"{status.results} answered, {summary.left_in_queue} left in the queue; {status.uplink_bytes / 1e3:.1f} kB up, "
-        f"{status.downlink_bytes / 1e3:.1f} kB down; {status.learner_steps} learning steps; cuts: {cuts or 'none'}"
+        f"{status.downlink_bytes / 1e3:.1f} kB down; {status.learner_steps} learning steps; cuts: {cuts or 'none'}; "
+        f"policy {status.policy or '-'}: {_judgement(status)}"
     )
     sys.stdout.flush()
+
+
+def _judgement(status: EdgeStatus) -> str:
+    """How the policy did, in hindsight."""
+    return (
+        f"{status.decisions} decisions, {status.cut_changes} changes, {status.fallbacks} fallbacks, "
+        f"mean regret {_number(status.regret, '.2f')}"
+    )
 
 
 def _number(value: float, form: str) -> str:
