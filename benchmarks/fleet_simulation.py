@@ -86,7 +86,7 @@ def one_device(seconds: float, rounds: int) -> dict[str, Any]:
             "windows": windows,
             "sent": result["d0"].counts["sent"],
             "events": events,
-            "slowest_round_times_real_time": seconds / max(times),
+            "slowest_and_fastest_round": [seconds / max(times), seconds / min(times)],
         }
         print(f"{name:30} {seconds / took_s:8.0f} x real time {1e6 * took_s / windows:7.0f} us a window")
     return figures

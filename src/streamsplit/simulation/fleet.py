@@ -45,6 +45,7 @@ from streamsplit.splitting.table import CutTable
 from streamsplit.splitting.transmission import GateSettings
 from streamsplit.wire.frame import Frame
 from streamsplit.wire.media import Encoding
+from streamsplit.wire.messages import Result
 
 ReadingsAt = Callable[[float], Readings]
 
@@ -124,7 +125,7 @@ class DeviceResult(NamedTuple):
     connections: int
     left_in_queue: int
     rejected: int
-    results: dict[int, object]  # window -> Result, where the settings keep them
+    results: dict[int, Result]  # by window, where the settings keep them
 
     @property
     def sent(self) -> np.ndarray:
