@@ -38,7 +38,7 @@ from streamsplit.errors import (
     StreamSplitError,
 )
 from streamsplit.splitting.cut import Cut
-from streamsplit.splitting.policy import FixedPolicy
+from streamsplit.splitting.policy import FixedPolicy, learner_of
 from streamsplit.weights.revision import encoder_weights
 
 SMALL = {"width_multiplier": 0.25, "embedding_dim": 32, "warm_start_windows": 16, "publish_steps": 2}
@@ -533,6 +533,53 @@ def test_the_agent_refuses_names_and_values_that_mean_nothing():
 
     with pytest.raises(ConfigError, match="bandwidth_range"):
         DynamicSplittingAgent(Bad())
+
+
+def test_the_agent_logs_decisions_with_alternatives_and_judges_them_by_the_latencies_it_is_told():
+    split = agent()
+
+    async def go() -> dict:
+        await split.update_performance({"bandwidth": [8.0], "rtt": [30.0]})
+        answers = [await split.get_split_decision() for _ in range(3)]
+        await split.update_performance({"latency": [400.0, 80.0]})  # of the second and the third
+        return answers[-1]
+
+    answer = asyncio.run(go())
+    assert answer["alternatives"] and answer["cut"] not in [cut for cut, _ in answer["alternatives"]]
+    rows = split.decision_log()
+    assert [row["latency_ms"] for row in rows] == [None, 400.0, 80.0]
+    assert rows[0]["regret"] is None and rows[1]["regret"] >= rows[2]["regret"] >= 0
+    assert split.mean_regret == pytest.approx((rows[1]["regret"] + rows[2]["regret"]) / 2)
+    asyncio.run(split.update_performance({"latency": [50.0]}))  # nothing waits for it any more
+    assert split.decision_log() == rows
+
+
+@pytest.mark.parametrize("name", ["greedy", "heuristic", "argmin", "bandit", "keep-local"])
+def test_the_agent_takes_its_policy_by_name(name):
+    split = DynamicSplittingAgent(StreamSplitConfig(policy=name), readings=lambda: Readings(0.2, 0.3))
+    answer = asyncio.run(split.get_split_decision())
+    assert answer["cut"] in map(str, split.table.cuts) and 0 <= answer["confidence"] <= 1 and split.problem == ""
+
+
+def test_what_the_agent_is_told_teaches_a_policy_that_learns():
+    split = DynamicSplittingAgent(StreamSplitConfig(policy="bandit"), readings=lambda: Readings(0.2, 0.3))
+    before = learner_of(split.policy)._model.samples
+
+    async def go() -> None:
+        for _ in range(5):
+            await split.get_split_decision()
+            await split.update_performance({"latency": [120.0]})
+
+    asyncio.run(go())
+    sent = sum(Cut.parse(row["cut"]).sends for row in split.decision_log())
+    assert learner_of(split.policy)._model.samples == before + sent > 0
+
+
+def test_an_agent_without_a_usable_policy_file_decides_by_the_heuristic_and_says_so(tmp_path):
+    config = StreamSplitConfig(policy="ppo", policy_file=str(tmp_path / "none.npz"))
+    split = DynamicSplittingAgent(config, readings=lambda: Readings(0.2, 0.3))
+    assert "the heuristic decides" in split.problem
+    assert "'ppo' is not usable" in asyncio.run(split.get_split_decision())["reasoning"]
 
 
 # ---- the research code's API reference ----

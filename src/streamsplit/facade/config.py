@@ -11,6 +11,7 @@ from streamsplit.config import Settings, nearest, setting
 from streamsplit.errors import ConfigError
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.greedy import GreedySettings
+from streamsplit.splitting.policy import DEFAULT_POLICY, POLICIES
 
 REWARDS = {"accuracy": 1.0, "resource_usage": -0.5, "latency": -0.3, "privacy_risk": -0.2}  # v1
 log = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ class StreamSplitConfig(Settings):
     memory_bank_size_max: int = setting(512, low=1)
     bandwidth_range: tuple[float, float] = setting((0.5, 8.0))  # Mbit/s, poor and good
     latency_range: tuple[float, float] = setting((50.0, 200.0))  # ms, good and poor
-    split_agent_lr: float = setting(1e-3, low=0.0)  # of a learned policy; the greedy one has nothing to learn
+    policy: str = setting(DEFAULT_POLICY, choices=tuple(name for name in POLICIES if name != "fixed"))
+    policy_file: str = setting("")  # of `streamsplit train-policy`, for 'ppo'; "" = the one that ships
+    split_agent_lr: float = setting(1e-3, low=0.0)  # v1's key; policies are trained by `streamsplit train-policy`
     split_reward_weights: dict[str, float] = setting(dict(REWARDS))
     warm_start_windows: int = setting(192, low=16, high=4096)  # before the readout is fitted and learning begins
     publish_steps: int = setting(20, low=1)  # server steps from one revision to the next

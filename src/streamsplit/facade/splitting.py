@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +15,20 @@ from streamsplit.edge.settings import DeviceSettings, EdgeSettings
 from streamsplit.edge.tables import device_table
 from streamsplit.errors import ConfigError
 from streamsplit.facade.config import REWARDS, greedy_settings
-from streamsplit.splitting.decision import Decision, Policy
-from streamsplit.splitting.greedy import GreedyPolicy
+from streamsplit.splitting.decision import Decision, Experience, Policy
+from streamsplit.splitting.decision_log import Decided, DecisionLog, Judged
+from streamsplit.splitting.device import device_profile
+from streamsplit.splitting.expected import share
+from streamsplit.splitting.greedy import LEAST_FREE_CPU
+from streamsplit.splitting.hindsight import Realised
 from streamsplit.splitting.observation import Observation
+from streamsplit.splitting.policy import DEFAULT_POLICY, PolicySettings, learner_of, usable_policy
+from streamsplit.splitting.steady import SteadySettings
 from streamsplit.splitting.table import CutTable
+from streamsplit.wire.frame import HEADER_BYTES
 
+log = logging.getLogger(__name__)
+REMEMBERED = 1024  # decisions in the log
 SMOOTHING = 0.3  # weight of a new sample (v2, section 7)
 # Names that `update_performance` takes: bandwidth in Mbit/s, latency and rtt in ms, the rest as in Observation.
 HISTORIES = (
@@ -29,8 +40,10 @@ class DynamicSplittingAgent:
     """Chooses cuts for one device from its readings and the performance it is told of.
 
     `config` is any object with (some of) `bandwidth_range` in Mbit/s, `latency_range` in ms, `split_reward_weights`,
-    `device_type` and `stride_frames`. The policy is the greedy one on the packaged table of `device_type`, unless
-    others are given; a policy here is what it is everywhere: `decide(observation, table)`.
+    `device_type`, `window_frames` and `stride_frames`, `policy` (a name, by default the live device's) and
+    `policy_file`. The table is the packaged one of `device_type`, unless another is given; a policy here is what it is
+    everywhere: `decide(observation, table)`. Where a trained one cannot be used, the heuristic decides, and `problem`
+    says why.
     """
 
     def __init__(
@@ -49,13 +62,27 @@ class DynamicSplittingAgent:
         interval_ms = 10.0 * getattr(config, "stride_frames", 50)
         settings = greedy_settings(weights, self.latency_range[1], interval_ms)
         self.table = table or device_table(EdgeSettings(device=DeviceSettings(type=device_type)))
-        self.policy: Policy = policy or GreedyPolicy(settings)
+        self.problem = ""
+        if policy is None:
+            wanted = PolicySettings(
+                name=getattr(config, "policy", DEFAULT_POLICY), policy_file=getattr(config, "policy_file", ""),
+                encoder=self.table.encoder, greedy=settings,
+                steady=SteadySettings(whole_factor=10.0 * getattr(config, "window_frames", 100) / interval_ms),
+            )  # fmt: skip
+            policy, self.problem = usable_policy(wanted, self.table)
+            if self.problem:
+                log.warning("%s", self.problem)
+        self.policy: Policy = policy
         self.running = False
         self._readings = readings or HostReadings()
         self._clock_ms = clock_ms
         self._averages: dict[str, float] = {}
         self._told_ms: dict[str, float] = {}
         self._last: Decision | None = None
+        self._log = DecisionLog(device_profile(device_type), interval_ms=interval_ms)
+        self._made: deque[Decided] = deque(maxlen=REMEMBERED)
+        self._judged: dict[int, tuple[float, Judged | None]] = {}  # by number: latency, and what hindsight says
+        self._answered = -1  # number of the newest decision whose latency is known
 
     async def start(self) -> None:
         """Takes the first readings; decisions before it work too."""
@@ -75,13 +102,16 @@ class DynamicSplittingAgent:
             "cut": str(decision.cut),
             "confidence": decision.confidence,
             "reasoning": decision.reason,
+            "alternatives": self._made[-1].plain(),
             "network_quality": self.get_network_quality(),
         }
 
     async def update_performance(self, performance_history: Mapping[str, Sequence[float]]) -> None:
         """Takes lists of what was measured, oldest first: 'bandwidth' in Mbit/s, 'rtt' (or 'latency') in ms,
-        'uncertainty' in nats, 'cpu' and 'memory' in [0, 1] feed the next decisions; 'accuracy', 'resource_usage' and
-        'privacy_risk' are kept for a learned policy. Raises ConfigError for other names and for what is not a number.
+        'uncertainty' in nats, 'cpu' and 'memory' in [0, 1] feed the next decisions. Latencies, from a window's end to
+        its result, are also the outcomes of as many of the newest decisions: policies that learn learn from them, and
+        `decision_log` judges by them. 'accuracy', 'resource_usage' and 'privacy_risk' are averaged only. Raises
+        ConfigError for other names and for what is not a number.
         """
         samples: dict[str, list[float]] = {}
         for name, history in performance_history.items():
@@ -100,6 +130,27 @@ class DynamicSplittingAgent:
                 self._averages[name] = value if known is None else SMOOTHING * value + (1 - SMOOTHING) * known
             if values:
                 self._told_ms[name] = now_ms
+        self._learn(samples.get("latency", []))
+
+    def decision_log(self) -> list[dict[str, Any]]:
+        """The newest decisions, oldest first: cut, confidence, reasoning, expected cost, alternatives [[cut, cost], ..]
+        and, where `update_performance` was told the latency, latency_ms, regret and the best cut in hindsight (None
+        before). Costs and regret are in units of v2's reward."""
+        rows = []
+        for made in self._made:
+            latency_ms, judged = self._judged.get(made.number, (None, None))
+            rows.append({
+                "number": made.number, "cut": str(made.cut), "confidence": made.confidence, "reasoning": made.reason,
+                "expected": made.expected, "alternatives": made.plain(), "latency_ms": latency_ms,
+                "regret": judged.regret if judged is not None else None,
+                "best": str(judged.best) if judged is not None else None,
+            })  # fmt: skip
+        return rows
+
+    @property
+    def mean_regret(self) -> float:
+        """Of all judged decisions; nan before the first."""
+        return self._log.mean_regret
 
     def get_network_quality(self) -> float:
         """Share in [0, 1]: mean of where bandwidth and round trip lie in their ranges, 0.5 for one not known."""
@@ -111,6 +162,9 @@ class DynamicSplittingAgent:
     def decide(self, observation: Observation) -> Decision:
         """The policy's answer, remembered for the next observation."""
         self._last = self.policy.decide(observation, self.table)
+        if len(self._made) == REMEMBERED:
+            self._judged.pop(self._made[0].number, None)
+        self._made.append(self._log.decided(observation, self._last, self.table))
         return self._last
 
     def observation(self, uncertainty: float = math.nan) -> Observation:
@@ -126,6 +180,27 @@ class DynamicSplittingAgent:
             rtt_ms=told.get(self._delay, math.nan), rtt_age_ms=now_ms - self._told_ms.get(self._delay, -math.inf),
             last_cut=self._last.cut if self._last is not None else None,
         )  # fmt: skip
+
+    def _learn(self, latencies_ms: Sequence[float]) -> None:
+        """Latencies, oldest first, of the newest decisions that have none yet."""
+        waiting = [made for made in self._made if made.number > self._answered]
+        count = min(len(waiting), len(latencies_ms))
+        learner = learner_of(self.policy)
+        for made, latency_ms in zip(
+            waiting[len(waiting) - count :], latencies_ms[len(latencies_ms) - count :], strict=True
+        ):
+            seen, row = made.observation, self.table.row(made.cut)
+            edge_ms = min(row.edge_ms / max(1.0 - share(seen.cpu), LEAST_FREE_CPU), latency_ms)
+            network_ms = latency_ms - edge_ms if made.cut.sends else math.nan
+            if learner is not None:
+                learner.learn(Experience(seen, made.cut, latency_ms, network_ms))
+            size = row.payload_bytes + HEADER_BYTES if made.cut.sends else 0.0
+            what = Realised(
+                made.cut, latency_ms, network_ms, edge_ms, size, self._averages.get("bandwidth", math.nan) * 1e6,
+                self._averages.get("rtt", math.nan), doubt=self._log.doubt(seen.uncertainty), last_cut=seen.last_cut,
+            )  # fmt: skip
+            self._judged[made.number] = (latency_ms, self._log.judge(made, what))
+            self._answered = made.number
 
     @property
     def _delay(self) -> str:
