@@ -9,6 +9,7 @@ pytest.importorskip("stable_baselines3")
 import torch
 from device_cases import OBJECTIVE, QUIET, TABLE, bursty_load, mobile_link
 
+from streamsplit.errors import ConfigError
 from streamsplit.simulation.device import SimulatedDevice
 from streamsplit.simulation.environment import EnvironmentSettings, FollowPolicy, SplitEnv, useful_cuts
 from streamsplit.simulation.training import Point, PriorPolicy, Trained, TrainingSettings, mean_reward, train_policy
@@ -100,6 +101,15 @@ def test_the_same_seed_gives_the_same_file_and_another_one_does_not():
     )
     assert first.to_bytes() == again.to_bytes()
     assert first.to_bytes() != other.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("traces", "held_out", "loads", "text"),
+    [([], HELD_OUT, LOADS, "0 traces"), (TRACES, [], LOADS, "no held-out traces"), (TRACES, HELD_OUT, [], "0 loads")],
+)
+def test_training_on_nothing_is_one_clear_error(traces, held_out, loads, text):
+    with pytest.raises(ConfigError, match=text):
+        train_policy(TABLE, traces, held_out, loads, SETTINGS)
 
 
 def test_training_starts_from_the_least_expected_cost_and_never_takes_what_is_masked():

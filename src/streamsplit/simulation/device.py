@@ -349,13 +349,14 @@ class SimulatedDevice:
         s, stride_s = self.settings, self.stride_s
         share = min(busy_ms / (s.stride_ms * self.profile.cores), 1.0)
         self._own += (1.0 - math.exp(-stride_s)) * (share - self._own)
-        cpu = self.cpu(self.index * stride_s)
+        other = self._other(self.index * stride_s)
+        cpu = min(other + (1.0 - other) * self._own, 1.0)
         keep = math.exp(-stride_s / s.thermal_time_s)
         self.thermal = keep * self.thermal + (1.0 - keep) * cpu
         self.throttled = self.thermal > s.throttle_at - (0.05 if self.throttled else 0.0)
         self.power_mw += min(stride_s / s.energy_window_s, 1.0) * (energy_mj / stride_s - self.power_mw)
         # `energy_mj` is what our own work costs, so the rest of the power is that of the rest of the load.
-        self.drained_mj += energy_mj + self.profile.power_w(self._other(self.index * stride_s)) * s.stride_ms
+        self.drained_mj += energy_mj + self.profile.power_w(other) * s.stride_ms
         self.index += 1
 
 

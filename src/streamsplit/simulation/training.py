@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from streamsplit.config import Settings, section, setting
+from streamsplit.errors import ConfigError
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.simulation.device import SimulatedDevice
 from streamsplit.simulation.environment import EnvironmentSettings, FollowPolicy, SplitEnv
@@ -155,9 +156,11 @@ def train_policy(
     """Trains on `traces`; the policy that does best on the `held_out` runs is the one that is given back.
 
     `held_out` must come from the training data too: what a report tests on plays no part here. `about` goes into the
-    file's card. `progress(point)` is called after every check.
+    file's card. `progress(point)` is called after every check. Raises ConfigError without traces or loads.
     """
     s = settings or TrainingSettings()
+    if not held_out:
+        raise ConfigError("got no held-out traces, expected at least one to tell the best policy by")
     torch.manual_seed(s.seed)
     training = s.environment.replace(relative=True)
     started_s = time.process_time()

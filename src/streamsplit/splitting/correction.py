@@ -56,12 +56,14 @@ class CorrectedPolicy:
         decision = self.policy.decide(observation, table)
         if self._model.samples < self.settings.warm_up_windows or decision.reason.startswith("outside"):
             return decision
-        vector, costs = self.policy.builder(table).build(observation)
+        builder = self.policy.builder(table)
+        vector, costs = builder.build(observation)
         s = self.policy.file.settings
         late_ms = 100.0 * self._model.predict(self._matrix)
         if self.settings.exploration:
             late_ms = late_ms - 100.0 * self.settings.exploration * self._model.width(self._matrix)
-        logits = self.policy.logits(vector, costs) - self.policy.file.cost_weight * s.latency / s.latency_ms * late_ms
+        costs = costs + s.latency / s.latency_ms * late_ms
+        logits = self.policy.logits(builder.with_costs(vector, costs), costs)
         best = int(np.argmax(logits))
         cut = self.policy.file.cuts[best]
         if cut == decision.cut:

@@ -77,8 +77,13 @@ class FeatureBuilder:
         )  # fmt: skip
         vector = np.empty(len(state) + len(self.cuts), np.float32)
         vector[: len(state)] = state
-        vector[len(state) :] = np.minimum(costs - costs.min(), WORST_COST) / COST_SCALE
-        return vector, costs
+        return self.with_costs(vector, costs), costs
+
+    @staticmethod
+    def with_costs(vector: Floats32, costs: Floats64) -> Floats32:
+        """The vector with these costs [n] in the place of its own, written in place."""
+        vector[len(STATE_FEATURES) :] = np.minimum(costs - costs.min(), WORST_COST) / COST_SCALE
+        return vector
 
     def _spread(self, totals: Floats64) -> Floats64:
         if self._whole:
