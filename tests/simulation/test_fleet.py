@@ -117,7 +117,7 @@ def test_windows_queue_on_a_slow_link_as_lindley_says() -> None:
     service, waited = up_ms(payload, rate), 0.0
     for n in range(6):
         answer = result.results[n]
-            fixed = 10.0 + service + rtt_ms + 3.0 + 4.0 + 1.0 + down_ms(answer, 4.7 * rate)
+        fixed = 10.0 + service + rtt_ms + 3.0 + 4.0 + 1.0 + down_ms(answer, 4.7 * rate)
         # an acknowledgement of results takes 16 ms of this uplink once a second, one of windows 3 ms of the downlink
         assert result.latency_ms[n] == pytest.approx(waited + fixed + 8.0 * (n > 1), abs=12.0)
         waited = max(0.0, waited + service - 500.0)
