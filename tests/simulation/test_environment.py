@@ -141,19 +141,19 @@ def test_options_fix_device_and_trace_and_wrong_ones_are_named():
 
 
 def test_every_kind_of_episode_comes_up():
-    env = environment(SHORT.replace(battery_share=0.5, fetching_share=0.5))
-    seen = set()
+    env = environment(SHORT.replace(battery_share=0.5, fetching_share=0.5, unknown_share=0.5))
+    seen, memory = set(), []
     for seed in range(40):
         _, info = env.reset(seed=seed)
         s = env.device.settings
-        seen |= {
-            info["device"],
-            info["trace"],
-            "battery" if s.battery_wh else "mains",
-            "part" if s.blocks >= 0 else "all",
-        }
+        seen |= {info["device"], info["trace"], "known" if s.uncertainty_known else "unknown"}
+        seen |= {"battery" if s.battery_wh else "mains", "part" if s.blocks >= 0 else "all"}
+        memory.append(env.device.observe().memory)
+        assert np.isnan(env.device.observe().uncertainty) == (not s.uncertainty_known)
         assert 1.0 <= s.server_load <= SHORT.most_server_load
-    assert seen == {*SHORT.devices, *(trace.name for trace in TRACES), "battery", "mains", "part", "all"}
+    kinds = {"battery", "mains", "part", "all", "known", "unknown"}
+    assert seen == {*SHORT.devices, *(trace.name for trace in TRACES), *kinds}
+    assert min(memory) < 0.15 and max(memory) > 0.85
 
 
 def test_episodes_begin_as_warm_and_as_hungry_as_an_hour_would_have_left_them():

@@ -57,6 +57,7 @@ class SimulationSettings(Settings):
     server_load: float = setting(1.0, low=0.0)  # the server's time over the table's: contention less batching
     server_wait_ms: float = setting(1.5, low=0.0)  # mean wait for a micro-batch
     ack_delay_ms: float = setting(25.0, low=0.0)
+    uncertainty_known: bool = setting(True)  # False: policies are not told, as before a model has seen enough
     uncertainty_mean: float = setting(0.5, low=0.0, high=1.0)  # as a share of log C
     uncertainty_sd: float = setting(0.2, low=0.0)
     uncertainty_memory: float = setting(0.7, low=0.0, high=0.999)  # autocorrelation from one window to the next
@@ -163,8 +164,9 @@ class SimulatedDevice:
         now_ms = now_s * 1000.0
         link = self.estimator.estimate(now_ms)
         silent = self._unacked > 0 and now_ms - self._heard_s * 1000.0 > self.settings.silence_timeout_ms
+        doubt = self.doubts[self.index] if self.settings.uncertainty_known else math.nan
         self._observation = Observation(
-            uncertainty=self.doubts[self.index] * self.settings.objective.full_uncertainty,
+            uncertainty=doubt * self.settings.objective.full_uncertainty,
             cpu=self.cpu(now_s), memory=self.settings.memory, battery=self.battery, thermal=self.thermal,
             bandwidth_bps=link.bandwidth_bps, bandwidth_age_ms=link.bandwidth_age_ms, rtt_ms=link.rtt_ms,
             rtt_age_ms=link.rtt_age_ms, backlog_bytes=self._unacked, last_cut=self.last_cut, link_up=not silent,

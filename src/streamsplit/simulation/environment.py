@@ -44,6 +44,7 @@ class EnvironmentSettings(Settings):
     battery_share: float = setting(0.3, low=0.0, high=1.0)  # of the episodes run on a battery, at any level
     battery_wh: float = setting(5.0, low=0.01)
     fetching_share: float = setting(0.05, low=0.0, high=1.0)  # of the episodes begin without the deeper blocks' weights
+    unknown_share: float = setting(0.1, low=0.0, high=1.0)  # of the episodes never hear of a window's uncertainty
     relative: bool = setting(False)  # rewards less what an idle device would get: less noise, the same best policy
 
     def check(self) -> None:
@@ -127,6 +128,10 @@ class SplitEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
             server_load=float(rng.uniform(1.0, s.most_server_load)),
             uncertainty_mean=float(np.clip(s.simulation.uncertainty_mean + rng.normal(0.0, 0.1), 0.05, 0.95)),
         )
+        # Memory decides nothing here, but a policy that has only ever seen one value of it trusts no other.
+        simulation = simulation.replace(
+            memory=float(rng.uniform(0.0, 1.0)), uncertainty_known=bool(rng.random() >= s.unknown_share)
+        )
         if rng.random() < s.battery_share:
             simulation = simulation.replace(battery_wh=s.battery_wh, battery_level=float(rng.uniform(0.05, 1.0)))
         if rng.random() < s.fetching_share:
@@ -138,7 +143,7 @@ class SplitEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         )  # fmt: skip
         # An episode is shorter than heat and mean power remember: it begins with what an hour might have left.
         self.device.thermal = float(rng.uniform(0.0, max(load.shares)))
-        power_mw = float(rng.choice(self._world.powers_mw) * rng.random())
+        power_mw = float(rng.choice(self._world.powers_mw) * rng.uniform(0.0, 1.25))
         self.device.power_mw = min(power_mw, s.constraints.energy_budget_mw or power_mw)
         self._baseline = PerfectModel(self.device).idle_best() if s.relative else np.zeros(s.episode_windows)
         return self._look(), {"device": self._world.name, "trace": trace.name}
