@@ -132,6 +132,16 @@ def test_a_file_by_name_is_read_and_the_stride_is_the_devices(tmp_path: Path):
     assert policy.decide(SEEN, TABLE).reason.startswith("learned policy v1")
 
 
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in LEARNED_POLICIES])
+def test_a_policy_file_changes_nothing_for_policies_that_use_none(name):
+    settings = PolicySettings(name=name, cut="2:int8")
+    for observation in STATES:
+        decisions = [
+            policy.decide(observation, TABLE) for policy in (make_policy(settings), make_policy(settings, FILE))
+        ]
+        assert decisions[0] == decisions[1]
+
+
 def test_a_table_with_too_few_rows_for_the_policy_is_decided_by_the_greedy_one():
     policy = made("ppo")
     decision = policy.decide(SEEN, TABLE.only([Cut.parse("0:pcm16")]))

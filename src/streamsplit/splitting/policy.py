@@ -163,14 +163,15 @@ def policy_file(settings: PolicySettings) -> PolicyFile:
 def make_policy(settings: PolicySettings | None = None, file: PolicyFile | None = None) -> Policy:
     """The policy that `settings` describe; raises CutError when it needs a file that cannot be read.
 
-    `file` takes the place of the settings' own for 'ppo' and 'ppo-corrected'. Their expected costs count in windows as
-    long as this device's stride, whatever they were trained with.
+    `file` takes the place of the settings' own for 'ppo' and 'ppo-corrected', and is left aside by others. A trained
+    policy's expected costs count in windows as long as this device's stride, whatever it was trained with.
     """
     settings = settings or PolicySettings()
     if settings.name in LEARNED_POLICIES:
         file = file or policy_file(settings)
         file = file._replace(settings=file.settings.replace(interval_ms=settings.greedy.interval_ms))
-    return _held(_bare(settings, file), settings)
+        return _held(_learned(settings, file), settings)
+    return _held(_bare(settings), settings)
 
 
 def usable_policy(
@@ -234,18 +235,21 @@ def _parts(policy: Policy) -> Iterator[Policy]:
         part = cast("Policy | None", getattr(part, "policy", None))
 
 
-def _bare(settings: PolicySettings, file: PolicyFile | None) -> Policy:
-    """Without constraints."""
+def _learned(settings: PolicySettings, file: PolicyFile) -> Policy:
+    """A trained policy, without constraints."""
+    learned: Policy = LearnedPolicy(file)
+    if settings.name == "ppo-corrected":
+        learned = CorrectedPolicy(LearnedPolicy(file), settings.correction)
+    return SubstitutePolicy(learned, GreedyPolicy(file.settings))
+
+
+def _bare(settings: PolicySettings) -> Policy:
+    """Any other policy, without constraints."""
     name, greedy = settings.name, GreedyPolicy(settings.greedy)
     if name == "fixed":
         return FixedPolicy(Cut.parse(settings.cut))
     if name == "keep-local":
         return KeepLocalPolicy()
-    if file is not None:
-        learned: Policy = LearnedPolicy(file)
-        if name == "ppo-corrected":
-            learned = CorrectedPolicy(LearnedPolicy(file), settings.correction)
-        return SubstitutePolicy(learned, GreedyPolicy(file.settings))
     policy: Policy = greedy
     if name == "heuristic":
         policy = HeuristicPolicy(settings.heuristic)
