@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import COSTS, small_table
 
@@ -17,6 +17,7 @@ from streamsplit.splitting.observation import Observation
 TABLE = small_table()
 
 
+@settings(deadline=None)
 @given(st.floats(0.0, 0.95), st.floats(1e3, 1e9), st.floats(0.0, 2000.0), st.booleans())
 def test_it_takes_the_row_with_the_least_latency(cpu, bps, rtt_ms, keeps):
     seen = Observation(cpu=cpu, bandwidth_bps=bps, bandwidth_age_ms=0.0, rtt_ms=rtt_ms, backlog_bytes=10**6)

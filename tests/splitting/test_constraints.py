@@ -44,7 +44,7 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(seen=st.lists(observations, min_size=1, max_size=4))
 def test_raw_audio_never_leaves_whatever_the_policy_sees(name, seen):
     policy = ConstrainedPolicy(POLICIES[name](), NO_AUDIO)
@@ -80,7 +80,7 @@ def test_floors_that_leave_nothing_are_one_clear_error():
         ConstrainedPolicy(GreedyPolicy(), ConstraintSettings(max_privacy_risk=0.5)).decide(Observation(), audio)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     budget_mw=st.floats(9.5, 200.0),  # the thriftiest row takes 4.5 mJ in 0.5 s: 9 mW
     window_s=st.sampled_from([1.0, 10.0, 60.0]),
@@ -150,6 +150,7 @@ def _thriftiest(floor: bool) -> str:
     return str(min(rows, key=lambda row: row.energy_mj).cut)
 
 
+@settings(deadline=None)
 @given(observations)
 def test_there_is_always_a_row_to_take(observation):
     limits = ConstraintSettings(energy_budget_mw=0.001, raw_audio=False)

@@ -69,7 +69,7 @@ def test_its_logits_equal_those_of_the_network_that_was_trained():
         assert np.isneginf(ours[~mask]).all() and (theirs[~mask] < -1e7).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     observations, st.sets(st.sampled_from(sorted(COSTS)), min_size=2, max_size=8), st.integers(0, 5),
     st.sampled_from([0.0, 2.0, -3.0]),
@@ -78,7 +78,9 @@ def test_what_the_table_lacks_is_never_chosen(observation, present, seed, cost_w
     part = TABLE.only([Cut.parse(text) for text in present])
     policy = LearnedPolicy(untrained_file(TABLE.cuts, scale=3.0, seed=seed, cost_weight=cost_weight))
     assert str(policy.decide(observation, part).cut) in present
-    vector, costs = policy.builder(part).build(observation)
+    builder = policy.builder(part)
+    assert builder is not None
+    vector, costs = builder.build(observation)
     assert np.isneginf(policy.logits(vector, costs)[~np.isin([str(cut) for cut in TABLE.cuts], sorted(present))]).all()
 
 
@@ -127,6 +129,19 @@ def test_it_follows_from_one_table_to_another_and_refuses_a_strange_one():
         policy.decide(SEEN, TABLE._replace(encoder="other"))
 
 
+def test_a_part_of_the_table_without_any_of_its_cuts_is_left_to_the_greedy_policy():
+    """As constraints may leave one in the middle of a run."""
+    policy = LearnedPolicy(untrained_file((Cut.parse("0:pcm16"), Cut.parse("4:none")), scale=1.0))
+    part = TABLE.only([Cut.parse("2:int8"), Cut.parse("3:int8")])
+    decision = policy.decide(SEEN, part)
+    assert decision.cut == GreedyPolicy(policy.file.settings).decide(SEEN, part).cut
+    assert decision.reason.startswith("outside of what the policy was trained on (none of its cuts may be taken)")
+    assert policy.fallbacks == 1
+    one = TABLE.only([Cut.parse("4:none"), Cut.parse("3:int8")])
+    assert str(policy.decide(SEEN, one).cut) == "4:none" and policy.fallbacks == 1
+
+
+@settings(deadline=None)
 @given(observations)
 def test_any_observation_gets_a_cut_of_the_table(observation):
     decision = LearnedPolicy(untrained_file(TABLE.cuts, scale=1.0)).decide(observation, TABLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import COSTS, observations, small_table
 
@@ -122,6 +122,7 @@ def slow_costs(s: GreedySettings, o: Observation, table: CutTable) -> list[tuple
     return costs
 
 
+@settings(deadline=None)
 @given(observations, st.sampled_from([1e9, 1000.0, 1.0]), st.floats(0.0, 20.0), st.integers(1, 20))
 def test_the_expected_costs_equal_a_slow_loop_over_rows(observation, deadline_ms, privacy, horizon):
     settings = GreedySettings(deadline_ms=deadline_ms, privacy=privacy, horizon_windows=horizon)

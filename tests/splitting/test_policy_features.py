@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import BLOCKS, COSTS, observations, small_table
 
@@ -71,6 +71,7 @@ def test_actions_keep_their_places_when_the_table_lacks_some():
     assert vector[-2] == pytest.approx(3.0)  # as dear as anything gets
 
 
+@settings(deadline=None)
 @given(observations, st.sets(st.sampled_from(sorted(COSTS)), min_size=1))
 def test_every_number_is_finite_and_bounded_whatever_is_observed(observation, present):
     part = TABLE.only([Cut.parse(text) for text in present])
@@ -81,6 +82,7 @@ def test_every_number_is_finite_and_bounded_whatever_is_observed(observation, pr
     assert vector[STATE_FEATURES.index("last block")] <= 1.0
 
 
+@settings(deadline=None)
 @given(observations)
 def test_a_rate_of_unknown_age_counts_as_an_old_one(observation):
     unknown = state(observation._replace(bandwidth_age_ms=math.nan))

@@ -54,9 +54,10 @@ class CorrectedPolicy:
         if table is not self._table:
             self._prepare(table)
         decision = self.policy.decide(observation, table)
-        if self._model.samples < self.settings.warm_up_windows or decision.reason.startswith("outside"):
-            return decision
         builder = self.policy.builder(table)
+        outside = decision.reason.startswith("outside")
+        if builder is None or outside or self._model.samples < self.settings.warm_up_windows:
+            return decision
         vector, costs = builder.build(observation)
         s = self.policy.file.settings
         late_ms = 100.0 * self._model.predict(self._matrix)

@@ -20,14 +20,15 @@ class LearnedPolicy:
     """Logits = network(state, costs) - cost weight x (expected costs), the highest wins; masked where there is no row.
 
     A state outside the range seen in training is answered by the greedy policy on the same objective, and the reason
-    says so. Holds no state between windows.
+    says so; so is a part of a table, as constraints leave one, without any of its cuts. Holds no state between windows.
     """
 
     def __init__(self, file: PolicyFile) -> None:
         self.file = file
         self.fallbacks = 0  # decisions that the greedy policy made instead
         self._greedy = GreedyPolicy(file.settings)
-        self._builder: FeatureBuilder | None = None
+        self._table: CutTable | None = None
+        self._builder: FeatureBuilder | None = None  # for that table
         self._layers = [(layer.weight, layer.bias) for layer in file.layers]
         margin = RANGE_MARGIN * (file.high - file.low) + 1e-3
         self._low, self._high = file.low - margin, file.high + margin
@@ -36,10 +37,15 @@ class LearnedPolicy:
     def decide(self, observation: Observation, table: CutTable) -> Decision:
         """The best action's cut; raises CutError when the table is of another kind than the policy's."""
         builder = self.builder(table)
+        if builder is None:
+            return self._fall_back(observation, table, "none of its cuts may be taken")
         vector, costs = builder.build(observation)
         state = vector[: self._states]
         if not ((state >= self._low).all() and (state <= self._high).all()):
-            return self._fall_back(observation, table, state)
+            outside = np.flatnonzero((state < self._low) | (state > self._high))
+            return self._fall_back(
+                observation, table, ", ".join(f"{STATE_FEATURES[i]} {state[i]:.2f}" for i in outside[:2])
+            )
         logits = self.logits(vector, costs)
         best = int(logits.argmax())
         confidence = 1.0 / float(np.exp(logits - logits[best]).sum())
@@ -59,16 +65,19 @@ class LearnedPolicy:
         extra = np.minimum(costs - costs.min(), WORST_COST)  # as the network has seen them in training
         return np.where(np.isfinite(costs), hidden - self.file.cost_weight * extra, -np.inf)
 
-    def builder(self, table: CutTable) -> FeatureBuilder:
-        """The features for `table`, made anew when it is another one; raises CutError when it does not fit."""
-        if self._builder is None or self._builder.table is not table:
-            self.file.check_table(table)
-            self._builder = FeatureBuilder(table, self.file.cuts, self.file.settings)
+    def builder(self, table: CutTable) -> FeatureBuilder | None:
+        """The features for `table`, made anew when it is another one; None when it has none of the policy's cuts.
+
+        Raises CutError when it is of another kind.
+        """
+        if table is not self._table:
+            self.file.check_kind(table)
+            known = set(self.file.cuts).intersection(table.cuts)
+            self._builder = FeatureBuilder(table, self.file.cuts, self.file.settings) if known else None
+            self._table = table
         return self._builder
 
-    def _fall_back(self, observation: Observation, table: CutTable, state: NDArray[np.float32]) -> Decision:
+    def _fall_back(self, observation: Observation, table: CutTable, why: str) -> Decision:
         self.fallbacks += 1
-        outside = np.flatnonzero((state < self._low) | (state > self._high))
-        names = ", ".join(f"{STATE_FEATURES[i]} {state[i]:.2f}" for i in outside[:2])
         decision = self._greedy.decide(observation, table)
-        return decision._replace(reason=f"outside of what the policy was trained on ({names}), so {decision.reason}")
+        return decision._replace(reason=f"outside of what the policy was trained on ({why}), so {decision.reason}")

@@ -75,7 +75,18 @@ class PolicyFile(NamedTuple):
             raise CutError(f"{path}: policy cannot be written ({error.strerror or error})") from error
 
     def check_table(self, table: CutTable) -> None:
-        """Raises CutError unless the policy was trained for tables like this one."""
+        """Raises CutError unless the policy was trained for tables like this one, whole."""
+        self.check_kind(table)
+        present = set(table.cuts)
+        found = [cut for cut in self.cuts if cut in present]
+        if len(found) < 2:
+            raise CutError(
+                f"this policy was trained for another cut table: {len(found)} of its {len(self.cuts)} cuts "
+                f"({', '.join(map(str, self.cuts[:4]))}, ...) have a row; train one with `streamsplit train-policy`"
+            )
+
+    def check_kind(self, table: CutTable) -> None:
+        """Raises CutError unless the policy was trained for this encoder; `table` may be a part of one."""
         for what, own, theirs in (
             ("encoder", self.encoder, table.encoder), ("number of blocks", self.num_blocks, table.num_blocks),
             ("architecture", dict(self.architecture), architecture_of(table)),
@@ -85,13 +96,6 @@ class PolicyFile(NamedTuple):
                     f"this policy was trained for another cut table: got {what} {theirs}, expected {own}; train one "
                     "with `streamsplit train-policy --table FILE`"
                 )
-        present = set(table.cuts)
-        found = [cut for cut in self.cuts if cut in present]
-        if len(found) < 2:
-            raise CutError(
-                f"this policy was trained for another cut table: {len(found)} of its {len(self.cuts)} cuts "
-                f"({', '.join(map(str, self.cuts[:4]))}, ...) have a row; train one with `streamsplit train-policy`"
-            )
 
 
 def architecture_of(table: CutTable) -> dict[str, Any]:
