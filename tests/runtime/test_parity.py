@@ -206,9 +206,9 @@ def test_results_are_those_of_the_live_server(runs: dict[str, tuple[Live, Device
 
 @pytest.mark.parametrize("policy", AGENTS)
 def test_latency_is_that_of_the_live_device(runs: dict[str, tuple[Live, DeviceResult]], policy: str) -> None:
-    """Median before the step, within 25 ms: the live one has threads, a database and two event loops on a shared
-    machine in it, the simulated one has the table's milliseconds."""
+    """Median before the step, within 15 ms and what the machine came late by: the live one has threads, a database and
+    two event loops in it, the simulated one has the table's milliseconds."""
     was, sim = runs[policy]
     before = [window for window in range(COUNT) if was.first_window_s + window * STRIDE_S < STEP_S - 0.5]
     lived = float(np.median([was.latency_ms[window] for window in before]))
-    assert float(np.median(sim.latency_ms[before])) == pytest.approx(lived, abs=25.0)
+    assert float(np.median(sim.latency_ms[before])) == pytest.approx(lived, abs=15.0 + was.late_ms)

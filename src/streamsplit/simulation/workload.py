@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -208,6 +209,7 @@ def _depth(window: Arrived) -> int:
     return -window.cut.block
 
 
+@lru_cache(maxsize=4096)  # devices with one table share its payloads
 def _priced(row: CutRow, num_blocks: int, whole_factor: float) -> _Priced:
     size = max(round(row.payload_bytes), MEDIA_HEADER_BYTES)
     whole = size
