@@ -192,7 +192,8 @@ class Downlink:
             queue_ms=result.queue_ms, uncertainty=result.uncertainty, cluster=result.cluster, label=result.label,
             confidence=result.confidence,
         )  # fmt: skip
-        self._hand_over(partial(self._decisions.answered, self._queue.epoch, Arrival(result, float(latency_ms), at_s)))
+        arrival = Arrival(result, float(latency_ms), at_s)
+        self._hand_over(partial(self._guarded, "result", partial(self._decisions.answered, self._queue.epoch, arrival)))
         if result.embedding:
             self._hand_over(partial(self._guarded, "result", partial(self._remember, result)))
 
