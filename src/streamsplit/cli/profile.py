@@ -15,13 +15,14 @@ import numpy as np
 
 from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
 from streamsplit.encoders.factory import ENCODERS, EncoderSettings, make_encoder
-from streamsplit.errors import ConfigError
+from streamsplit.errors import ConfigError, CutError
+from streamsplit.splitting.cut import all_cuts
 from streamsplit.splitting.device import DEVICES, RADIOS, DeviceProfile, device_profile
 
 if TYPE_CHECKING:
     from streamsplit.audio.windows import Window
     from streamsplit.encoders.base import SplitEncoder
-    from streamsplit.splitting.quality import Material
+    from streamsplit.splitting.quality import Material, Quality
     from streamsplit.splitting.table import CutTable
 
 FIT_WINDOWS = 256  # projection, exits and bottlenecks are fitted to this many first, as a fleet's are
@@ -32,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--device", default="host", help=f"row of the device table: {', '.join(DEVICES)}")
     parser.add_argument("--factor", type=float, help="how much slower than this machine, in place of the row's factor")
+    parser.add_argument(
+        "--reference-ms", type=float, metavar="MS",
+        help="scale all times as if the uncut encoder took this long here; for a busy machine, or one that is not the "
+        "EPYC core which device factors are against",
+    )  # fmt: skip
     parser.add_argument("--radio", choices=sorted(RADIOS), help="link of the energy model (default: the device's)")
     parser.add_argument("--encoder", default="mobilenet", choices=ENCODERS)
     parser.add_argument("--width", type=float, default=0.75, help="channel multiplier of mobilenet")
@@ -45,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(encoder.bottlenecks); may be repeated",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, help="judge cuts on labelled recordings, <folder>/<label>/<audio file>")
+    parser.add_argument(
+        "--quality-from", type=Path, metavar="TABLE",
+        help="keep agreement, accuracy and risk of a table of the same encoder, and measure costs alone",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="costs and agreement only: no accuracy, no privacy risk")
     parser.add_argument("--plot", type=Path, help="draw the table into this file (.png, .svg, .pdf)")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,8 +68,11 @@ def run(args: argparse.Namespace) -> int:
     set_up_logging(args.log_level)
     if args.windows < 2 or args.repeats < 1:
         raise ConfigError(f"got --windows {args.windows}, --repeats {args.repeats}; expected at least 2 and 1")
-    if args.quick and args.data is not None:
-        raise ConfigError("got --quick and --data: recordings are for what --quick leaves out; give one of them")
+    if args.reference_ms is not None and not args.reference_ms > 0:
+        raise ConfigError(f"'--reference-ms': got {args.reference_ms:g}, expected more than 0")
+    chosen = [name for name in ("--quick", "--data", "--quality-from") if getattr(args, name[2:].replace("-", "_"))]
+    if len(chosen) > 1:
+        raise ConfigError(f"got {' and '.join(chosen)}: each says where quality comes from; give one of them")
     device = device_profile(args.device, factor=args.factor, radio=args.radio)
     settings = EncoderSettings(
         name=args.encoder, width=args.width, embedding_dim=args.embedding_dim, seed=args.seed,
@@ -67,11 +80,12 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     encoder = make_encoder(settings)
     windows = _windows(args)
+    quality = None if args.quality_from is None else _quality(args.quality_from, settings)
     material, probe = _material(args)
     fit_to = np.stack([window.features for window in windows]) if material is None else material.train
     rows = np.random.default_rng(args.seed).permutation(len(fit_to))[: max(FIT_WINDOWS, args.windows)]
     _fit(encoder, fit_to[np.sort(rows)], args.seed)
-    table = _measure(args, encoder, device, windows[: args.windows], fit_to, material, probe)
+    table = _measure(args, encoder, device, windows[: args.windows], fit_to, material, probe, quality)
     meta = {
         "command": _command(args), "seed": args.seed, "machine": _machine(),
         "encoder": {**settings.as_dict(), "bottlenecks": list(settings.bottleneck_blocks)}, **table.meta,
@@ -113,11 +127,29 @@ def _windows(args: argparse.Namespace) -> list[Window]:
 
 def _material(args: argparse.Namespace) -> tuple[Material | None, Any]:
     """Labelled sound, and the maker of its probe; none where neither is wanted."""
-    if args.quick:
+    if args.quick or args.quality_from is not None:
         return None, None
     from streamsplit.evaluation.cut_material import folder_material, synthetic_material
 
     return synthetic_material(args.seed) if args.data is None else folder_material(args.data, args.seed)
+
+
+def _quality(path: Path, settings: EncoderSettings) -> Quality:
+    """The quality in a table of this encoder; raises CutError."""
+    from streamsplit.splitting.quality import quality_of
+    from streamsplit.splitting.table import load_table
+
+    table = load_table(path)
+    missing = sorted(set(all_cuts(table.num_blocks, settings.bottleneck_blocks)) - set(table.cuts))
+    try:
+        table.check_encoder(settings)
+        if missing:
+            raise CutError(f"got a table without {missing[0]}, expected one with every cut of the encoder")
+        quality = quality_of(table)
+    except CutError as error:
+        raise CutError(f"{path}: {error}") from None
+    quality.meta.setdefault("command", table.meta.get("command", ""))
+    return quality
 
 
 def _fit(encoder: SplitEncoder, features: np.ndarray, seed: int) -> None:
@@ -138,6 +170,7 @@ def _measure(
     heard: np.ndarray,
     material: Material | None,
     probe: Any,
+    quality: Quality | None,
 ) -> CutTable:
     """The table; how sure an exit is, a memory tells that has heard `heard` [n, f, t], as a device's has."""
     from streamsplit.learning.mixture import GaussianMixture
@@ -147,7 +180,8 @@ def _measure(
     mixture.observe_batch(embed(encoder, heard))
     measure = partial(
         profile_encoder, encoder, device, windows, args.repeats, uncertainty=mixture.entropy, material=material,
-        probe=probe, privacy_windows=PRIVACY_WINDOWS, seed=args.seed,
+        probe=probe, privacy_windows=PRIVACY_WINDOWS, seed=args.seed, quality=quality,
+        reference_ms=args.reference_ms,
     )  # fmt: skip
     if args.json or not is_terminal():
         return measure()
@@ -190,7 +224,7 @@ def _command(args: argparse.Namespace) -> str:
     words = ["streamsplit", "profile", "--device", args.device, "--encoder", args.encoder]
     for name, default in (
         ("factor", None), ("radio", None), ("width", 0.75), ("embedding_dim", 128), ("source", None), ("windows", 60),
-        ("repeats", 60), ("seed", 0), ("data", None),
+        ("repeats", 60), ("seed", 0), ("data", None), ("quality_from", None), ("reference_ms", None),
     ):  # fmt: skip
         value = getattr(args, name)
         if value != default:

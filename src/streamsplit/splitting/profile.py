@@ -48,6 +48,8 @@ def profile_encoder(
     probe: Callable[[Floats], Probe] | None = None,
     privacy_windows: int = 0,
     seed: int = 0,
+    quality: Quality | None = None,
+    reference_ms: float | None = None,
 ) -> CutTable:
     """The cut table of `encoder` on `device`, measured over consecutive full-resolution `windows` of a stream.
 
@@ -57,10 +59,13 @@ def profile_encoder(
     the windows that follow another one, as in a running stream. Every bottleneck of the encoder gives a row, fitted or
     not: fit them before. An exit's row is the mean of the windows that cross early and those that its exit is not sure
     of (`uncertainty` of an early embedding, nats; without it all cross early), which are finished on the device.
+    Device factors are against an idle core; `reference_ms`, what blocks 1..L take together on one, scales all times of
+    a machine that is busy or of another kind to it, which `meta["reference"]` then says.
 
     With `material`, agreement and risk come from its held-out windows, and accuracy from the probe that
-    `probe(embeddings of the training windows)` gives; see `measure_quality`. `progress(done, total)` is called after
-    each cut. Raises CutError when no window follows another.
+    `probe(embeddings of the training windows)` gives; see `measure_quality`. `quality` of an earlier table
+    (`quality_of`) stands in for all that. `progress(done, total)` is called after each cut. Raises CutError when no
+    window follows another.
     """
     with _quiet_torch(encoder):
         cuts = all_cuts(encoder.num_blocks, encoder.bottlenecks)
@@ -73,14 +78,13 @@ def profile_encoder(
             if progress is not None:
                 progress(done, total)
 
-        quality = None
         if material is not None:
             told = None if probe is None else probe(embed(encoder, material.train))
             quality = measure_quality(
                 encoder, material, cuts, probe=told, uncertainty=uncertainty, privacy_windows=privacy_windows,
                 seed=seed, progress=step,
             )  # fmt: skip
-        bench = _Bench(encoder, windows, max(repeats, 1), logmel, uncertainty, quality)
+        bench = _Bench(encoder, windows, max(repeats, 1), logmel, uncertainty, quality, reference_ms)
         rows = []
         for cut in cuts:
             rows.append(_row(cut, bench.measure(cut), device, _fetch_bytes(encoder, cut), quality))
@@ -89,6 +93,9 @@ def profile_encoder(
         "windows": len(bench.paths), "repeats": repeats, "length_frames": bench.paths.length_frames,
         "stride_frames": bench.paths.pieces[0].frames, "radio": device.radio.name,
     }  # fmt: skip
+    if reference_ms is not None:
+        measured_ms = reference_ms / bench.stopwatch.scale
+        meta["reference"] = {"uncut_ms": reference_ms, "uncut_ms_as_measured": round(measured_ms, 3)}
     if quality is not None:
         meta["quality"] = quality.meta
     return make_table(CutTable(encoder.name, device.name, device.factor, encoder.num_blocks, tuple(rows), meta))
@@ -135,7 +142,7 @@ class Stopwatch:
     """
 
     def __init__(self, windows: int, repeats: int) -> None:
-        self.windows, self.repeats = windows, repeats
+        self.windows, self.repeats, self.scale = windows, repeats, 1.0
 
     def times_ms(self, calls: Sequence[Callable[[int], object]]) -> list[float]:
         """Median milliseconds of each `call(window)`; every call of a round sees the same window."""
@@ -150,7 +157,7 @@ class Stopwatch:
                 rounds.append(at)
         times = np.array(rounds, np.float64)
         quiet = np.argsort(times.sum(1), kind="stable")[: (len(times) + 4) // 5]
-        return [float(value) for value in np.median(times[quiet], axis=0) / 1e6]
+        return [float(value) for value in np.median(times[quiet], axis=0) / 1e6 * self.scale]
 
 
 class _Bench:
@@ -164,6 +171,7 @@ class _Bench:
         logmel: LogMelSettings | None,
         uncertainty: Callable[[Floats], float] | None,
         quality: Quality | None,
+        reference_ms: float | None,
     ) -> None:
         pairs = pairs_of(windows)
         if not pairs:
@@ -183,7 +191,10 @@ class _Bench:
             return run
 
         calls = [self.paths.extract, *(block(number) for number in range(1, encoder.num_blocks + 1))]
-        self.features_ms, *self.block_ms = self.stopwatch.times_ms(calls)
+        times_ms = self.stopwatch.times_ms(calls)
+        if reference_ms is not None:
+            self.stopwatch.scale = reference_ms / sum(times_ms[1:])
+        self.features_ms, *self.block_ms = (value * self.stopwatch.scale for value in times_ms)
 
     def measure(self, cut: Cut) -> _Measured:
         """Everything about one cut on this machine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from streamsplit.splitting.confidence import ExitRule
 from streamsplit.splitting.cut import ACTIVATION_ENCODINGS, Cut
 from streamsplit.splitting.paths import CutPaths, Pair
 from streamsplit.splitting.privacy import Decoder, Evidence, variance_share
+from streamsplit.splitting.table import CutTable
 from streamsplit.wire.media import Encoding
 
 Floats = NDArray[np.float32]
@@ -82,6 +83,24 @@ def measure_quality(
         progress()
     results = _held_to_deeper(results)
     return Quality(results, bench.meta(results), bench.exit_shares)
+
+
+def quality_of(table: CutTable) -> Quality:
+    """What a table holds of the quality of its cuts, to be kept while costs are measured anew: it is the encoder's, not
+    the device's. Raises CutError for a table without."""
+    meta = table.meta.get("quality")
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("exits", {}), Mapping):
+        raise CutError("got a cut table without quality, expected one that `streamsplit profile` made without --quick")
+    epsilon, exits = meta.get("epsilon", {}), meta.get("exits", {})
+    cuts = {
+        row.cut: CutQuality(
+            row.agreement, float(epsilon.get(str(row.cut), math.nan)), row.accuracy, math.nan, row.privacy_risk
+        )
+        for row in table.rows
+    }
+    shares = {row.cut.block: 1.0 for row in table.rows if row.cut.encoding is Encoding.EXIT_FP16}
+    shares |= {int(block): float(values["share"]) for block, values in exits.items()}
+    return Quality(cuts, dict(meta), shares)
 
 
 class _Bench:
