@@ -89,16 +89,19 @@ def test_the_choice_is_mulinucbs_formula():
     a = 0.1 * np.eye(3) + sum(np.outer(x[text], x[text]) for text in told)
     theta = np.linalg.solve(a, sum(ms / 100 * x[text] for text, ms in told.items()))
     for uncertainty, cpu in ((0.0, 0.0), (0.5, 0.5), (0.99, 0.9)):  # shares
-        optimistic = {}
+        optimistic, latencies = {}, {}
         for text, (edge, _, size, energy, agreement) in COSTS.items():
             delay = max(theta @ x[text], 0.0) - 0.3 * math.sqrt(1 - uncertainty) * math.sqrt(
                 x[text] @ np.linalg.solve(a, x[text])
             )
             latency = edge / (1 - cpu) + (0.0 if text == "4:none" else 100 * delay)
+            latencies[text] = latency
             optimistic[text] = 10 * (1 - agreement) + 3 * energy / 100 + 4 * size / 1500 + 5 * min(latency, 1000) / 200
             optimistic[text] += 3 * (0.2 + 0.8 * uncertainty) if text == "4:none" else 0.0
         seen = Observation(uncertainty=uncertainty * OBJECTIVE.full_uncertainty, cpu=cpu)
-        assert str(policy.decide(seen, TABLE).cut) == min(optimistic.items(), key=lambda item: item[1])[0]
+        best = min(optimistic.items(), key=lambda item: item[1])[0]
+        decision = policy.decide(seen, TABLE)
+        assert str(decision.cut) == best and f": {latencies[best]:.0f} ms expected" in decision.reason
 
 
 def test_it_sends_now_and_then_whatever_it_believes():
