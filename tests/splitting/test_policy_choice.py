@@ -142,16 +142,21 @@ def test_a_policy_file_changes_nothing_for_policies_that_use_none(name):
         assert decisions[0] == decisions[1]
 
 
-def test_a_table_with_too_few_rows_for_the_policy_is_decided_by_the_greedy_one():
-    policy = made("ppo")
-    decision = policy.decide(SEEN, TABLE.only([Cut.parse("0:pcm16")]))
-    assert decision.cut == Cut.parse("0:pcm16") and fallbacks_of(policy) == 1
+def test_where_none_of_the_policys_cuts_may_be_taken_the_greedy_one_decides_and_it_counts():
+    settings = PolicySettings(name="ppo")
+    policy, _ = usable_policy(settings, TABLE, untrained_file(TABLE.cuts[1:]))
+    assert policy.decide(SEEN, TABLE).cut in TABLE.cuts[1:] and fallbacks_of(policy) == 0
+    assert policy.decide(SEEN, TABLE.only(TABLE.cuts[:1])).cut == TABLE.cuts[0] and fallbacks_of(policy) == 1
 
 
 def test_what_learns_is_found_inside_its_wrappers():
     held = ConstraintSettings(raw_audio=False)
     assert isinstance(learner_of(made("bandit", constraints=held)), BanditPolicy)
     assert isinstance(learner_of(made("ppo-corrected", constraints=held)), CorrectedPolicy)
+    bandit = made("bandit", constraints=held, cuts=tuple(map(str, TABLE.cuts)))
+    bandit.decide(SEEN, TABLE)
+    bandit.learn(Experience(SEEN, Cut.parse("4:embedding-fp16"), 90.0, 60.0))  # wrapped three times
+    assert learner_of(bandit)._model.samples == 1
     for name in ("greedy", "heuristic", "argmin", "ppo", "fixed", "keep-local"):
         assert learner_of(made(name, constraints=held)) is None
 

@@ -15,7 +15,7 @@ from streamsplit.splitting.bandit import BanditPolicy, BanditSettings
 from streamsplit.splitting.constraints import ConstrainedPolicy, Constraints, ConstraintSettings
 from streamsplit.splitting.correction import CorrectedPolicy, CorrectionSettings
 from streamsplit.splitting.cut import Cut
-from streamsplit.splitting.decision import Decision, LearningPolicy, Policy
+from streamsplit.splitting.decision import Decision, Experience, LearningPolicy, Policy
 from streamsplit.splitting.greedy import GreedyPolicy, GreedySettings
 from streamsplit.splitting.heuristic import HeuristicPolicy, HeuristicSettings
 from streamsplit.splitting.learned import LearnedPolicy
@@ -121,6 +121,11 @@ class SubstitutePolicy:
         decision = self.substitute.decide(observation, table)
         return decision._replace(reason=f"{decision.reason} (in place of the policy: {why})")
 
+    def learn(self, experience: Experience) -> None:
+        """Passes a window's outcome on to a policy that learns."""
+        if isinstance(self.policy, LearningPolicy):
+            self.policy.learn(experience)
+
 
 class ThriftiestPolicy:
     """The row of the least energy."""
@@ -146,6 +151,11 @@ class _ChosenCuts:
             present = [cut for cut in self.cuts if cut in table.cuts]  # constraints may have taken some of them away
             self._whole, self._part = table, table.only(present or self.cuts)
         return self.policy.decide(observation, self._part)
+
+    def learn(self, experience: Experience) -> None:
+        """Passes a window's outcome on to a policy that learns."""
+        if isinstance(self.policy, LearningPolicy):
+            self.policy.learn(experience)
 
 
 def policy_file(settings: PolicySettings) -> PolicyFile:
@@ -218,7 +228,8 @@ def check_policy(settings: PolicySettings, table: CutTable) -> None:
 
 def learner_of(policy: Policy) -> LearningPolicy | None:
     """The part of a policy, however wrapped, that learns from results; None where nothing does."""
-    parts = (part for part in _parts(policy) if not isinstance(part, ConstrainedPolicy))  # which only passes it on
+    passing_on = (ConstrainedPolicy, SteadyPolicy, SubstitutePolicy, _ChosenCuts)
+    parts = (part for part in _parts(policy) if not isinstance(part, passing_on))
     return next((part for part in parts if isinstance(part, LearningPolicy)), None)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from streamsplit.config import Settings, setting
 from streamsplit.splitting.cut import AUDIO_ENCODINGS, Cut
-from streamsplit.splitting.decision import Decision, Policy
+from streamsplit.splitting.decision import Decision, Experience, LearningPolicy, Policy
 from streamsplit.splitting.greedy import GreedyPolicy, GreedySettings
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutRow, CutTable
@@ -84,6 +84,11 @@ class SteadyPolicy:
             last, wish.confidence,
             f"stays at {last}: going to {wish.cut} costs {price:.2f} once, of which {self._gained:.2f} are earned",
         )  # fmt: skip
+
+    def learn(self, experience: Experience) -> None:
+        """Passes a window's outcome on to a policy that learns."""
+        if isinstance(self.policy, LearningPolicy):
+            self.policy.learn(experience)
 
     def price(self, observation: Observation, table: CutTable, row: CutRow) -> float:
         """What going to `row` costs once, in the units of the expected cost; 0 for most changes."""
