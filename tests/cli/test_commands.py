@@ -262,21 +262,29 @@ def test_profile_measures_the_bottlenecks_that_are_asked_for_and_draws(tmp_path,
     assert [row.fetch_bytes > 0 for row in table.rows] == [row.cut.block > 0 for row in table.rows]
 
 
-def test_profile_measures_accuracy_and_risk_on_synthetic_sound(capsys, monkeypatch):
+def test_profile_measures_accuracy_and_risk_on_synthetic_sound(tmp_path, capsys, monkeypatch):
     from streamsplit.evaluation import cut_material
 
     monkeypatch.setattr(profile, "FIT_WINDOWS", 60)
     monkeypatch.setattr(profile, "PRIVACY_WINDOWS", 12)
-    monkeypatch.setattr(cut_material.synthetic_material, "__defaults__", (0, (60, 20)))
+    monkeypatch.setattr(cut_material.synthetic_material, "__defaults__", (0, (6, 2)))
+    path = tmp_path / "table.json"
     words = ["--width", "0.25", "--embedding-dim", "32", "--windows", "3", "--repeats", "1", "--json"]
-    assert main(["profile", *words]) == 0
+    assert main(["profile", *words, "--output", str(path)]) == 0
     shown = json.loads(capsys.readouterr().out)
     quality, rows = shown["meta"]["quality"], {row["cut"]: row for row in shown["rows"]}
-    assert "60 s to learn from and 20 s held out" in quality["material"] and 0 < quality["full_accuracy"] <= 1
+    assert "6 of each to learn from and 2 held out" in quality["material"] and quality["full_accuracy"] > 0.3
     assert rows["13:none"]["accuracy"] == pytest.approx(quality["full_accuracy"], abs=1e-4)
     assert rows["13:none"]["privacy_risk"] == 0 and rows["0:pcm16"]["privacy_risk"] > 0.99
     assert set(quality["epsilon"]) == set(rows) and set(quality["exits"]) == {str(k) for k in range(1, 13)}
     assert quality["full_accuracy_standard_error"] > 0 and shown["meta"]["seed"] == 0
+    assert main(["profile", *words, "--device", "pi4", "--quality-from", str(path)]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [row["accuracy"] for row in again["rows"]] == [row["accuracy"] for row in shown["rows"]]
+    assert again["device"] == "pi4" and again["meta"]["quality"]["command"] == shown["meta"]["command"]
+    assert "--quality-from table.json" in again["meta"]["command"]
+    assert main(["profile", "--width", "0.5", "--quality-from", str(path)]) == 1
+    assert "table.json: the cut table was measured with width 0.25, expected 0.5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -284,6 +292,7 @@ def test_profile_measures_accuracy_and_risk_on_synthetic_sound(capsys, monkeypat
     [
         (["--width", "0.25", "--windows", "3", "--bottleneck", "13"], 2, "got block 13, expected 1..12"),
         (["--quick", "--data", "somewhere"], 2, "--quick and --data"),
+        (["--reference-ms", "0"], 2, "--reference-ms"),
         (["--data", "/no/folder"], 1, "/no/folder: there is no such folder"),
         (["--device", "pi5"], 2, "did you mean 'pi4'"),
         (["--factor", "0"], 2, "factor"),

@@ -75,6 +75,16 @@ def test_every_deeper_cut_costs_the_device_more_and_the_server_less(encoder, tab
     assert sent.edge_ms > none.edge_ms
 
 
+def test_times_are_scaled_to_a_reference_core_when_asked(encoder, windows):
+    made = profile_encoder(encoder, device_profile("pi4"), windows[:3], 20, reference_ms=4.0)
+    server = made.row(Cut.parse("1:fp32")).server_ms
+    edge = made.row(Cut.parse("13:none")).edge_ms / 11.7
+    assert edge > 4.0 > server and made.meta["reference"]["uncut_ms"] == 4.0
+    raw = made.meta["reference"]["uncut_ms_as_measured"]
+    plain = profile_encoder(encoder, device_profile("host"), windows[:3], 20).row(Cut.parse("13:none")).edge_ms
+    assert 0.3 < plain / raw < 3.0  # two measurements of one thing on a machine that may be busy
+
+
 def test_a_busy_moment_of_the_machine_does_not_count():
     busy = iter([3] * WARM_UP + [1, 40, 1, 40, 1, 40, 1, 40, 1, 40])
 

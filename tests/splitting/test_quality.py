@@ -15,8 +15,11 @@ from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.encoders.projection import fit_exits, fit_projection
 from streamsplit.errors import CutError
 from streamsplit.splitting.cut import Cut
+from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.paths import pairs_of
-from streamsplit.splitting.quality import Material, measure_quality, sure_windows
+from streamsplit.splitting.profile import profile_encoder
+from streamsplit.splitting.quality import Material, measure_quality, quality_of, sure_windows
+from streamsplit.splitting.table import table_from_dict
 
 CUTS = [
     Cut.parse(text)
@@ -135,3 +138,23 @@ def test_without_probe_and_decoders_there_is_agreement_alone(encoder, material):
     assert math.isnan(found.accuracy) and math.isnan(found.privacy_risk) and found.agreement > 0.99
     with pytest.raises(CutError, match="no held-out windows"):
         measure_quality(encoder, material._replace(pairs=[]), CUTS)
+
+
+def test_quality_outlives_its_costs(encoder, material, full):
+    windows = [window for pair in material.pairs[:3] for window in pair][::2]
+    few = material._replace(pairs=material.pairs[:12], clips=material.clips[:12], labels=says(full[:12]))
+    first = profile_encoder(
+        encoder, device_profile("host"), windows, 2, material=few, probe=lambda _: says, uncertainty=doubt,
+        privacy_windows=12,
+    )  # fmt: skip
+    kept = quality_of(table_from_dict(first.as_dict()))
+    again = profile_encoder(encoder, device_profile("pi4"), windows, 2, uncertainty=doubt, quality=kept)
+    assert again.meta["quality"] == first.meta["quality"]
+    for old, new in zip(first.rows, again.rows, strict=True):
+        kept_fields = ("agreement", "accuracy", "privacy_risk", "payload_bytes", "fetch_bytes")
+        assert [getattr(new, name) for name in kept_fields] == pytest.approx(
+            [getattr(old, name) for name in kept_fields], abs=1e-6
+        )
+        assert new.edge_ms > old.edge_ms
+    with pytest.raises(CutError, match="without quality"):
+        quality_of(first._replace(meta={}))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from streamsplit.audio.files import read_audio
-from streamsplit.audio.synth import Soundscape
+from streamsplit.audio.synth import LABELS, render_scene
 from streamsplit.audio.windows import Window, WindowStream
 from streamsplit.errors import AudioError
 from streamsplit.evaluation.datasets import Clip, Split, load_labelled_folder, split_clips
@@ -16,7 +16,8 @@ from streamsplit.evaluation.probe import fit_probe
 from streamsplit.splitting.paths import Pair, pairs_of
 from streamsplit.splitting.quality import Material, Probe
 
-SYNTHETIC_S = (300, 150)  # of soundscape to learn from, and held out
+SYNTHETIC_SCENES = (24, 16)  # of each kind of sound, to learn from and held out
+_SCENE_S = 2.6  # four windows, three of which follow another one
 WINDOWS_A_CLIP = 4  # held-out windows of a recording, evenly spread
 _SILENT = 1e-4  # RMS below which a window has nothing to be named for: the padding of short recordings
 _RATE_HZ = 16_000
@@ -24,13 +25,20 @@ ProbeMaker = Callable[[np.ndarray], Probe]
 """Embeddings of the training windows to a probe."""
 
 
-def synthetic_material(seed: int = 0, seconds: tuple[int, int] = SYNTHETIC_S) -> tuple[Material, ProbeMaker]:
-    """Two soundscapes of other seeds, windows named by what covers most of them; and how to make a probe of it."""
-    train, labels, segments = _soundscape(seed + 1_001, seconds[0])
-    pairs, held_labels, held_segments = _soundscape(seed + 2_001, seconds[1])
-    name = f"synthetic soundscapes, {seconds[0]} s to learn from and {seconds[1]} s held out (seed {seed})"
-    features = np.stack([window.features for _, window in train])
-    return Material(name, features, pairs, held_labels, held_segments), _probe_maker(labels, segments, seed)
+def synthetic_material(seed: int = 0, scenes: tuple[int, int] = SYNTHETIC_SCENES) -> tuple[Material, ProbeMaker]:
+    """Scenes of every kind of sound, each in its own room at its own level; and how to make a probe of them."""
+    train, labels, sources = [], [], []
+    for label, number, window in _scenes(seed, 0, scenes[0]):
+        train.append(window[1].features)
+        labels.append(label)
+        sources.append(f"{label} {number}")
+    pairs, held_labels, held_sources = [], [], []
+    for label, number, window in _scenes(seed, 1, scenes[1]):
+        pairs.append(window)
+        held_labels.append(label)
+        held_sources.append(f"{label} {number}")
+    name = f"synthetic scenes of {len(LABELS)} kinds, {scenes[0]} of each to learn from and {scenes[1]} held out"
+    return Material(name, np.stack(train), pairs, held_labels, held_sources), _probe_maker(labels, sources, seed)
 
 
 def folder_material(root: Path, seed: int = 0, *, limit: int | None = None) -> tuple[Material, ProbeMaker]:
@@ -64,20 +72,13 @@ def _probe_maker(labels: Sequence[str], groups: Sequence[str], seed: int) -> Pro
     return lambda embeddings: fit_probe(embeddings, labels, groups=groups, seed=seed)
 
 
-def _soundscape(seed: int, seconds: int) -> tuple[list[Pair], list[str], list[str]]:
-    """Labelled pairs, their labels, and the segment that each is from."""
-    scape, stream = Soundscape(seed), WindowStream()
-    windows = stream.push(scape.read(seconds * _RATE_HZ))
-    pairs, labels, segments = [], [], []
-    for pair in pairs_of(windows):
-        end_s = pair[1].end_ms / 1000
-        label = scape.label_at(end_s - 1.0, end_s)
-        if label is not None:
-            middle = end_s - 0.5
-            pairs.append(pair)
-            labels.append(label)
-            segments.append(str(next(i for i, part in enumerate(scape.truth) if part.end_s > middle)))
-    return pairs, labels, segments
+def _scenes(seed: int, side: int, count: int) -> Iterator[tuple[str, int, Pair]]:
+    """`count` scenes of each kind, as kind, number and each of its windows with the one before."""
+    for kind, label in enumerate(LABELS):
+        for number in range(count):
+            scene = render_scene(label, _SCENE_S, np.random.default_rng([seed, side, kind, number]))
+            for pair in pairs_of(WindowStream().push(scene)):
+                yield label, number, pair
 
 
 def _split(clips: list[Clip], seed: int) -> Split:
