@@ -495,7 +495,7 @@ def test_the_agent_sends_less_when_the_link_gets_worse_and_says_why():
 
     good, poor = asyncio.run(go())
     sizes = [split.table.row(Cut.parse(answer["cut"])).payload_bytes for answer in (good, poor)]
-    assert sizes[0] > 10 * sizes[1]
+    assert sizes[0] > 5 * sizes[1]
     assert good["network_quality"] == pytest.approx(1.0) and poor["network_quality"] == pytest.approx(0.0, abs=0.02)
     assert good["reasoning"] and 0 < good["confidence"] <= 1 and good["split_point"] < poor["split_point"]
 
