@@ -22,7 +22,10 @@ from streamsplit.wire.frame import HEADER_BYTES
 PI4 = device_profile("pi4")
 TABLE = packaged_table("mobilenet", "pi4")
 FEATURES, OPUS, DEEP, NONE = (Cut.parse(text) for text in ("0:logmel-int8", "0:opus24", "13:embedding-fp16", "13:none"))
-SEEN = Observation(uncertainty=2.0, cpu=0.2, bandwidth_bps=4e6, bandwidth_age_ms=100.0, rtt_ms=40.0, last_cut=FEATURES)
+SEEN = Observation(
+    uncertainty=2.0, cpu=0.2, bandwidth_bps=4e6, bandwidth_age_ms=100.0, rtt_ms=40.0, rtt_age_ms=100.0,
+    last_cut=FEATURES,
+)  # fmt: skip
 
 
 def realised(cut: Cut, **changes) -> Realised:
@@ -122,6 +125,7 @@ def test_what_the_constraints_forbid_is_no_alternative_in_hindsight() -> None:
     private = ConstraintSettings(raw_audio=False)
     free, held = DecisionLog(PI4), DecisionLog(PI4, constraints=private)
     small = TABLE.only([OPUS, FEATURES])
+    small = small._replace(rows=tuple(row._replace(accuracy=math.nan, agreement=1.0) for row in small.rows))
     slow = realised(FEATURES, last_cut=OPUS, bandwidth_bps=2e5, network_ms=300.0, latency_ms=301.0, doubt=1.0)
     bests = []
     for log in (free, held):

@@ -31,7 +31,7 @@ RISKS = {"0:pcm16": 1.0, "0:opus24": 0.9, "0:logmel-int8": 0.8, "2:fp16": 0.5, "
          "4:embedding-fp16": 0.1, "4:embedding-int8": 0.1}  # fmt: skip
 TABLE = small_table(privacy_risk=RISKS)
 FILE = untrained_file(TABLE.cuts)
-SEEN = Observation(uncertainty=2.0, cpu=0.2, bandwidth_bps=4e6, bandwidth_age_ms=100.0, rtt_ms=40.0)
+SEEN = Observation(uncertainty=2.0, cpu=0.2, bandwidth_bps=4e6, bandwidth_age_ms=100.0, rtt_ms=40.0, rtt_age_ms=100.0)
 STATES = [
     SEEN._replace(cpu=cpu, bandwidth_bps=bps, power_mw=power, last_cut=last, link_up=up)
     for cpu in (0.0, 0.9) for bps in (1e4, 1e6, 1e8) for power in (0.0, 60.0, 1e3)

@@ -12,13 +12,22 @@ from streamsplit.splitting.greedy import GreedyPolicy, GreedySettings
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.policy import PolicySettings, make_policy
 from streamsplit.splitting.steady import SteadyPolicy, SteadySettings, chain_level, extra_bytes, fetch_bytes
-from streamsplit.splitting.table import packaged_table
+from streamsplit.splitting.table import CutRow, CutTable, make_table
 
-TABLE = packaged_table("mobilenet", "pi4")
 PCM, OPUS, FEATURES, MIDDLE, DEEP, NONE = (
     Cut.parse(text) for text in ("0:pcm16", "0:opus24", "0:logmel-int8", "6:int8", "13:embedding-fp16", "13:none")
 )
-SEEN = Observation(uncertainty=2.0, cpu=0.2, bandwidth_bps=4e6, bandwidth_age_ms=100.0, rtt_ms=40.0)
+ROWS = (  # of a small network on a slow processor: edge_ms, server_ms, payload_bytes, energy_mj, agreement
+    CutRow(PCM, 0.15, 3.5, 16_020.0, 8.2, 1.0),
+    CutRow(OPUS, 13.4, 4.6, 1_685.0, 16.0, 0.935),
+    CutRow(FEATURES, 1.15, 3.5, 6_424.0, 4.5, 1.0),
+    CutRow(Cut.parse("2:fp32"), 9.0, 3.0, 205_000.0, 110.0, 1.0),
+    CutRow(MIDDLE, 23.0, 1.8, 5_000.0, 28.0, 0.99),
+    CutRow(DEEP, 45.2, 0.0, 280.0, 51.3, 1.0),
+    CutRow(NONE, 45.0, 0.0, 0.0, 51.0, 1.0),
+)
+TABLE = make_table(CutTable("mobilenet", "pi4", 11.7, 13, ROWS, {}))
+SEEN = Observation(uncertainty=2.0, cpu=0.2, bandwidth_bps=4e6, bandwidth_age_ms=100.0, rtt_ms=40.0, rtt_age_ms=100.0)
 EAGER = GreedySettings(stickiness=0.0, least_gain=0.0)
 
 
