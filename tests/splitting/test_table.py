@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -191,6 +192,25 @@ def test_the_packaged_table_covers_every_cut_and_says_where_it_comes_from():
     assert pi.rows[5].edge_ms == pytest.approx(11.7 * shipped.rows[5].edge_ms)
     with pytest.raises(CutError, match="streamsplit profile"):
         packaged_table("nothing")
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "resnet18"])
+def test_packaged_tables_are_whole_plausible_and_of_the_default_encoder(name):
+    shipped, settings = packaged_table(name), EncoderSettings(name=name)
+    assert shipped.check_encoder(settings).cuts == tuple(
+        sorted(all_cuts(shipped.num_blocks, settings.bottleneck_blocks))
+    )
+    for row in shipped.rows:
+        assert 0.5 < row.accuracy < 1 and 0 <= row.privacy_risk <= 1 and (row.fetch_bytes > 0) == (row.cut.block > 0)
+        assert row.privacy_risk > 0 or not row.cut.sends
+    maps = [row for row in shipped.rows if row.cut.encoding is Encoding.INT8]
+    for shallow, deep in pairwise(maps):
+        assert shallow.edge_ms < deep.edge_ms and shallow.server_ms > deep.server_ms
+        assert shallow.privacy_risk >= deep.privacy_risk and shallow.fetch_bytes < deep.fetch_bytes
+    for row in shipped.rows:
+        if row.cut.encoding is Encoding.BOTTLENECK_INT8:
+            assert row.payload_bytes < 0.5 * shipped.row(Cut(row.cut.block, Encoding.INT8)).payload_bytes
+    assert shipped.meta["quality"]["full_accuracy_standard_error"] < 0.05
 
 
 def test_json_of_a_table_is_plain(tmp_path):
