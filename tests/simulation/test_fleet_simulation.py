@@ -17,6 +17,7 @@ from streamsplit.simulation.compute import batch_price
 from streamsplit.simulation.fleet import DeviceResult, FleetResult, FleetSettings, FleetSimulation, SimulatedDevice
 from streamsplit.simulation.process import DROPPED, KEPT, LOST, SENT
 from streamsplit.splitting.cut import Cut
+from streamsplit.splitting.link import LinkSettings
 from streamsplit.splitting.policy import FixedPolicy, GreedyPolicy, PolicySettings, make_policy
 from streamsplit.splitting.table import CutRow, CutTable, make_table, packaged_table
 from streamsplit.splitting.transmission import GateSettings
@@ -113,7 +114,8 @@ def test_windows_queue_on_a_slow_link_as_lindley_says() -> None:
     """The link serves one frame after the other; 4 kB a window at 50 kbit/s need longer than a window lasts."""
     rate, rtt_ms, payload = 50_000.0, 40.0, 4_000
     slow = device("a", constant_trace(rate, rtt_ms), table=table(payload_bytes=payload, edge_ms=10.0))
-    result = run([slow], 20.0, gmm_every_windows=0, keep_results=True)["a"]
+    unprobed = LinkSettings(probe_lead_ms=0.0)  # whose probes and answers would stand in the queues as well
+    result = run([slow], 20.0, gmm_every_windows=0, keep_results=True, link=unprobed)["a"]
     service, waited = up_ms(payload, rate), 0.0
     for n in range(6):
         answer = result.results[n]

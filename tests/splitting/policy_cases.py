@@ -63,6 +63,8 @@ observations = st.builds(
     link_up=st.booleans(),
     blocks=st.integers(-1, 300),
     power_mw=_numbers,
+    waiting_ms=_numbers,
+    last_rtt_ms=_numbers,
 )
 
 

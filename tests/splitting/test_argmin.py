@@ -20,7 +20,9 @@ TABLE = small_table()
 @settings(deadline=None)
 @given(st.floats(0.0, 0.95), st.floats(1e3, 1e9), st.floats(0.0, 2000.0), st.booleans())
 def test_it_takes_the_row_with_the_least_latency(cpu, bps, rtt_ms, keeps):
-    seen = Observation(cpu=cpu, bandwidth_bps=bps, bandwidth_age_ms=0.0, rtt_ms=rtt_ms, backlog_bytes=10**6)
+    seen = Observation(
+        cpu=cpu, bandwidth_bps=bps, bandwidth_age_ms=0.0, rtt_ms=rtt_ms, rtt_age_ms=0.0, backlog_bytes=10**6
+    )  # fmt: skip
     decision = ArgminPolicy(keeps=keeps).decide(seen, TABLE)
     times = {
         text: edge / (1 - cpu) + (size * 8000 / bps + rtt_ms + server if text != "4:none" else 0.0)
@@ -31,7 +33,7 @@ def test_it_takes_the_row_with_the_least_latency(cpu, bps, rtt_ms, keeps):
 
 
 def test_known_answers():
-    fast = Observation(bandwidth_bps=1e9, bandwidth_age_ms=0.0, rtt_ms=10.0)
+    fast = Observation(bandwidth_bps=1e9, bandwidth_age_ms=0.0, rtt_ms=10.0, rtt_age_ms=0.0)
     assert str(ArgminPolicy().decide(fast, TABLE).cut) == "0:logmel-int8"
     assert str(ArgminPolicy().decide(fast._replace(bandwidth_bps=3e4), TABLE).cut) == "4:embedding-int8"
     assert str(ArgminPolicy(keeps=True).decide(fast._replace(bandwidth_bps=3e4), TABLE).cut) == "4:none"

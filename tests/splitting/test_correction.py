@@ -120,7 +120,7 @@ def test_cuts_without_a_row_are_never_chosen_however_late_the_others_are():
 def test_a_link_that_is_far_better_than_believed_does_not_bring_in_cuts_that_are_out_of_the_question():
     """A round trip taken for 900 ms that is 100 ms: sending is worth it again, but not of sound at a price of 320."""
     policy = CorrectedPolicy(learned(traffic_bytes=200.0))
-    seen = Observation(uncertainty=4.0, bandwidth_bps=2e6, bandwidth_age_ms=0.0, rtt_ms=900.0)
+    seen = Observation(uncertainty=4.0, bandwidth_bps=2e6, bandwidth_age_ms=0.0, rtt_ms=900.0, rtt_age_ms=0.0)
     for text in ("0:pcm16", "2:int8", "3:int8", "4:embedding-int8", "4:none"):
         policy.decide(seen, TABLE)
         latency_ms = GreedyPolicy(SETTINGS).costs(seen, TABLE)[TABLE.cuts.index(Cut.parse(text))].latency_ms

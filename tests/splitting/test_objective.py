@@ -102,9 +102,13 @@ def slow_costs(s: GreedySettings, o: Observation, table: CutTable) -> list[tuple
         measured = max(o.bandwidth_bps, 1e-3)
         known = 0.5 ** (max(o.bandwidth_age_ms - s.fresh_ms, 0.0) / s.half_life_ms)
         bps = measured**known * s.assumed_bps ** (1.0 - known)
-    rtt = o.rtt_ms if not math.isnan(o.rtt_ms) and 0.0 <= o.rtt_ms <= 1e9 else s.assumed_rtt_ms
+    rtt = s.assumed_rtt_ms
+    if not math.isnan(o.rtt_ms) and 0.0 <= o.rtt_ms <= 1e9 and not math.isnan(o.rtt_age_ms):
+        known = 0.5 ** (max(o.rtt_age_ms - s.fresh_ms, 0.0) / s.half_life_ms)
+        rtt = known * o.rtt_ms + (1.0 - known) * s.assumed_rtt_ms
     doubt = min(max(o.uncertainty / s.full_uncertainty, 0.0), 1.0) if math.isfinite(o.uncertainty) else 0.5
-    waiting = o.backlog_bytes * 8000.0 / bps
+    stuck = o.waiting_ms - s.overdue_rtts * rtt if 0.0 < o.waiting_ms <= 1e9 else 0.0
+    waiting = max(o.backlog_bytes * 8000.0 / bps, stuck)
     costs = []
     for row in table.rows:
         edge, send = row.edge_ms / free, row.payload_bytes * 8000.0 / bps

@@ -21,7 +21,7 @@ BUILDER = FeatureBuilder(TABLE, TABLE.cuts, SETTINGS)
 SEEN = Observation(
     uncertainty=math.log(8), cpu=0.25, memory=0.5, battery=0.75, thermal=0.125, bandwidth_bps=1e7,
     bandwidth_age_ms=1000.0, rtt_ms=100.0, rtt_age_ms=0.0, backlog_bytes=125_000, last_cut=Cut.parse("2:int8"),
-    blocks=1, power_mw=500.0,
+    blocks=1, power_mw=500.0, waiting_ms=200.0, last_rtt_ms=150.0,
 )  # fmt: skip
 
 
@@ -39,6 +39,7 @@ def test_a_known_state_gives_known_numbers():
         "blocks on the device": 0.25, "log10 interval in 500 ms": 0.0,
         "log10 full path in intervals": math.log10(28.5 / 500),
         "log10 energy of the full path in 100 mJ": math.log10(0.325), "recent power in W": 0.5,
+        "log time without an answer in 100 ms": math.log(3.0), "log10 newest round trip in 100 ms": math.log10(1.5),
     }  # fmt: skip
     assert state(SEEN) == pytest.approx(expected, rel=1e-6)
 

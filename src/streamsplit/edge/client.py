@@ -95,6 +95,16 @@ class EdgeClient:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._wake.set)
 
+    def probe(self) -> None:
+        """Asks for a round trip now, unless one is being asked for; safe from any thread."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._probe)
+
+    def _probe(self) -> None:
+        self._session.ping(_now_ms())
+        self.link.on_probe(self._session.probing_since_ms)
+        self._wake.set()
+
     def send(self, message: Message) -> bool:
         """Queues a control message; False when the link is down (nothing was queued). Event loop only."""
         sent = self._session.send(message)
@@ -252,6 +262,7 @@ class EdgeClient:
                     log.info("results %d..%d were lost; the server sends them again", event.first, event.last)
                 elif isinstance(event, Closed):
                     self._ended = event
+            self.link.on_probe(self._session.probing_since_ms)
 
     async def _forget(self, through: int) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -39,6 +40,7 @@ class Listener:
         surroundings: Callable[[], Surroundings],
         state: Callable[[], ResourceState],
         wake: Callable[[], None],
+        probe: Callable[[], None],
         note: Callable[..., None],
         problem: Callable[[str], None],
         stopped: Callable[[], bool],
@@ -51,6 +53,11 @@ class Listener:
         audio = settings.audio
         self._stream = WindowStream(audio.log_mel, audio.window_frames, audio.stride_frames)
         self._window_ms = audio.window_frames * 10.0
+        self._probe = probe
+        lead_ms, stride_ms = settings.splitting.link.probe_lead_ms, audio.stride_frames * 10.0
+        # a window that is decided on is better decided on if it is known whether the link is alive right now
+        self._probe_after_ms = stride_ms - lead_ms if paced and 0 < lead_ms < stride_ms else math.inf
+        self._since_window_ms = 0.0
         self._clip: str | None = None
         self._feature_ms = 0.0
         self._labels: deque[tuple[float, str | None]] = deque()  # (end of block, label) under the newest window
@@ -89,7 +96,11 @@ class Listener:
             self._stream.reset(end_ms)
             return
         self._feature_ms += spent.device_ms
+        before_ms = self._since_window_ms
+        self._since_window_ms = 0.0 if windows else before_ms + len(block.samples) / 16.0
         self._windows(windows, heard.captured_ms)
+        if before_ms < self._probe_after_ms <= self._since_window_ms:
+            self._probe()
 
     def _windows(self, windows: list[Window], captured_ms: int) -> None:
         for window in windows:

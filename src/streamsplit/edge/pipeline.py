@@ -255,5 +255,5 @@ def observe(around: Surroundings, uncertainty: float, last_cut: Cut | None, powe
         uncertainty=uncertainty, cpu=readings.cpu, memory=readings.memory, battery=readings.battery,
         thermal=readings.thermal, bandwidth_bps=link.bandwidth_bps, bandwidth_age_ms=link.bandwidth_age_ms,
         rtt_ms=link.rtt_ms, rtt_age_ms=link.rtt_age_ms, backlog_bytes=around.backlog_bytes, last_cut=last_cut,
-        link_up=around.link_up, power_mw=power_mw,
+        link_up=around.link_up, waiting_ms=link.waiting_ms, last_rtt_ms=link.last_rtt_ms, power_mw=power_mw,
     )  # fmt: skip

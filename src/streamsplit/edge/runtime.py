@@ -117,7 +117,7 @@ class EdgeRuntime:
         self.listener = Listener(
             settings, self.inlet, self.pipeline, self.queue, self.counters, self.learning, self.decisions,
             paced=self.paced, surroundings=self._surroundings, state=lambda: self.monitor.state, wake=self._wake,
-            note=self.note, problem=self.problem, stopped=self._stop.is_set,
+            probe=self._probe, note=self.note, problem=self.problem, stopped=self._stop.is_set,
         )  # fmt: skip
 
     # -- for the owner -------------------------------------------------------------------------------------------
@@ -364,6 +364,10 @@ class EdgeRuntime:
     def _surroundings(self) -> Surroundings:
         up = self.client is not None and self.client.is_open
         return Surroundings(self.monitor.state.readings, self._link_estimate, up, self.queue.pending_bytes)
+
+    def _probe(self) -> None:
+        if self.client is not None:
+            self.client.probe()
 
     def _wake(self) -> None:
         if self.client is not None:

@@ -73,7 +73,9 @@ def _policy_table(study: Mapping[str, Any], device: str) -> str:
 
 
 def _verdict(study: Mapping[str, Any], device: str) -> str:
-    found = next(row for row in study["verdicts"] if row["device"] == device)
+    found = next((row for row in study["verdicts"] if row["device"] == device), None)
+    if found is None:
+        return paragraph("No learned policy was compared.")
     lines = []
     for rival in ("heuristic", "argmin", "bandit", "greedy"):
         held = found.get(f"over_{rival}")

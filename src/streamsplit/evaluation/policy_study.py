@@ -19,7 +19,7 @@ from streamsplit.errors import ConfigError, CutError
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.simulation.device import SimulatedDevice, SimulationSettings, Step
 from streamsplit.simulation.environment import FollowPolicy, useful_cuts
-from streamsplit.simulation.foresight import GreedyOracle, LookAheadOracle
+from streamsplit.simulation.foresight import GreedyOracle, LookAheadOracle, PresentOracle
 from streamsplit.simulation.load import LoadTrace
 from streamsplit.splitting.argmin import ArgminPolicy
 from streamsplit.splitting.bandit import BanditPolicy
@@ -38,8 +38,10 @@ FIXED = "best-fixed"
 RIVALS = ("heuristic", "argmin", "bandit")  # what the learned policy has to beat
 POLICIES = (
     SERVER_ONLY, SERVER_ONLY_OPUS, "edge-only", FIXED, "heuristic", "argmin", "bandit", "greedy", "ppo",
-    "ppo-corrected", "greedy-oracle", "look-ahead",
+    "ppo-corrected", "present-oracle", "greedy-oracle", "look-ahead",
 )  # fmt: skip
+ORACLES = ("present-oracle", "greedy-oracle", "look-ahead")  # what no device can know
+ORACLE_SEEDS = 2  # they take long, and hardly differ from seed to seed
 LOAD_STRENGTHS = (0.4, 0.7, 1.0)  # the recorded load times these, one run after the other
 HOUR_S = 3600.0
 
@@ -108,7 +110,7 @@ class Cell(NamedTuple):
 def run_study(
     material: Material, settings: StudySettings, progress: Callable[[int, int, Cell], None] | None = None
 ) -> list[Cell]:
-    """All cells, in the order of policies, devices, seeds.
+    """All cells, in the order of policies, devices, seeds; oracles with `ORACLE_SEEDS` at the most.
 
     The best fixed cut is chosen with hindsight, on the traces of the study itself with seed 0, one for each device: the
     strongest fixed rule there is. `progress(done, total, cell)` is called as cells come in.
@@ -119,7 +121,8 @@ def run_study(
         cuts = [str(cut) for cut in useful_cuts(material.table)]
         trials = [(FIXED, device, 0, cut) for device in settings.devices for cut in cuts]
     for policy in settings.policies:
-        jobs += [(policy, device, seed, "") for device in settings.devices for seed in range(settings.seeds)]
+        seeds = min(settings.seeds, ORACLE_SEEDS) if policy in ORACLES else settings.seeds
+        jobs += [(policy, device, seed, "") for device in settings.devices for seed in range(seeds)]
     total = len(trials) + len(jobs) - (0 if FIXED not in settings.policies else len(settings.devices))
     cells: dict[tuple[str, str, int, str], Cell] = {}
     with ProcessPoolExecutor(
@@ -148,7 +151,7 @@ def run_cell(policy: str, device: str, seed: int, cut: str, material: Material, 
     """One policy on one device class over all traces; a policy that learns goes on from trace to trace."""
     profile = device_profile(device)
     table = material.table.for_device(profile)
-    if policy in ("greedy-oracle", "look-ahead"):
+    if policy in ORACLES:
         table = table.only(useful_cuts(table))
     chooser = None if policy == "look-ahead" else make_contestant(policy, cut, material, settings)
     runs = []
@@ -194,6 +197,7 @@ def make_contestant(policy: str, cut: str, material: Material, settings: StudySe
         "argmin": ArgminPolicy,
         "bandit": lambda: BanditPolicy(objective=expectation),
         "greedy": lambda: GreedyPolicy(expectation),
+        "present-oracle": lambda: PresentOracle(expectation),
         "greedy-oracle": GreedyOracle,
     }[policy]()
 

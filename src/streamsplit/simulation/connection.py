@@ -77,6 +77,13 @@ class DeviceEnd:
         self.flush()
         return sent
 
+    def probe(self) -> None:
+        """Asks for a round trip, unless one is being asked for."""
+        now_ms = self._clock.now_ms
+        self.session.ping(now_ms)
+        self._link.on_probe(self.session.probing_since_ms, now_ms)
+        self.flush()
+
     def flush(self) -> None:
         """Hands over what there is: queued windows within the credit, then what the session wants to send."""
         transport = self._transport
@@ -196,6 +203,7 @@ class DeviceEnd:
                 self._owner.message(event.message)
             elif isinstance(event, RoundTrip):
                 self._link.on_rtt(event.rtt_ms, event.now_ms)
+                self._link.on_probe(self.session.probing_since_ms, event.now_ms)
             elif isinstance(event, Opened):
                 self.connections += 1
                 self._link.on_rtt(event.rtt_ms, self._clock.now_ms)

@@ -28,12 +28,13 @@ from streamsplit.splitting.objective import Consequence, ObjectiveSettings, rewa
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutTable
 from streamsplit.wire.frame import HEADER_BYTES
+from streamsplit.wire.limits import CLIENT_SETTINGS
 
 ACK_BYTES = 60  # an ACK message and its WebSocket header
 RESULT_BYTES = 130  # a RESULT without embedding, with frame and WebSocket header
 EMBEDDING_BYTES = 256  # more where the device has none yet
 LEAST_CAPACITY = 0.1  # of a core that a fair scheduler leaves us, however busy the rest of the device is
-PING_S = 10.0
+PING_BYTES = 44  # a PING or its answer, with frame and WebSocket headers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class SimulationSettings(Settings):
     server_load: float = setting(1.0, low=0.0)  # the server's time over the table's: contention less batching
     server_wait_ms: float = setting(1.5, low=0.0)  # mean wait for a micro-batch
     ack_delay_ms: float = setting(25.0, low=0.0)
+    ping_interval_ms: float = setting(float(CLIENT_SETTINGS.ping_interval_ms), low=1.0)
+    probe_lead_ms: float = setting(200.0, low=0.0)  # a probe goes out so long before a window ends; 0 = none does
     uncertainty_known: bool = setting(True)  # False: policies are not told, as before a model has seen enough
     uncertainty_mean: float = setting(0.5, low=0.0, high=1.0)  # as a share of log C
     uncertainty_sd: float = setting(0.2, low=0.0)
@@ -133,7 +136,9 @@ class SimulatedDevice:
         self._unacked = 0
         self._pending: deque[_Pending] = deque()
         self._heard_s = 0.0
-        self._pinged_s = 0.0
+        self._ping_s = (0.0, math.inf)  # when the last probe left, when its answer is here
+        self._probed = -1  # the window before whose end a probe went out last
+        self._control_bytes = 0  # of probes since the last window
         self._decided_s = 0.0
         self._observation = Observation()
         self.chain = 0  # what the window before left at the server: 0 nothing to continue, 1 features, 2 audio
@@ -170,6 +175,7 @@ class SimulatedDevice:
             cpu=self.cpu(now_s), memory=self.settings.memory, battery=self.battery, thermal=self.thermal,
             bandwidth_bps=link.bandwidth_bps, bandwidth_age_ms=link.bandwidth_age_ms, rtt_ms=link.rtt_ms,
             rtt_age_ms=link.rtt_age_ms, backlog_bytes=self._unacked, last_cut=self.last_cut, link_up=not silent,
+            waiting_ms=link.waiting_ms, last_rtt_ms=link.last_rtt_ms,
             blocks=self.held_blocks if self.settings.blocks >= 0 else -1, power_mw=self.power_mw,
         )  # fmt: skip
         return self._observation
@@ -218,17 +224,16 @@ class SimulatedDevice:
         t_s, start_s = self.index * self.stride_s, self.now_s
         self._decided_s = start_s
         cut = self.table.rows[action].cut
-        if start_s - t_s > s.buffer_ms / 1000.0:
+        control, self._control_bytes = self._control_bytes, 0
+        behind = start_s - t_s > s.buffer_ms / 1000.0
+        fetched, begin_s = (0, start_s) if behind else self._fetch(action, start_s)
+        if behind or math.isinf(
+            begin_s
+        ):  # or the weights never come: the window is lost, the next may choose otherwise
             what = self._lost()
             self.chain = 0
             self._pass_time(0.0, 0.0)
-            return Step(action, cut, what, self._reward(what), 0, 0, True, start_s)
-        fetched, begin_s = self._fetch(action, start_s)
-        if math.isinf(begin_s):  # the weights never come: the window is lost, and the next may choose otherwise
-            what = self._lost()
-            self.chain = 0
-            self._pass_time(0.0, 0.0)
-            return Step(action, cut, what, self._reward(what), 0, 0, True, start_s)
+            return Step(action, cut, what, self._reward(what), control, control, True, start_s)
         if fetched:
             self.held_blocks = c.block[action]
         ready_s = self._computed_s(begin_s, c.edge_ms[action])
@@ -250,7 +255,7 @@ class SimulatedDevice:
         what = self._consequence(action, latency_ms, up, down)
         self.last_cut = cut
         self._pass_time(c.edge_ms[action], what.energy_mj)
-        return Step(action, cut, what, self._reward(what), up, down, False, start_s)
+        return Step(action, cut, what, self._reward(what), up + control, down + control, False, start_s)
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -278,13 +283,28 @@ class SimulatedDevice:
             self._unacked -= ack.sent_bytes
             self._heard_s = ack.at_s
             self.experiences.append(ack.experience)
-        if now_s - self._pinged_s >= PING_S:
-            left_s = self.uplink.finish_s(max(self.uplink.free_at_s, now_s), ACK_BYTES)
-            queued_ms = (left_s - now_s) * 1000.0
-            if queued_ms < self.settings.silence_timeout_ms:
-                self.estimator.on_rtt(queued_ms + self.uplink.rtt_ms(now_s), now_s * 1000.0)
-                self._heard_s = now_s
-            self._pinged_s = now_s
+        due_s = self.index * self.stride_s - self.settings.probe_lead_ms / 1000.0
+        if self.settings.probe_lead_ms and self._probed < self.index and due_s >= 0:
+            self._probed = self.index
+            self._probe(due_s)
+        self._probe(now_s, self.settings.ping_interval_ms / 1000.0)
+
+    def _probe(self, now_s: float, interval_s: float = 0.0) -> None:
+        """Takes in the last probe's answer, then sends another if it is time; one at a time, as the session does."""
+        left_s, answer_s = self._ping_s
+        if answer_s <= now_s:
+            self.estimator.on_rtt((answer_s - left_s) * 1000.0, answer_s * 1000.0)
+            self.estimator.on_probe(None)
+            self._heard_s = max(self._heard_s, answer_s)
+            self._ping_s = (left_s, math.inf)
+        elif math.isfinite(answer_s):
+            return
+        if now_s - left_s >= interval_s:
+            _, arrived_s = self.uplink.schedule(now_s, PING_BYTES)
+            answered_s = self.downlink.schedule(arrived_s, PING_BYTES)[1] if math.isfinite(arrived_s) else math.inf
+            self._ping_s = (now_s, answered_s)
+            self.estimator.on_probe(now_s * 1000.0)
+            self._control_bytes += PING_BYTES
 
     def _computed_s(self, start_s: float, core_ms: float) -> float:
         """When `core_ms` of one idle core's work are done under the load of the rest."""

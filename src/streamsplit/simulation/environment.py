@@ -36,7 +36,7 @@ class EnvironmentSettings(Settings):
 
     simulation: SimulationSettings = section(SimulationSettings)
     constraints: ConstraintSettings = section(ConstraintSettings)
-    devices: tuple[str, ...] = setting(("pi4", "pi-zero-2w", "jetson-nano", "m2"))
+    devices: tuple[str, ...] = setting(("pi4", "pi-zero-2w", "jetson-nano", "m2", "host"))
     episode_windows: int = setting(240, low=2)
     least_load: float = setting(0.1, low=0.0, high=1.0)  # the recorded load is scaled by a factor between these
     most_load: float = setting(1.0, low=0.0, high=1.0)
@@ -162,6 +162,11 @@ class SplitEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         observation = self._look()  # of the last window, too: the episode is cut off there, and has a value
         info = {"step": step, "masked": masked}
         return observation, step.reward - float(self._baseline[window]), False, done, info
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of the present device's table that the actions take, in order."""
+        return self._world.rows
 
     def action_masks(self) -> NDArray[np.bool_]:
         """What may be taken now [n]."""

@@ -34,6 +34,11 @@ class WatchedLink:
         self._look(now_ms)
         self.estimator.on_ack(ack, now_ms)
 
+    def on_probe(self, since_ms: float | None, now_ms: float) -> None:
+        """As LinkEstimator."""
+        self._look(now_ms)
+        self.estimator.on_probe(since_ms)
+
     def lost(self, now_ms: float) -> None:
         """As LinkEstimator."""
         self._look(now_ms)

@@ -229,7 +229,7 @@ class FleetSimulation:
             stop_s=device.stop_s, first_window_s=settings.first_window_s, stride_s=settings.stride_s,
             buffer_s=settings.buffer_s,
             report_s=settings.report_s, device_class=profile.name, want_embedding=settings.want_embedding,
-            keep_results=settings.keep_results,
+            keep_results=settings.keep_results, probe_lead_s=settings.link.probe_lead_ms / 1000.0,
         )  # fmt: skip
         prices = self._prices
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.simulation.device import LEAST_CAPACITY, SimulatedDevice
 from streamsplit.simulation.load import STEP_S, LoadTrace
-from streamsplit.splitting.expected import CutArrays
+from streamsplit.splitting.expected import LEAST_BPS, Conditions, CutArrays
+from streamsplit.splitting.greedy import CostModel, GreedySettings
 from streamsplit.wire.frame import HEADER_BYTES
 
 Floats = NDArray[np.float64]
@@ -124,6 +125,32 @@ class GreedyOracle:
         return max(range(len(device.table.rows)), key=device.peek)
 
 
+class PresentOracle:
+    """The least expected cost with nothing estimated: rate, round trip, load and queue as they are at this moment.
+
+    What lies between it and the look-ahead oracle is the future; no estimator, however good, closes that part.
+    """
+
+    def __init__(self, settings: GreedySettings) -> None:
+        self._settings = settings
+        self._model: CostModel | None = None
+
+    def choose(self, device: SimulatedDevice) -> int:
+        """The action."""
+        if self._model is None or self._model.table is not device.table:
+            self._model = CostModel(self._settings, device.table)
+        now_s = device.now_s
+        busy = device.load.at(now_s + device.load_start_s)
+        given = Conditions(
+            free_cpu=max(1.0 - busy, LEAST_CAPACITY),
+            bps=max(device.uplink.rate_bps(now_s), LEAST_BPS),
+            rtt_ms=device.uplink.rtt_ms(now_s),
+            backlog_ms=max(device.uplink.free_at_s - now_s, 0.0) * 1000.0,
+            doubt=device.doubts[device.index],
+        )
+        return self._model.cheapest(self._model.expect(given).total)
+
+
 class LookAheadOracle:
     """The plan that brings most over the whole trace, by dynamic programming over the lags of processor and link.
 
@@ -147,11 +174,15 @@ class LookAheadOracle:
 
     def choose(self, device: SimulatedDevice) -> int:
         """The action for the device's next window."""
+        return int(self.values(device).argmax())
+
+    def values(self, device: SimulatedDevice) -> Floats:
+        """Of every row [n]: the reward of taking it for the next window and of following the plan from there."""
         end_s = device.index * device.stride_s
         compute = np.array([max(device.free_s - end_s, 0.0)])
         link = np.array([max(device.uplink.free_at_s - end_s, 0.0)])
         now, chain = np.array([device.index]), np.array([device.chain])
-        return int(self._worth(device.index, self.model.outcomes(now, compute, link, chain)).argmax())
+        return np.asarray(self._worth(device.index, self.model.outcomes(now, compute, link, chain))[0])
 
     def _worth(self, window: int, outcome: Outcome) -> Floats:
         """Reward now and value of what follows, of every row."""

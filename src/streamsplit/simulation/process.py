@@ -95,6 +95,7 @@ class DeviceProcess:
         device_class: str,
         want_embedding: bool,
         keep_results: bool,
+        probe_lead_s: float = 0.0,
     ) -> None:
         self.log = WindowLog()
         self.results: dict[int, Result] = {}  # by window, where they are kept
@@ -106,6 +107,7 @@ class DeviceProcess:
         self._readings, self._load, self._edge_factor = readings, load, edge_factor
         self._start_s, self._first_s, self._stride_s = start_s, start_s + first_window_s, stride_s
         self._stop_s = stop_s
+        self._probe_lead_s = probe_lead_s if probe_lead_s < stride_s else 0.0
         self._buffer_windows = max(int(buffer_s / stride_s), 1)
         self._report_s = report_s
         self._device_class, self._want_embedding, self._keep_results = device_class, want_embedding, keep_results
@@ -133,7 +135,11 @@ class DeviceProcess:
         now_s = self._clock.now_s
         if now_s > self._stop_s:
             return
-        self._clock.at(self._first_s + (index + 1) * self._stride_s, self._captured, index + 1)
+        following_s = self._first_s + (index + 1) * self._stride_s
+        self._clock.at(following_s, self._captured, index + 1)
+        if self._probe_lead_s:
+            assert self.end is not None
+            self._clock.at(following_s - self._probe_lead_s, self.end.probe)
         if self._under_way or self._waiting or now_s < self._free_at_s:
             self._waiting.append(_Waiting(index, now_s))
             if len(self._waiting) == 1 and not self._under_way:

@@ -22,10 +22,11 @@ from streamsplit.errors import ConfigError
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.simulation.device import SimulatedDevice
 from streamsplit.simulation.environment import EnvironmentSettings, FollowPolicy, SplitEnv
+from streamsplit.simulation.imitation import Lessons, gather_lessons, learn_lessons
 from streamsplit.simulation.load import LoadTrace
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.device import device_profile
-from streamsplit.splitting.features import COST_SCALE, STATE_FEATURES
+from streamsplit.splitting.features import COST_SCALE, SATURATION, STATE_FEATURES
 from streamsplit.splitting.learned import LearnedPolicy
 from streamsplit.splitting.policy_file import Layer, PolicyFile, architecture_of
 from streamsplit.splitting.table import CutTable
@@ -40,19 +41,21 @@ class TrainingSettings(Settings):
     environment: EnvironmentSettings = section(EnvironmentSettings)
     steps: int = setting(1_000_000, low=1)
     environments: int = setting(16, low=1)
-    rollout_steps: int = setting(256, low=2)  # of each environment, between two updates
+    rollout_steps: int = setting(1024, low=2)  # of each environment, between two updates
     hidden: int = setting(64, low=1, high=1024)  # v2: 128; half of it decides the same and fits into one frame
-    learning_rate: float = setting(3e-4, low=1e-8)
-    gamma: float = setting(0.95, low=0.0, high=1.0)  # v2: 0.99; a queue forgets within some ten windows
+    learning_rate: float = setting(1e-4, low=1e-8)  # v2: 3e-4, from nothing
+    gamma: float = setting(0.9, low=0.0, high=1.0)  # v2: 0.99; a queue forgets within some ten windows
     gae_lambda: float = setting(0.95, low=0.0, high=1.0)
     clip: float = setting(0.2, low=0.0)
-    entropy: float = setting(0.01, low=0.0)
+    entropy: float = setting(0.002, low=0.0)  # v2: 0.01; the costs' own spread explores already
     value: float = setting(0.5, low=0.0)
     gradient_norm: float = setting(0.5, low=0.0)
-    epochs: int = setting(10, low=1)
-    minibatch: int = setting(256, low=2)  # v2: 64; four times as fast at the same result
+    epochs: int = setting(5, low=1)  # v2: 10
+    minibatch: int = setting(1024, low=2)  # v2: 64; rewards are mostly noise, and small batches follow it
     reward_scale: float = setting(0.2, low=1e-6)
     cost_weight: float = setting(2.0, low=0.0)  # expected cost to logit, before anything is learned
+    lessons: int = setting(60_000, low=0)  # windows whose actions' regrets are learned from first; 0 = none
+    lesson_epochs: int = setting(20, low=1)
     check_steps: int = setting(100_000, low=1)  # between two evaluations on the held-out runs
     seed: int = setting(0, low=0)
 
@@ -107,7 +110,7 @@ class PriorPolicy(ActorCriticPolicy):
         inputs = observation[:, : states + self._actions]
         costs = COST_SCALE * observation[:, states : states + self._actions]
         mask = observation[:, states + self._actions :]
-        logits: Tensor = self.actor(inputs) - self._cost_weight * costs
+        logits: Tensor = self.actor(inputs) - self._cost_weight * costs / (1.0 + costs / SATURATION)
         return logits.masked_fill(mask < 0.5, MASKED_LOGIT)
 
     def predict_values(self, obs: Tensor) -> Tensor:  # type: ignore[override]
@@ -179,12 +182,33 @@ def train_policy(
         policy_kwargs={"hidden": s.hidden, "cost_weight": s.cost_weight, "actions": len(cuts)},
     )  # fmt: skip
     watch = _Watch(s, table, cuts, held_out, loads, dict(about or {}), progress)
+    if s.lessons:
+        _pretrain(model, SplitEnv(table, traces, loads, training, cuts), s, watch)
     model.learn(s.steps, callback=watch)
     watch.check(model.num_timesteps)
     vector.close()
     assert watch.best is not None  # check() has just been called
     low, high = watch.seen  # by the end of training, whenever the best was found
     return Trained(watch.best._replace(low=low, high=high), watch.curve, time.process_time() - started_s)
+
+
+def _pretrain(model: PPO, env: SplitEnv, s: TrainingSettings, watch: _Watch) -> None:
+    """Two rounds of lessons: on the states that the expected costs lead to, then on those that the policy leads to."""
+    policy = model.policy
+    assert isinstance(policy, PriorPolicy)
+
+    def act(observation: np.ndarray) -> int:
+        with torch.no_grad():
+            return int(policy.logits(torch.from_numpy(observation)[None]).argmax())
+
+    lessons: list[Lessons] = []
+    for round_number in range(2):
+        lessons.append(gather_lessons(env, s.lessons // 2, act, seed=1000 * s.seed + round_number))
+        watch.widen(lessons[-1].observations[:, : len(STATE_FEATURES)])
+        together = Lessons(*(np.concatenate(part) for part in zip(*lessons, strict=True)))
+        learn_lessons(policy.actor, policy.logits, together, epochs=s.lesson_epochs, seed=s.seed)
+    watch.model = model
+    watch.check(0)
 
 
 class _Watch(BaseCallback):
@@ -212,10 +236,13 @@ class _Watch(BaseCallback):
         self._recent: list[float] = []
         self._mean = 0.0
 
+    def widen(self, states: np.ndarray) -> None:
+        """Widens the range that the policy will trust by states [m, f]."""
+        self._low = np.minimum(self._low, states.min(axis=0))
+        self._high = np.maximum(self._high, states.max(axis=0))
+
     def _on_step(self) -> bool:
-        seen = self.locals["new_obs"][:, : len(STATE_FEATURES)]
-        self._low = np.minimum(self._low, seen.min(axis=0))
-        self._high = np.maximum(self._high, seen.max(axis=0))
+        self.widen(self.locals["new_obs"][:, : len(STATE_FEATURES)])
         self._recent.append(float(np.mean(self.locals["rewards"])) / self._settings.reward_scale)
         return True
 
@@ -237,10 +264,11 @@ class _Watch(BaseCallback):
         )
         policy = self.model.policy
         assert isinstance(policy, PriorPolicy)
-        with torch.no_grad():
-            last = torch.as_tensor(self.model._last_obs)
-            entropy = policy.get_distribution(last).entropy()
-        spread = float(entropy.mean()) if entropy is not None else float("nan")
+        spread = float("nan")
+        if steps:  # before the first one nothing has been looked at
+            with torch.no_grad():
+                entropy = policy.get_distribution(torch.as_tensor(self.model._last_obs)).entropy()
+            spread = float(entropy.mean()) if entropy is not None else spread
         point = Point(steps, float(np.mean(self._recent or [np.nan])), reward, spread)
         self._recent.clear()
         self.curve.append(point)

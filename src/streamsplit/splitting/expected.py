@@ -70,14 +70,12 @@ def share(value: float) -> float:
     return min(max(value, 0.0), 1.0) if value == value else 0.0
 
 
-def trust(observation: Observation, fresh_ms: float, half_life_ms: float) -> float:
-    """How much the rate estimate still says, in [0, 1]: all while fresh, half of the rest in each `half_life_ms`.
-
-    Nothing where its age is not known.
-    """
-    if math.isnan(observation.bandwidth_age_ms):
+def trust(age_ms: float, fresh_ms: float, half_life_ms: float) -> float:
+    """How much an estimate of this age still says, in [0, 1]: all while fresh, half of the rest in each
+    `half_life_ms`, nothing where the age is not known."""
+    if math.isnan(age_ms):
         return 0.0
-    stale_ms = max(observation.bandwidth_age_ms - fresh_ms, 0.0)
+    stale_ms = max(age_ms - fresh_ms, 0.0)
     return float(0.5 ** (stale_ms / half_life_ms))
 
 
@@ -85,7 +83,7 @@ def rate_bps(observation: Observation, assumed_bps: float, fresh_ms: float, half
     """The uplink rate to count with: the estimate while fresh, then (in log) on its way to `assumed_bps`."""
     if not (math.isfinite(observation.bandwidth_bps) and observation.bandwidth_bps > 0):
         return assumed_bps
-    known = trust(observation, fresh_ms, half_life_ms)
+    known = trust(observation.bandwidth_age_ms, fresh_ms, half_life_ms)
     if known == 0.0:
         return assumed_bps
     measured_bps = max(observation.bandwidth_bps, LEAST_BPS)

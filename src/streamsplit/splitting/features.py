@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsplit.splitting.cut import ACTIVATION_ENCODINGS, AUDIO_ENCODINGS, FEATURE_ENCODINGS, Cut
-from streamsplit.splitting.expected import share, trust
+from streamsplit.splitting.expected import LONGEST_RTT_MS, share, trust
 from streamsplit.splitting.greedy import CostModel, GreedyPolicy, GreedySettings
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutTable
@@ -21,9 +21,11 @@ STATE_FEATURES = (
     "log10 age of the rate in s", "log10 round trip in 100 ms", "log backlog in 100 ms", "log bytes waiting in kB",
     "link up", "last block", "last was audio", "last was features", "last was an activation", "last was an embedding",
     "last was nothing", "blocks on the device", "log10 interval in 500 ms", "log10 full path in intervals",
-    "log10 energy of the full path in 100 mJ", "recent power in W",
+    "log10 energy of the full path in 100 mJ", "recent power in W", "log time without an answer in 100 ms",
+    "log10 newest round trip in 100 ms",
 )  # fmt: skip
 WORST_COST = 12.0  # dearer than the cheapest by more than this is all the same
+SATURATION = 4.0  # see saturated()
 COST_SCALE = 4.0  # costs are divided by this in the vector
 
 
@@ -61,7 +63,7 @@ class FeatureBuilder:
         o = observation
         given = self._greedy.conditions(o)
         costs = self._spread(self._costs.expect(given).total)
-        known = trust(o, s.fresh_ms, s.half_life_ms) if math.isfinite(o.bandwidth_bps) else 0.0
+        known = trust(o.bandwidth_age_ms, s.fresh_ms, s.half_life_ms) if math.isfinite(o.bandwidth_bps) else 0.0
         last, depth = o.last_cut, self._depth
         kind = _kind(last, depth)
         age_ms = o.bandwidth_age_ms if o.bandwidth_age_ms < 1e6 else 1e6  # nan, too: a rate of unknown age is old
@@ -74,6 +76,8 @@ class FeatureBuilder:
             kind == 0, kind == 1, kind == 2, kind == 3, kind == 4,
             (min(o.blocks, depth) if o.blocks >= 0 else depth) / depth, *self._statics,
             min(o.power_mw / 1000.0, 100.0) if o.power_mw > 0 else 0.0,
+            math.log1p(min(o.waiting_ms, 1e7) / 100.0) if o.waiting_ms > 0 else 0.0,
+            _log10((o.last_rtt_ms if 0.0 <= o.last_rtt_ms <= LONGEST_RTT_MS else given.rtt_ms) / 100.0, -3.0, 3.0),
         )  # fmt: skip
         vector = np.empty(len(state) + len(self.cuts), np.float32)
         vector[: len(state)] = state
@@ -82,7 +86,10 @@ class FeatureBuilder:
     @staticmethod
     def with_costs(vector: Floats32, costs: Floats64) -> Floats32:
         """The vector with these costs [n] in the place of its own, written in place."""
-        vector[len(STATE_FEATURES) :] = np.minimum(costs - costs.min(), WORST_COST) / COST_SCALE
+        above = costs - np.minimum.reduce(costs)
+        np.minimum(above, WORST_COST, out=above)
+        above *= 1.0 / COST_SCALE
+        vector[len(STATE_FEATURES) :] = above
         return vector
 
     def _spread(self, totals: Floats64) -> Floats64:
@@ -91,6 +98,16 @@ class FeatureBuilder:
         costs = np.full(len(self.cuts), np.inf)
         costs[self.available] = totals
         return costs
+
+
+def saturated(above: Floats32) -> Floats32:
+    """What costs above the least, as they stand in the vector, take from an action's logit at a weight of 1.
+
+    In proportion while small; the dearest end at `SATURATION`, so that training still tries what the expectation
+    condemns: that is where the expectation may be wrong.
+    """
+    cost = above * np.float32(COST_SCALE)
+    return cost / (np.float32(1.0) + cost / np.float32(SATURATION))
 
 
 def _kind(cut: Cut | None, depth: int) -> int:

@@ -16,6 +16,7 @@ from streamsplit.splitting.expected import (
     Conditions,
     CutArrays,
     Expectation,
+    Floats,
     rate_bps,
     share,
     trust,
@@ -24,7 +25,7 @@ from streamsplit.splitting.objective import ObjectiveSettings
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutRow, CutTable
 
-LEAST_FREE_CPU = 0.05  # however busy a device says it is
+LEAST_FREE_CPU = 0.1  # however busy a device says it is: a fair scheduler starves nobody
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class GreedySettings(Settings):
     assumed_rtt_ms: float = setting(80.0, low=0.0)
     fresh_ms: float = setting(5_000.0, low=0.0)  # an estimate younger than this is taken as it is
     half_life_ms: float = setting(15_000.0, low=1.0)  # then half of it (in log) is forgotten in each such time
+    overdue_rtts: float = setting(2.0, low=0.0)  # an answer later than so many round trips shows a stuck link
     full_uncertainty: float = setting(math.log(64), low=1e-6)  # nats: entropy of 64 equal components
     least_free_cpu: float = setting(LEAST_FREE_CPU, low=1e-3, high=1.0)
 
@@ -112,19 +114,21 @@ class GreedyPolicy:
         """The cheapest cut, or the last one where no other is clearly cheaper."""
         if not observation.link_up:
             return self._offline(observation, table)
-        costs = sorted(self.costs(observation, table), key=lambda cost: (cost.total, -cost.row.cut.block))
-        best = costs[0]
-        confidence = self._confidence(costs, observation)
-        held = next((cost for cost in costs if cost.row.cut == observation.last_cut), None)
-        if held is not None and held.row.cut != best.row.cut:
-            needed = max(self.settings.least_gain, self.settings.stickiness * held.total)
-            if held.total - best.total < needed:
-                return Decision(
-                    held.row.cut,
-                    confidence,
-                    f"stays at {held.row.cut}: {best.row.cut} is cheaper by {held.total - best.total:.2f} only",
-                )
-        return Decision(best.row.cut, confidence, self._reason(best, observation))
+        expected = self.expectation(observation, table)
+        model = self._model
+        assert model is not None  # expectation() has just made it
+        totals = expected.total
+        best = model.cheapest(totals)
+        confidence = self._confidence(model, totals, observation)
+        held = model.rows.get(observation.last_cut) if observation.last_cut is not None else None
+        row, least = table.rows[best], float(totals[best])
+        if held is not None and held != best:
+            gain = float(totals[held]) - least
+            if gain < max(self.settings.least_gain, self.settings.stickiness * float(totals[held])):
+                cut = table.rows[held].cut
+                return Decision(cut, confidence, f"stays at {cut}: {row.cut} is cheaper by {gain:.2f} only")
+        cost = CutCost(row, float(expected.latency_ms[best]), float(expected.behind_ms[best]), least)
+        return Decision(row.cut, confidence, self._reason(cost, observation))
 
     def costs(self, observation: Observation, table: CutTable) -> list[CutCost]:
         """Expected cost of every row of the table, in its order."""
@@ -146,14 +150,27 @@ class GreedyPolicy:
         """The observation with its unknowns filled in."""
         s = self.settings
         bps = self.bandwidth_bps(observation)
+        rtt_ms = self._rtt_ms(observation)
+        # Small frames say little of the rate, but one that is overdue says that the link is stuck; the longer it has
+        # been, the longer it will be (dips of mobile links are heavy-tailed).
+        waiting_ms = observation.waiting_ms if 0.0 < observation.waiting_ms <= LONGEST_RTT_MS else 0.0
+        stuck_ms = waiting_ms - s.overdue_rtts * rtt_ms
         unknown = not math.isfinite(observation.uncertainty)
         return Conditions(
             free_cpu=max(1.0 - share(observation.cpu), s.least_free_cpu),
             bps=bps,
-            rtt_ms=observation.rtt_ms if 0.0 <= observation.rtt_ms <= LONGEST_RTT_MS else s.assumed_rtt_ms,
-            backlog_ms=observation.backlog_bytes * 8000.0 / bps,
+            rtt_ms=rtt_ms,
+            backlog_ms=max(observation.backlog_bytes * 8000.0 / bps, stuck_ms),
             doubt=0.5 if unknown else share(observation.uncertainty / s.full_uncertainty),
         )
+
+    def _rtt_ms(self, observation: Observation) -> float:
+        """The round trip to count with, aged as the rate is: one slow probe does not keep a device silent for long."""
+        s = self.settings
+        if not 0.0 <= observation.rtt_ms <= LONGEST_RTT_MS:
+            return s.assumed_rtt_ms
+        known = trust(observation.rtt_age_ms, s.fresh_ms, s.half_life_ms)
+        return known * observation.rtt_ms + (1.0 - known) * s.assumed_rtt_ms
 
     def bandwidth_bps(self, observation: Observation) -> float:
         """The uplink rate to count with: the estimate while fresh, then (in log) on its way to `assumed_bps`."""
@@ -161,17 +178,14 @@ class GreedyPolicy:
         return rate_bps(observation, s.assumed_bps, s.fresh_ms, s.half_life_ms)
 
     def _trust(self, observation: Observation) -> float:
-        return trust(observation, self.settings.fresh_ms, self.settings.half_life_ms)
+        return trust(observation.bandwidth_age_ms, self.settings.fresh_ms, self.settings.half_life_ms)
 
-    def _confidence(self, costs: list[CutCost], observation: Observation) -> float:
+    def _confidence(self, model: CostModel, totals: Floats, observation: Observation) -> float:
         """Weight of the best among the best cuts of each block (softmin at unit cost), less if the rate is a guess."""
-        best_by_block: dict[int, float] = {}
-        for cost in costs:
-            best_by_block.setdefault(cost.row.cut.block, cost.total)
-        lowest = costs[0].total
-        weights = [math.exp(lowest - total) for total in best_by_block.values()]
+        by_block = np.minimum.reduceat(totals, model.block_starts)
+        weights = np.exp(np.minimum.reduce(by_block) - by_block)
         known = self._trust(observation) if math.isfinite(observation.bandwidth_bps) else 0.0
-        return (0.5 + 0.5 * known) / sum(weights)
+        return (0.5 + 0.5 * known) / float(np.add.reduce(weights))
 
     def _reason(self, best: CutCost, observation: Observation) -> str:
         if not best.row.cut.sends:
@@ -197,26 +211,44 @@ class CostModel:
         self.table = table
         self.arrays = arrays
         self._bits = arrays.payload_bytes * 8000.0  # over bit/s gives ms
+        self.rows = {row.cut: index for index, row in enumerate(table.rows)}
+        block = arrays.block
+        self.block_starts = np.flatnonzero(np.concatenate([[True], block[1:] != block[:-1]]))  # rows are in order
+        self._nothing: Floats = np.zeros(len(table.rows))
+        self._longest_ms, self._most_bits = float(arrays.edge_ms.max()), float(self._bits.max())
         self._sends = arrays.sends.astype(float)
         self._keeps = 1.0 - self._sends
         self._server_ms = arrays.server_ms * self._sends
         self._fixed = (s.energy / s.energy_mj) * arrays.energy_mj + s.quality * arrays.quality_loss
         self._fixed += (s.traffic / s.traffic_bytes) * arrays.payload_bytes + s.privacy * arrays.privacy_risk
 
+    def cheapest(self, totals: Floats) -> int:
+        """The row with the least; of equals the deepest."""
+        best = int(totals.argmin())
+        equal = np.flatnonzero(totals == totals[best])
+        return best if len(equal) == 1 else max(equal.tolist(), key=lambda i: (self.arrays.block[i], -i))
+
     def expect(self, given: Conditions) -> Expectation:
         """Latency, delay that builds up, and weighted cost of every row [n] under `given`."""
         s = self.settings
         edge_ms = self.arrays.edge_ms / given.free_cpu
         send_ms = self._bits / given.bps
-        behind_ms = np.maximum(edge_ms - s.interval_ms, 0.0) + np.maximum(send_ms - s.interval_ms, 0.0)
-        behind_ms *= s.horizon_windows
         latency_ms = self._sends * (given.backlog_ms + given.rtt_ms)
-        latency_ms += edge_ms + send_ms + self._server_ms + 0.5 * behind_ms
+        latency_ms += edge_ms
+        latency_ms += send_ms
+        latency_ms += self._server_ms
+        behind_ms = self._nothing
+        if self._longest_ms > s.interval_ms * given.free_cpu or self._most_bits > s.interval_ms * given.bps:
+            behind_ms = np.maximum(edge_ms - s.interval_ms, 0.0) + np.maximum(send_ms - s.interval_ms, 0.0)
+            behind_ms *= s.horizon_windows
+            latency_ms += 0.5 * behind_ms
         if given.backlog_ms > 0:
             # What waits already only clears if the link has time left: half the horizon is the mean over it.
             spare_ms = s.horizon_windows * np.maximum(s.interval_ms - send_ms, 0.0)
             latency_ms += 0.5 * self._sends * np.maximum(given.backlog_ms - spare_ms, 0.0)
         unseen = s.local * (s.local_certain + (1.0 - s.local_certain) * given.doubt)
-        total = self._fixed + unseen * self._keeps
-        total += (s.latency / s.latency_ms) * np.minimum(latency_ms, s.deadline_ms)
+        total = np.minimum(latency_ms, s.deadline_ms)
+        total *= s.latency / s.latency_ms
+        total += self._fixed
+        total += unseen * self._keeps
         return Expectation(latency_ms, behind_ms, total)

@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsplit.splitting.decision import Decision
-from streamsplit.splitting.features import STATE_FEATURES, WORST_COST, FeatureBuilder
+from streamsplit.splitting.features import STATE_FEATURES, FeatureBuilder, saturated
 from streamsplit.splitting.greedy import GreedyPolicy
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.policy_file import PolicyFile
 from streamsplit.splitting.table import CutTable
 
 Floats64 = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 RANGE_MARGIN = 0.05  # of a feature's range in training, beyond which it counts as outside
 
 
@@ -29,7 +30,8 @@ class LearnedPolicy:
         self._greedy = GreedyPolicy(file.settings)
         self._table: CutTable | None = None
         self._builder: FeatureBuilder | None = None  # for that table
-        self._layers = [(layer.weight, layer.bias) for layer in file.layers]
+        *self._hidden, self._last = [(layer.weight, layer.bias) for layer in file.layers]
+        self._cost_weight = np.float32(file.cost_weight)
         margin = RANGE_MARGIN * (file.high - file.low) + 1e-3
         self._low, self._high = file.low - margin, file.high + margin
         self._states = len(STATE_FEATURES)
@@ -41,29 +43,30 @@ class LearnedPolicy:
             return self._fall_back(observation, table, "none of its cuts may be taken")
         vector, costs = builder.build(observation)
         state = vector[: self._states]
-        if not ((state >= self._low).all() and (state <= self._high).all()):
-            outside = np.flatnonzero((state < self._low) | (state > self._high))
-            return self._fall_back(
-                observation, table, ", ".join(f"{STATE_FEATURES[i]} {state[i]:.2f}" for i in outside[:2])
-            )
+        outside = (state < self._low) | (state > self._high)
+        if np.logical_or.reduce(outside):
+            named = ", ".join(f"{STATE_FEATURES[i]} {state[i]:.2f}" for i in np.flatnonzero(outside)[:2])
+            return self._fall_back(observation, table, named)
         logits = self.logits(vector, costs)
         best = int(logits.argmax())
-        confidence = 1.0 / float(np.exp(logits - logits[best]).sum())
-        extra = costs[best] - costs.min()
+        confidence = 1.0 / float(np.add.reduce(np.exp(logits - logits[best])))
+        least = float(np.minimum.reduce(costs))
+        extra = float(costs[best]) - least
         how = "least expected cost" if extra <= 0 else f"{extra:.2f} above the least expected cost"
-        return Decision(
-            self.file.cuts[best], confidence, f"learned policy v{self.file.version}: {how} {costs.min():.2f}"
-        )
+        return Decision(self.file.cuts[best], confidence, f"learned policy v{self.file.version}: {how} {least:.2f}")
 
-    def logits(self, vector: NDArray[np.float32], costs: Floats64) -> Floats64:
-        """Of every action [n]; -inf for what the table lacks."""
+    def logits(self, vector: Floats32, costs: Floats64) -> Floats32:
+        """Of every action [n] from a `FeatureBuilder`'s vector and costs; -inf for what the table lacks."""
         hidden = vector
-        for index, (weight, bias) in enumerate(self._layers):
-            hidden = hidden @ weight + bias
-            if index + 1 < len(self._layers):
-                hidden = np.tanh(hidden)
-        extra = np.minimum(costs - costs.min(), WORST_COST)  # as the network has seen them in training
-        return np.where(np.isfinite(costs), hidden - self.file.cost_weight * extra, -np.inf)
+        for weight, bias in self._hidden:
+            hidden = np.tanh(hidden @ weight + bias)
+        weight, bias = self._last
+        logits: Floats32 = hidden @ weight
+        logits += bias
+        logits -= self._cost_weight * saturated(vector[self._states :])
+        if np.maximum.reduce(costs) == np.inf:
+            logits[~np.isfinite(costs)] = -np.inf
+        return logits
 
     def builder(self, table: CutTable) -> FeatureBuilder | None:
         """The features for `table`, made anew when it is another one; None when it has none of the policy's cuts.

@@ -29,6 +29,8 @@ class LinkEstimate(NamedTuple):
     rtt_ms: float
     rtt_age_ms: float
     outstanding_bytes: int  # sent, not yet acknowledged
+    waiting_ms: float = 0.0  # since the oldest of it, or a probe, was handed to the link: how long it is stuck, if so
+    last_rtt_ms: float = math.nan  # the newest sample, as it was
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class LinkSettings(Settings):
     smoothing: float = setting(0.3, low=0.0, high=1.0)  # weight of a new sample (v2, section 7)
     minimum_sample_bytes: int = setting(1200, low=1)  # smaller samples drown in jitter: they may only raise the rate
     resolution_ms: float = setting(1.0, low=0.1)  # shortest transmission time believed (the wire's clock is in ms)
+    probe_lead_ms: float = setting(300.0, low=0.0)  # a probe goes out so long before each window ends; 0 = none does
     memory_ms: float = setting(30_000.0, low=1.0)  # how long the smallest round trip and clock offset are remembered
 
 
@@ -82,6 +85,8 @@ class LinkEstimator:
         self._bandwidth_bps = math.nan
         self._bandwidth_at_ms = -math.inf
         self._rtt_ms = math.nan
+        self._last_rtt_ms = math.nan
+        self._probing_since_ms: float | None = None
         self._rtt_at_ms = -math.inf
         self._held_ms = 0.0
 
@@ -95,8 +100,13 @@ class LinkEstimator:
             return
         self._base_rtt.add(rtt_ms, now_ms)
         a = self.settings.smoothing
+        self._last_rtt_ms = rtt_ms
         self._rtt_ms = rtt_ms if math.isnan(self._rtt_ms) else a * rtt_ms + (1 - a) * self._rtt_ms
         self._rtt_at_ms = now_ms
+
+    def on_probe(self, since_ms: float | None) -> None:
+        """A probe has been under way since `since_ms`; None: none is. One that is overdue shows a stuck link."""
+        self._probing_since_ms = since_ms
 
     def on_ack(self, ack: AckTimes, now_ms: float) -> None:
         """Everything up to `ack.through` has arrived."""
@@ -124,6 +134,7 @@ class LinkEstimator:
     def lost(self) -> None:
         """The connection is gone: what was under way will be sent again; estimates stay and age."""
         self._sent.clear()
+        self._probing_since_ms = None
         self._link_free_ms = -math.inf
         self._offset = _RecentMinimum(self.settings.memory_ms)  # the next peer may have another clock
 
@@ -137,7 +148,14 @@ class LinkEstimator:
             waiting_ms = now_ms - started - allowed_ms
             if waiting_ms > 0 and not outstanding * 8000.0 / waiting_ms >= bandwidth:
                 bandwidth, seen_ms = outstanding * 8000.0 / waiting_ms, now_ms
-        return LinkEstimate(bandwidth, now_ms - seen_ms, self._rtt_ms, now_ms - self._rtt_at_ms, outstanding)
+        since_ms = self._sent[0][2] if self._sent else now_ms
+        if self._probing_since_ms is not None:
+            since_ms = min(since_ms, self._probing_since_ms)
+        stuck_ms = max(now_ms - since_ms, 0.0)
+        rtt_age_ms = now_ms - self._rtt_at_ms
+        return LinkEstimate(
+            bandwidth, now_ms - seen_ms, self._rtt_ms, rtt_age_ms, outstanding, stuck_ms, self._last_rtt_ms
+        )
 
     def _sample(self, covered: list[tuple[int, int, float]], end_ms: float, now_ms: float) -> None:
         total = sum(size for _, size, _ in covered)

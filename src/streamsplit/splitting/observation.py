@@ -24,4 +24,6 @@ class Observation(NamedTuple):
     last_cut: Cut | None = None
     link_up: bool = True
     blocks: int = -1  # encoder blocks whose weights are on the device; -1 = all of them
+    waiting_ms: float = 0.0  # since the oldest frame without an answer was handed to the link; 0 = nothing is under way
+    last_rtt_ms: float = math.nan  # the newest round trip, before any smoothing
     power_mw: float = 0.0  # marginal power of the recent windows, computing and sending; see constraints.py

@@ -74,6 +74,11 @@ class Endpoint(ABC, Generic[S]):
         return self._state is self._open_state
 
     @property
+    def probing_since_ms(self) -> float | None:
+        """When the probe left that is still without an answer; None: none is under way."""
+        return None if self._ping is None else self._ping[1]
+
+    @property
     def _attached(self) -> bool:
         """Whether frames from the transport belong to a living connection."""
         return self._state not in self._detached_states  # a tuple: members are compared by identity, not hashed

@@ -43,4 +43,4 @@ class SessionSettings:
             )
 
 
-CLIENT_SETTINGS = SessionSettings(ack_every_frames=64, ack_delay_ms=1000)
+CLIENT_SETTINGS = SessionSettings(ack_every_frames=64, ack_delay_ms=1000, ping_interval_ms=2_000)
