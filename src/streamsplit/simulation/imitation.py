@@ -32,7 +32,8 @@ class Lessons(NamedTuple):
 def gather_lessons(env: SplitEnv, windows: int, act: Callable[[NDArray[np.float32]], int], seed: int = 0) -> Lessons:
     """Drives devices by `act(observation)`, mostly, and asks the oracle at every window what each action is worth."""
     rng = np.random.default_rng(seed)
-    observations, regrets = [], []
+    observations: list[NDArray[np.float32]] = []
+    regrets: list[NDArray[np.float32]] = []
     observation, _ = env.reset(seed=seed)
     oracle = _oracle(env)
     while len(observations) < windows:
