@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.record import record
 from streamsplit.network.trace import generate_trace
-from streamsplit.simulation.fleet import FleetResult, FleetSettings, FleetSimulation, SimulatedDevice
+from streamsplit.simulation.fleet import FleetDevice, FleetResult, FleetSettings, FleetSimulation
 from streamsplit.splitting.policy import PolicySettings, make_policy
 from streamsplit.splitting.table import packaged_table
 from streamsplit.splitting.transmission import GateSettings
@@ -40,14 +40,14 @@ CASES = {
 }
 
 
-def devices(count: int, policy: str, gated: bool, first: int = 0) -> list[SimulatedDevice]:
+def devices(count: int, policy: str, gated: bool, first: int = 0) -> list[FleetDevice]:
     """Devices on mobile links, started over half a second; every one at another place of one of 32 traces."""
     chosen = make_policy(PolicySettings(name=policy, cut=CUT))
     table = packaged_table(ENCODER, DEVICE)
     traces = [generate_trace(LINK_S, number) for number in range(min(count, 32))]
     gate = GateSettings(enabled=gated)
     return [
-        SimulatedDevice(
+        FleetDevice(
             f"d{number}", table, chosen, traces[number % len(traces)], gate=gate, jitter_ms=5.0,
             start_s=0.5 * (number - first) / count, trace_start_s=7.0 * number % LINK_S,
         )
@@ -55,7 +55,7 @@ def devices(count: int, policy: str, gated: bool, first: int = 0) -> list[Simula
     ]  # fmt: skip
 
 
-def measure(made: list[SimulatedDevice], seconds: float) -> tuple[FleetResult, float]:
+def measure(made: list[FleetDevice], seconds: float) -> tuple[FleetResult, float]:
     """The result and the process time it took, building included."""
     started = time.process_time()
     result = FleetSimulation(FleetSettings(), made, SEED).run(seconds)

@@ -1,4 +1,4 @@
-"""Records this machine's processor load ten times a second: `python -m benchmarks.record_load --seconds 3000 --name NAME`.
+"""Records this machine's processor load: `python -m benchmarks.record_load --seconds 3000 --name NAME --note WHAT`.
 
 What it writes into the simulation's folder of loads is the other work that simulated devices are busy with.
 """

@@ -38,7 +38,9 @@ def process_of(samples: np.ndarray, seed: int) -> dict[str, float]:
                 mixture.observe(z)
     seen = np.array(shares[FIT_WINDOWS:])
     centred = seen - seen.mean()
-    lags = {f"autocorrelation_{lag}": float(np.mean(centred[lag:] * centred[:-lag]) / seen.var()) for lag in (1, 2, 4, 8)}
+    lags = {
+        f"autocorrelation_{lag}": float(np.mean(centred[lag:] * centred[:-lag]) / seen.var()) for lag in (1, 2, 4, 8)
+    }
     return {"windows": len(seen), "mean": float(seen.mean()), "sd": float(seen.std()), **lags}
 
 

@@ -30,7 +30,7 @@ from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.trace import make_trace
 from streamsplit.server.records import WindowRecord
 from streamsplit.server.settings import ServerSettings
-from streamsplit.simulation.fleet import DeviceResult, FleetSettings, FleetSimulation, SimulatedDevice
+from streamsplit.simulation.fleet import DeviceResult, FleetDevice, FleetSettings, FleetSimulation
 from streamsplit.simulation.pipeline import EncoderServer, PipelineWork
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.policy import make_policy
@@ -124,7 +124,7 @@ def simulated(folder: Path, policy: str, was: Live) -> DeviceResult:
     profile = device_profile("host")
     work = PipelineWork(model, TABLE, chosen, UncertaintyGate(settings.splitting.gate), profile, blocks)
     stop_s = was.first_window_s + (COUNT - 0.5) * STRIDE_S
-    device = SimulatedDevice(
+    device = FleetDevice(
         "edge-1", TABLE, chosen, TRACE, start_s=was.start_s, stop_s=stop_s, readings=lambda t_s: READINGS,
         edge_factor=1 / FASTER, profile=profile, work=work,
     )  # fmt: skip

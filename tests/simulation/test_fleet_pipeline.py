@@ -16,7 +16,7 @@ from streamsplit.encoders.factory import make_encoder
 from streamsplit.errors import CutError
 from streamsplit.network.trace import constant_trace
 from streamsplit.server.settings import ServerSettings
-from streamsplit.simulation.fleet import FleetResult, FleetSettings, FleetSimulation, SimulatedDevice
+from streamsplit.simulation.fleet import FleetDevice, FleetResult, FleetSettings, FleetSimulation
 from streamsplit.simulation.pipeline import EncoderServer, PipelineWork
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.device import device_profile
@@ -44,9 +44,7 @@ def run(folder: Path, cuts: list[str], stop_s: float = 7.0) -> FleetResult:
         gate = UncertaintyGate(GateSettings(enabled=False))
         work = PipelineWork(model, TABLE, policy, gate, device_profile("pi4"), sound(number))
         link = constant_trace(3e6, 40.0)
-        fleet.append(
-            SimulatedDevice(f"d{number}", TABLE, policy, link, stop_s=stop_s, start_s=0.01 * number, work=work)
-        )
+        fleet.append(FleetDevice(f"d{number}", TABLE, policy, link, stop_s=stop_s, start_s=0.01 * number, work=work))
     return FleetSimulation(FleetSettings(keep_results=True), fleet, completes=server).run(12.0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from pathlib import Path
 
@@ -12,13 +11,10 @@ from streamsplit.audio.windows import Window
 from streamsplit.edge.payload import PieceChain
 from streamsplit.edge.queue import OfflineQueue, QueueSettings
 from streamsplit.simulation.estimate import WatchedLink
-from streamsplit.simulation.gate import SortedGate
 from streamsplit.simulation.queue import MemoryQueue
 from streamsplit.simulation.workload import _Chain
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.link import LinkEstimator, LinkSettings
-from streamsplit.splitting.observation import Observation
-from streamsplit.splitting.transmission import GateSettings, UncertaintyGate
 from streamsplit.wire.events import Acked
 from streamsplit.wire.media import Encoding, Resolution
 from streamsplit.wire.types import FrameType
@@ -50,22 +46,6 @@ def test_the_memory_queue_answers_as_the_file_does(tmp_path: Path) -> None:
         assert memory.after(after, limit) == live.after(after, limit)
     assert refused > 20
     live.close()
-
-
-def test_the_sorted_gate_decides_as_the_gate_does() -> None:
-    rng = np.random.default_rng(0)
-    for version in ("v1", "v2"):
-        settings = GateSettings(version=version, warm_up_windows=9, memory_windows=32, longest_silence_windows=6)
-        gate, quick = UncertaintyGate(settings), SortedGate(settings)
-        for step in range(600):
-            if step == 300:
-                gate.restart()
-                quick.restart()
-            uncertainty = math.nan if rng.random() < 0.05 else float(np.round(rng.gamma(2.0, 0.3), 1 + step % 3))
-            observation = Observation(uncertainty=uncertainty, bandwidth_bps=float(rng.choice([0.05e6, 0.3e6, 5e6])))
-            expected, got = gate.decide(observation), quick.decide(observation)
-            assert got.action is expected.action
-            assert got.threshold == expected.threshold or (math.isnan(got.threshold) and math.isnan(expected.threshold))
 
 
 def test_a_watched_link_sees_what_a_timer_would_have_seen() -> None:

@@ -14,7 +14,7 @@ from streamsplit.errors import ConfigError
 from streamsplit.network.trace import BandwidthTrace, constant_trace, generate_trace, make_trace
 from streamsplit.server.fleet import websocket_bytes
 from streamsplit.simulation.compute import batch_price
-from streamsplit.simulation.fleet import DeviceResult, FleetResult, FleetSettings, FleetSimulation, SimulatedDevice
+from streamsplit.simulation.fleet import DeviceResult, FleetDevice, FleetResult, FleetSettings, FleetSimulation
 from streamsplit.simulation.process import DROPPED, KEPT, LOST, SENT
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.link import LinkSettings
@@ -39,12 +39,12 @@ def table(edge_ms: float = 20.0, server_ms: float = 4.0, payload_bytes: float = 
     return make_table(CutTable("mobilenet", "host", 1.0, 13, rows, {}))
 
 
-def device(name: str, uplink: BandwidthTrace, cut: Cut = MIDDLE, **options: object) -> SimulatedDevice:
+def device(name: str, uplink: BandwidthTrace, cut: Cut = MIDDLE, **options: object) -> FleetDevice:
     values: dict[str, object] = {"table": table(), "gate": OPEN, "readings": lambda t_s: Readings(0.0, 0.3), **options}
-    return SimulatedDevice(name, policy=FixedPolicy(cut), uplink=uplink, **values)  # type: ignore[arg-type]
+    return FleetDevice(name, policy=FixedPolicy(cut), uplink=uplink, **values)  # type: ignore[arg-type]
 
 
-def run(devices: list[SimulatedDevice], duration_s: float, seed: int = 0, **settings: object) -> FleetResult:
+def run(devices: list[FleetDevice], duration_s: float, seed: int = 0, **settings: object) -> FleetResult:
     return FleetSimulation(FleetSettings(report_s=0.0, **settings), devices, seed).run(duration_s)  # type: ignore[arg-type]
 
 
@@ -289,7 +289,7 @@ def fleet(seed: int, **settings: object) -> FleetResult:
         if number == 3:
             trace = trace.with_outage(40.0, 70.0)
         made.append(
-            SimulatedDevice(
+            FleetDevice(
                 f"d{number}", packaged_table("mobilenet", "pi4"), policy, trace, jitter_ms=5.0, start_s=0.07 * number
             )
         )
@@ -319,7 +319,7 @@ def test_counted_frames_and_encoded_ones_give_the_same_run_bit_for_bit() -> None
 
 
 def test_a_device_without_an_encoder_uses_block_0_only() -> None:
-    bare = SimulatedDevice("a", table(), GreedyPolicy(), constant_trace(4e6), has_encoder=False)
+    bare = FleetDevice("a", table(), GreedyPolicy(), constant_trace(4e6), has_encoder=False)
     result = run([bare], 20.0)["a"]
     assert set(result.block) == {0}
 

@@ -155,3 +155,22 @@ def test_ranges_that_are_empty_are_refused():
         GateSettings(critical_bps=1e6, low_bps=0.5e6)
     with pytest.raises(ConfigError, match="low_battery"):
         GateSettings(low_battery=0.9, high_battery=0.5)
+
+
+@pytest.mark.parametrize("percentile", [0.0, 37.5, 70.0, 99.0, 100.0])
+def test_the_percentile_is_numpys_of_what_is_remembered(percentile):
+    settings = GateSettings(percentile=percentile, warm_up_windows=9, memory_windows=32)
+    gate, rng, seen = UncertaintyGate(settings), np.random.default_rng(0), []
+    for step in range(600):
+        if step == 300:
+            gate.restart()
+            seen.clear()
+        if step == 450:  # a restart of the device goes on where it was
+            state, gate = gate.state(), UncertaintyGate(settings)
+            gate.load_state(state)
+        expected = float(np.percentile(seen[-32:], percentile)) if len(seen) >= 9 else math.nan
+        uncertainty = math.nan if rng.random() < 0.05 else float(np.round(rng.gamma(2.0, 0.3), 1 + step % 3))
+        threshold = gate.decide(Observation(uncertainty=uncertainty, bandwidth_bps=5e6)).threshold
+        assert threshold == expected or (math.isnan(threshold) and math.isnan(expected))
+        if not math.isnan(uncertainty):
+            seen.append(uncertainty)

@@ -1,6 +1,6 @@
 """A fleet in virtual time: devices, their links and one server, driven by the objects that run live.
 
-    result = FleetSimulation(FleetSettings(), [SimulatedDevice("pi-1", table, policy, uplink)], seed=0).run(3600.0)
+    result = FleetSimulation(FleetSettings(), [FleetDevice("pi-1", table, policy, uplink)], seed=0).run(3600.0)
     result["pi-1"].latency_ms, result["pi-1"].cut_names()
 
 What is not in it: weights that go down or up, new policies from the server, the server's limits on a device's windows a
@@ -83,7 +83,7 @@ class FleetSettings(Settings):
 
 
 @dataclass
-class SimulatedDevice:
+class FleetDevice:
     """One device of a fleet. `load(t_s)` is the share of a core that other work takes and stretches the table's
     `edge_ms`; without it that is the `cpu` of `readings(t_s)`, which is what the policy sees."""
 
@@ -174,7 +174,7 @@ class FleetSimulation:
     def __init__(
         self,
         settings: FleetSettings,
-        devices: Sequence[SimulatedDevice],
+        devices: Sequence[FleetDevice],
         seed: int = 0,
         *,
         completes: Completes | None = None,
@@ -207,7 +207,7 @@ class FleetSimulation:
             duration_s, self.clock.events, compute.busy_s / duration_s, compute.batches, compute.windows,
         )  # fmt: skip
 
-    def _build(self, device: SimulatedDevice) -> tuple[DeviceProcess, Pipe, Pipe]:
+    def _build(self, device: FleetDevice) -> tuple[DeviceProcess, Pipe, Pipe]:
         settings, clock, seed = self.settings, self.clock, self.seed
         table, profile = device.table, device.profile or device_profile(device.table.device)
         work = device.work or TableWork(

@@ -14,12 +14,11 @@ from streamsplit.config import Settings, setting
 from streamsplit.edge.pipeline import Outcome, Surroundings, observe
 from streamsplit.errors import CutError
 from streamsplit.simulation.compute import Answered, Arrived
-from streamsplit.simulation.gate import SortedGate
 from streamsplit.splitting.cut import AUDIO_ENCODINGS, Cut
 from streamsplit.splitting.decision import Policy
 from streamsplit.splitting.device import DeviceProfile
 from streamsplit.splitting.table import CutRow, CutTable
-from streamsplit.splitting.transmission import GateSettings, Transmission
+from streamsplit.splitting.transmission import GateSettings, Transmission, UncertaintyGate
 from streamsplit.wire.frame import HEADER_BYTES
 from streamsplit.wire.media import MEDIA_HEADER_BYTES, Encoding
 from streamsplit.wire.messages import Gmm, Result
@@ -113,7 +112,7 @@ class TableWork:
         self.revision = "0" * 64 if has_encoder else ""
         self.table = table if has_encoder else table.only([cut for cut in table.cuts if cut.block == 0])
         self.policy = policy
-        self.gate = SortedGate(gate)
+        self.gate = UncertaintyGate(gate)
         self._device, self._settings, self._random = device, uncertainty, rng
         self._rows = {row.cut: _priced(row, table.num_blocks, whole_factor) for row in self.table.rows}
         self._reduced = self._least() if not has_encoder else Cut(table.num_blocks, Encoding.EMBEDDING_FP16)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from streamsplit.config import Settings, setting
 from streamsplit.errors import CheckpointError, ConfigError
@@ -74,6 +73,7 @@ class UncertaintyGate:
         self.settings = settings or GateSettings()
         memory = self.settings.memory_windows if self.settings.version == "v2" else self.settings.warm_up_windows
         self._recent: deque[float] = deque(maxlen=memory)
+        self._ordered: list[float] = []  # the same, sorted: the percentile of every window costs a look
         self._seen = 0
         self._kept = 0
         self._base = math.nan
@@ -82,6 +82,7 @@ class UncertaintyGate:
     def restart(self) -> None:
         """Warms up anew: the embedding space has changed, and uncertainties before and after do not compare."""
         self._recent.clear()
+        self._ordered.clear()
         self._seen, self._base = 0, math.nan
 
     def fix_threshold(self, threshold: float) -> None:
@@ -106,6 +107,7 @@ class UncertaintyGate:
         self._seen, self._base = seen, base
         self._recent.clear()
         self._recent.extend(recent)
+        self._ordered = sorted(self._recent)
 
     def threshold(self, observation: Observation) -> float:
         """U_th at this moment, nats; nan during the warm-up."""
@@ -114,7 +116,7 @@ class UncertaintyGate:
         if self._seen < self.settings.warm_up_windows:
             return math.nan
         if self.settings.version == "v2":
-            return float(np.percentile(np.fromiter(self._recent, float), self.settings.percentile))
+            return self._percentile()
         s = self.settings
         bps = observation.bandwidth_bps if math.isfinite(observation.bandwidth_bps) else s.high_bps
         link = min(max((s.high_bps - bps) / (s.high_bps - s.low_bps), 0.0), 1.0)
@@ -160,6 +162,17 @@ class UncertaintyGate:
         warming = self._seen < self.settings.warm_up_windows
         self._seen += 1
         if self.settings.version == "v2" or warming:
+            if len(self._recent) == self._recent.maxlen:
+                del self._ordered[bisect_left(self._ordered, self._recent[0])]
             self._recent.append(uncertainty)
+            insort(self._ordered, uncertainty)
         if self.settings.version == "v1" and self._seen == self.settings.warm_up_windows:
-            self._base = float(np.percentile(np.fromiter(self._recent, float), self.settings.percentile))
+            self._base = self._percentile()
+
+    def _percentile(self) -> float:
+        """Of what is remembered, interpolated between neighbours as numpy does it, operation for operation."""
+        ordered = self._ordered
+        place = (len(ordered) - 1) * (self.settings.percentile / 100.0)
+        below = math.floor(place)
+        low, high, share = ordered[below], ordered[min(below + 1, len(ordered) - 1)], place - below
+        return low + (high - low) * share if share < 0.5 else high - (high - low) * (1.0 - share)
