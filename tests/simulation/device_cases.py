@@ -32,7 +32,9 @@ OBJECTIVE = ObjectiveSettings(
     quality=10.0, latency=5.0, energy=3.0, traffic=4.0, privacy=0.0, unseen=3.0, unseen_certain=0.2, latency_ms=200.0,
     energy_mj=100.0, traffic_bytes=1_500.0, deadline_ms=1000.0,
 )  # fmt: skip
-QUIET = SimulationSettings(server_wait_ms=0.0, objective=OBJECTIVE, ping_interval_ms=1e9)
+QUIET = SimulationSettings(
+    server_wait_ms=0.0, objective=OBJECTIVE, ping_interval_ms=1e9, probe_lead_ms=0.0, result_ack_ms=0.0
+)
 
 
 def small_table(slower: float = 1.0, device: DeviceProfile = PI4) -> CutTable:

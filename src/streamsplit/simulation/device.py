@@ -58,6 +58,7 @@ class SimulationSettings(Settings):
     server_load: float = setting(1.0, low=0.0)  # the server's time over the table's: contention less batching
     server_wait_ms: float = setting(1.5, low=0.0)  # mean wait for a micro-batch
     ack_delay_ms: float = setting(25.0, low=0.0)
+    result_ack_ms: float = setting(float(CLIENT_SETTINGS.ack_delay_ms), low=0.0)  # 0 = never
     ping_interval_ms: float = setting(float(CLIENT_SETTINGS.ping_interval_ms), low=1.0)
     probe_lead_ms: float = setting(200.0, low=0.0)  # a probe goes out so long before a window ends; 0 = none does
     uncertainty_known: bool = setting(True)  # False: policies are not told, as before a model has seen enough
@@ -245,6 +246,8 @@ class SimulatedDevice:
             down += answer
             result_s = self._send(action, ready_s, up, answer)
             network_ms = (result_s - ready_s) * 1000.0
+            if s.result_ack_ms:
+                control += round(ACK_BYTES * min(s.stride_ms / s.result_ack_ms, 1.0))
         self.chain = c.chain[action]  # a window that stays here breaks the chain as well
         latency_ms = (result_s - t_s) * 1000.0
         experience = Experience(self._observation, cut, latency_ms, network_ms)
