@@ -19,6 +19,7 @@ from streamsplit.simulation.environment import SplitEnv
 from streamsplit.simulation.foresight import LookAheadOracle
 
 WORST_REGRET = 25.0  # one lost window outweighs no more than this
+ENTROPY = 0.02  # weight, in units of regret
 EXPLORE = 0.1  # share of windows decided at random, so that states off the beaten track are seen too
 
 
@@ -70,7 +71,10 @@ def learn_lessons(
     for _ in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(observations), generator=generator).split(batch):  # type: ignore[no-untyped-call]
-            loss = (torch.softmax(logits(observations[rows]), dim=1) * regrets[rows]).sum(dim=1).mean()
+            logarithms = torch.log_softmax(logits(observations[rows]), dim=1)
+            shares = logarithms.exp()
+            # The entropy keeps actions of nearly equal worth alive, for PPO to choose among.
+            loss = (shares * (regrets[rows] + ENTROPY * logarithms)).sum(dim=1).mean()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

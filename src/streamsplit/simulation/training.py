@@ -54,8 +54,8 @@ class TrainingSettings(Settings):
     minibatch: int = setting(1024, low=2)  # v2: 64; rewards are mostly noise, and small batches follow it
     reward_scale: float = setting(0.2, low=1e-6)
     cost_weight: float = setting(2.0, low=0.0)  # expected cost to logit, before anything is learned
-    lessons: int = setting(60_000, low=0)  # windows whose actions' regrets are learned from first; 0 = none
-    lesson_epochs: int = setting(20, low=1)
+    lessons: int = setting(160_000, low=0)  # windows whose actions' regrets are learned from first; 0 = none
+    lesson_epochs: int = setting(25, low=1)
     check_steps: int = setting(100_000, low=1)  # between two evaluations on the held-out runs
     seed: int = setting(0, low=0)
 
