@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from streamsplit.network.trace import BandwidthTrace, constant_trace, generate_trace, make_trace
-from streamsplit.simulation.device import SimulatedDevice, SimulationSettings
+from streamsplit.simulation.conditions import SimulationSettings
+from streamsplit.simulation.device import SimulatedDevice
 from streamsplit.simulation.load import LoadTrace, constant_load, make_load
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.device import DeviceProfile, device_profile

@@ -10,13 +10,13 @@ from device_cases import ACTION, COSTS, OBJECTIVE, PI4, QUIET, TABLE, bursty_loa
 
 from streamsplit.errors import CutError
 from streamsplit.network.trace import constant_trace, generate_trace
+from streamsplit.simulation.conditions import SimulationSettings
 from streamsplit.simulation.device import (
     ACK_BYTES,
     EMBEDDING_BYTES,
     LEAST_CAPACITY,
     RESULT_BYTES,
     SimulatedDevice,
-    SimulationSettings,
     Step,
 )
 from streamsplit.simulation.load import make_load, step_load

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from streamsplit.network.trace import constant_trace, generate_trace
-from streamsplit.simulation.device import SimulatedDevice, SimulationSettings
+from streamsplit.simulation.conditions import SimulationSettings
+from streamsplit.simulation.device import SimulatedDevice
 from streamsplit.simulation.environment import FollowPolicy
 from streamsplit.simulation.fleet import FleetDevice, FleetSettings, FleetSimulation
 from streamsplit.simulation.load import constant_load

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from streamsplit.evaluation.policy_report import write_policy_report
     from streamsplit.evaluation.policy_run import PolicyRunSettings, run_policy_study
     from streamsplit.evaluation.policy_study import StudySettings
-    from streamsplit.simulation.device import SimulationSettings
+    from streamsplit.simulation.conditions import SimulationSettings
     from streamsplit.splitting.objective import V1_OBJECTIVE, ObjectiveSettings
 
     set_up_logging(args.log_level)

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains every seed, keeps the best on the held-out runs, writes policy, card and curves."""
     from streamsplit.evaluation.policy_plots import training_curve
     from streamsplit.evaluation.provenance import machine, revision_of_code
-    from streamsplit.simulation.device import SimulationSettings
+    from streamsplit.simulation.conditions import SimulationSettings
     from streamsplit.simulation.environment import EnvironmentSettings
     from streamsplit.simulation.load import recorded_loads
     from streamsplit.simulation.training import Point, Trained, TrainingSettings, train_policy

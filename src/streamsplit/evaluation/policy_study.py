@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from streamsplit.config import Settings, nearest, section, setting
 from streamsplit.errors import ConfigError, CutError
 from streamsplit.network.trace import BandwidthTrace
-from streamsplit.simulation.device import SimulatedDevice, SimulationSettings, Step
+from streamsplit.simulation.conditions import SimulationSettings
+from streamsplit.simulation.device import SimulatedDevice, Step
 from streamsplit.simulation.environment import FollowPolicy, useful_cuts
 from streamsplit.simulation.foresight import GreedyOracle, LookAheadOracle, PresentOracle
 from streamsplit.simulation.load import LoadTrace

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from streamsplit.config import Settings, section, setting
 from streamsplit.errors import ConfigError, CutError
 from streamsplit.network.trace import BandwidthTrace
-from streamsplit.simulation.device import SimulatedDevice, SimulationSettings, Step
+from streamsplit.simulation.conditions import SimulationSettings
+from streamsplit.simulation.device import SimulatedDevice, Step
 from streamsplit.simulation.foresight import PerfectModel
 from streamsplit.simulation.load import LoadTrace
 from streamsplit.splitting.constraints import Constraints, ConstraintSettings
