@@ -11,6 +11,7 @@ import math
 from streamsplit.splitting.decision import Decision
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutTable, packaged_table
+from streamsplit.wire.media import Encoding
 
 
 class ShallowestThatFits:
@@ -21,7 +22,8 @@ class ShallowestThatFits:
 
     def decide(self, observation: Observation, table: CutTable) -> Decision:
         """Falls back to the smallest payload where nothing fits."""
-        rows = [row for row in table.rows if row.cut.block > 0 and row.cut.sends]
+        whole = [row for row in table.rows if row.cut.encoding is not Encoding.EXIT_FP16]  # no early exits
+        rows = [row for row in whole if row.cut.block > 0 and row.cut.sends]
         for row in sorted(rows, key=lambda row: row.cut.block):
             send_ms = (observation.backlog_bytes + row.payload_bytes) * 8000 / observation.bandwidth_bps
             if row.edge_ms + send_ms + observation.rtt_ms <= self.budget_ms:

@@ -17,7 +17,7 @@ from streamsplit.splitting.constraints import ConstrainedPolicy, Constraints, Co
 from streamsplit.splitting.correction import CorrectedPolicy
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.decision import Decision, Experience
-from streamsplit.splitting.greedy import GreedyPolicy, GreedySettings
+from streamsplit.splitting.greedy import LEAST_FREE_CPU, GreedyPolicy, GreedySettings
 from streamsplit.splitting.learned import LearnedPolicy
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.policy import FixedPolicy, HeuristicPolicy, KeepLocalPolicy
@@ -94,7 +94,7 @@ def test_the_mean_power_never_exceeds_the_budget_while_a_row_fits_it(budget_mw, 
     constraints, mean_mw = Constraints(limits, TABLE), 0.0
     energy = np.array([row.energy_mj for row in TABLE.rows])
     for load in loads:
-        price = energy / max(1.0 - load, 0.05)
+        price = energy / max(1.0 - load, LEAST_FREE_CPU)
         after = mean_mw + 0.5 / window_s * (price / 0.5 - mean_mw)  # of every row
         allowed = constraints.allowed(Observation(cpu=load, power_mw=mean_mw))
         fits = after <= budget_mw
