@@ -95,7 +95,7 @@ def test_knowing_more_never_brings_less(seed, level, slower):
     def mean(policy: object) -> float:
         return total(FollowPolicy(simulated(link, load, table=table, windows=100)).run(policy)) / 100
 
-    weights = GreedySettings.from_objective(OBJECTIVE, 500.0, deadline_ms=1000.0)
+    weights = GreedySettings.from_objective(OBJECTIVE, 500.0)
     look_ahead = mean(LookAheadOracle(simulated(link, load, table=table, windows=100)))
     oracle = mean(GreedyOracle())
     fixed = [mean(FixedPolicy(cut)) for cut in table.cuts]

@@ -139,7 +139,7 @@ def test_the_expected_costs_equal_a_slow_loop_over_rows(observation, deadline_ms
 
 def test_the_greedy_weights_of_an_objective_expect_what_it_rewards():
     """With nothing waiting and everything known, cost + reward is the same for every row: the best quality."""
-    settings = GreedySettings.from_objective(V2, 500.0, deadline_ms=V2.deadline_ms)
+    settings = GreedySettings.from_objective(V2, 500.0)
     table = small_table(privacy_risk={"0:pcm16": 0.9})
     seen = Observation(uncertainty=V2.full_uncertainty / 4, bandwidth_bps=2e6, bandwidth_age_ms=0.0, rtt_ms=40.0)
     expected = GreedyPolicy(settings).expectation(seen, table)

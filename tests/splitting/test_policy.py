@@ -98,7 +98,7 @@ def test_keep_local_never_sends():
 def test_the_greedy_cost_of_a_row_is_the_stated_sum():
     table = TABLE.only([Cut.parse("0:logmel-int8")])
     row = table.rows[0]
-    settings = GreedySettings(quality=10.0, latency=5.0, energy=3.0, traffic=4.0)
+    settings = GreedySettings(quality=10.0, latency=5.0, energy=3.0, traffic=4.0, traffic_bytes=16_000.0)
     cost = GreedyPolicy(settings).costs(GOOD._replace(backlog_bytes=10_000), table)[0]
     latency = row.edge_ms / 0.8 + 10_000 * 8 / 8e3 + 6420 * 8 / 8e3 + 20.0 + row.server_ms
     assert cost.latency_ms == pytest.approx(latency)

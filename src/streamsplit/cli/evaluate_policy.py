@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", nargs="+", help=f"device classes, of {', '.join(DEVICES)}")
     parser.add_argument("--seeds", type=int, default=5, help="(default: 5)")
     parser.add_argument("--stride-ms", type=float, default=500.0, help="from one window to the next (default: 500)")
+    parser.add_argument(
+        "--max-quality-loss", type=float, default=1.0,
+        help="leave out cuts whose accuracy is further below the whole encoder's, such as 0.01 (default: none)",
+    )  # fmt: skip
     parser.add_argument("--objective", choices=("v2", "v1"), default="v2", help="reward of which paper (default: v2)")
     parser.add_argument("--output-dir", type=Path, help="(default: runs/<time>-policies)")
     parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
@@ -58,11 +64,13 @@ def run(args: argparse.Namespace) -> int:
     given = {"data": args.data, "drives": tuple(args.drives), "runs": args.runs}
     settings = PolicyRunSettings(study=study, **(given | (QUICK if args.quick else {})))
     table = study_table(args.table, args.encoder, args.stride_ms)
+    table = _good_enough(table, args.max_quality_loss)
     policy = _policy(args, table)
     folder = args.output_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-policies"
     folder.mkdir(parents=True, exist_ok=True)
     with Ticker("evaluating") as tick:
-        found = run_policy_study(table, policy, settings, progress=tick.show)
+        about = {"max_quality_loss": args.max_quality_loss, "command": command_line("evaluate-policy")}
+        found = run_policy_study(table, policy, settings, progress=tick.show, about=about)
     (folder / "study.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     report = write_policy_report(found, folder / "report.html")
     if args.json:
@@ -74,6 +82,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _good_enough(table: CutTable, max_quality_loss: float) -> CutTable:
+    """The rows that lose no more than this; raises CutError when none is left."""
+    from streamsplit.splitting.constraints import Constraints, ConstraintSettings
+    from streamsplit.splitting.observation import Observation
+
+    mask = Constraints(ConstraintSettings(max_quality_loss=max_quality_loss), table).allowed(Observation())
+    return table.only([row.cut for row, kept in zip(table.rows, mask, strict=True) if kept])
+
+
 def study_table(path: str | None, encoder: str, stride_ms: float = 500.0) -> CutTable:
     """The table to study policies on, as of the machine it was measured on; raises CutError."""
     from streamsplit.evaluation.adaptation import table_at_stride
@@ -81,6 +98,12 @@ def study_table(path: str | None, encoder: str, stride_ms: float = 500.0) -> Cut
 
     table = load_table(path) if path else packaged_table(encoder)
     return table_at_stride(table, stride_ms)
+
+
+def command_line(command: str) -> str:
+    """The command as one would type it: paths by their last part, for the meta of what it writes."""
+    words = sys.argv[1:] if sys.argv[1:2] == [command] else [command]
+    return shlex.join(["streamsplit", *(Path(word).name if "/" in word else word for word in words)])
 
 
 class Ticker:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from streamsplit.cli.console import LOG_LEVELS, print_json, set_up_logging
-from streamsplit.cli.evaluate_policy import Ticker, study_table
+from streamsplit.cli.evaluate_policy import Ticker, command_line, study_table
 from streamsplit.encoders.factory import ENCODERS
 from streamsplit.errors import ConfigError
 from streamsplit.splitting.device import DEVICES
@@ -62,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     table = study_table(args.table, args.encoder, args.stride_ms)
     traces, held_out, material = _material(args)
     about = {
-        "command": _command(args), "code": revision_of_code(), "machine": machine(), "material": material,
+        "command": command_line("train-policy"), "code": revision_of_code(), "machine": machine(), "material": material,
         "traces": len(traces), "held_out": len(held_out), "time": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     best: tuple[float, int, Trained] | None = None
@@ -129,9 +127,3 @@ def _write_curves(path: Path, curves: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(out, list(curves[0]))
         writer.writeheader()
         writer.writerows(curves)
-
-
-def _command(args: argparse.Namespace) -> str:
-    """As one would type it; the data folder by its name alone."""
-    words = ["streamsplit", *sys.argv[1:]] if sys.argv[1:2] == ["train-policy"] else ["streamsplit", "train-policy"]
-    return shlex.join([Path(word).name if "/" in word else word for word in words])

@@ -70,8 +70,7 @@ class EnvironmentSettings(Settings):
     @property
     def greedy(self) -> GreedySettings:
         """The expectation of this reward, as a policy counts it."""
-        s = self.simulation
-        return GreedySettings.from_objective(s.objective, s.stride_ms, deadline_ms=s.objective.deadline_ms)
+        return GreedySettings.from_objective(self.simulation.objective, self.simulation.stride_ms)
 
 
 class SplitEnv(gymnasium.Env[NDArray[np.float32], np.int64]):

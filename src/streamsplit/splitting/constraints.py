@@ -24,6 +24,7 @@ class ConstraintSettings(Settings):
 
     raw_audio: bool = setting(True)  # False: sound, coded or not, never leaves the device
     max_privacy_risk: float = setting(1.0, low=0.0, high=1.0)  # rows measured above it are never taken
+    max_quality_loss: float = setting(1.0, low=0.0, high=1.0)  # accuracy below the whole encoder's; 0.01 = one point
     energy_budget_mw: float = setting(0.0, low=0.0)  # mean marginal power over `energy_window_s`; 0 = no limit
     energy_window_s: float = setting(60.0, low=1.0)
     interval_ms: float = setting(500.0, low=1.0)  # from one window to the next
@@ -31,7 +32,8 @@ class ConstraintSettings(Settings):
     @property
     def forbids_nothing(self) -> bool:
         """Whether these are no constraints at all."""
-        return self.raw_audio and self.max_privacy_risk >= 1.0 and not self.energy_budget_mw
+        tolerant = self.max_privacy_risk >= 1.0 and self.max_quality_loss >= 1.0
+        return self.raw_audio and tolerant and not self.energy_budget_mw
 
     def next_power_mw(self, power_mw: float, window_mj: float) -> float:
         """The running mean of the marginal power after a window that cost `window_mj`."""
@@ -55,11 +57,14 @@ class Constraints:
         self.settings, self.table = settings, table
         arrays = CutArrays.of(table)
         private = arrays.privacy_risk <= settings.max_privacy_risk
+        private &= arrays.quality_loss <= settings.max_quality_loss + 1e-9
         self._private = private if settings.raw_audio else private & ~arrays.audio
         if not self._private.any():
+            good = "" if settings.max_quality_loss >= 1.0 else f" and max_quality_loss {settings.max_quality_loss:g}"
             raise CutError(
                 f"no cut of the table for '{table.encoder}' satisfies max_privacy_risk {settings.max_privacy_risk:g}"
-                f"{'' if settings.raw_audio else ' without raw audio'}; raise the limit or add cuts that keep more here"
+                f"{good}{'' if settings.raw_audio else ' without raw audio'}; raise the limit or add cuts that keep "
+                "more here"
             )
         self._energy_mj = arrays.energy_mj
         self._thriftiest = int(np.argmin(np.where(self._private, arrays.energy_mj, np.inf)))

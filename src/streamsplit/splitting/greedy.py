@@ -42,7 +42,7 @@ class GreedySettings(Settings):
     deadline_ms: float = setting(1e9, low=1.0)  # latency beyond it costs nothing more; by default it always does
     latency_ms: float = setting(200.0, low=1e-3)
     energy_mj: float = setting(100.0, low=1e-3)
-    traffic_bytes: float = setting(16_000.0, low=1.0)  # half a second of PCM16: what a window would cost uncoded
+    traffic_bytes: float = setting(16_000.0, low=1.0)  # half a second of PCM16: cheap, as features teach the server
     interval_ms: float = setting(500.0, low=1.0)  # a window starts this often: slower stages fall behind
     horizon_windows: int = setting(10, low=1)  # over how many windows falling behind is counted
     stickiness: float = setting(0.10, low=0.0, high=1.0)  # share by which another cut must be cheaper to be taken
@@ -83,6 +83,7 @@ class GreedySettings(Settings):
             energy_mj=objective.energy_mj,
             traffic_bytes=objective.traffic_bytes,
             full_uncertainty=objective.full_uncertainty,
+            deadline_ms=objective.deadline_ms,
             interval_ms=interval_ms,
             **changes,  # type: ignore[arg-type]
         )
