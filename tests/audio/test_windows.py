@@ -61,8 +61,10 @@ def test_a_change_of_resolution_gives_whole_windows_of_the_new_one():
     for number, resolution in enumerate(order[1:], start=1):
         windows += stream.push(audio[SPAN + 8_000 * (number - 1) : SPAN + 8_000 * number], resolution)
     assert [window.resolution for window in windows] == order
-    for window in windows:
-        np.testing.assert_array_equal(window.features, log_mel(window.audio, resolution=window.resolution))
+    for window in windows:  # in pieces of other lengths, where some processors' matrix products differ in the last bit
+        np.testing.assert_allclose(
+            window.features, log_mel(window.audio, resolution=window.resolution), rtol=0, atol=2e-6
+        )
 
 
 @pytest.mark.parametrize(

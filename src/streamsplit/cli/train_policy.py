@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", help="cut table that `streamsplit profile` wrote (default: the packaged one)")
     parser.add_argument("--devices", nargs="+", help=f"device classes to train for, of {', '.join(DEVICES)}")
     parser.add_argument("--steps", type=int, default=1_000_000, help="environment steps a seed (default: 1000000)")
+    parser.add_argument(
+        "--lessons", type=int, default=160_000, help="windows learned from the oracle first (default: 160000)"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="trainings; the best is kept (default: 1)")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--objective", choices=("v2", "v1"), default="v2", help="reward of which paper (default: v2)")
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     best: tuple[float, int, Trained] | None = None
     curves: list[dict[str, Any]] = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        settings = TrainingSettings(environment=environment, steps=args.steps, seed=seed)
+        settings = TrainingSettings(environment=environment, steps=args.steps, lessons=args.lessons, seed=seed)
         with Ticker(f"training, seed {seed}") as tick:
 
             def seen(point: Point, number: int = seed, show: Any = tick.show) -> None:
