@@ -15,8 +15,14 @@ export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/.server
 	$(BIN)/streamsplit demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
+# Two at once, then one by one those that need the machine for themselves; ARGS runs what it names.
 test: $(VENV)/.dev
+ifeq ($(ARGS),)
+	$(BIN)/python -m pytest -n 2 -m "not realtime"
+	$(BIN)/python -m pytest -m realtime
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks examples

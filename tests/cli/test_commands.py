@@ -267,6 +267,7 @@ def test_profile_measures_accuracy_and_risk_on_synthetic_sound(tmp_path, capsys,
 
     monkeypatch.setattr(profile, "FIT_WINDOWS", 60)
     monkeypatch.setattr(profile, "PRIVACY_WINDOWS", 12)
+    monkeypatch.setattr("streamsplit.splitting.quality.DECODER_STEPS", 5)
     monkeypatch.setattr(cut_material.synthetic_material, "__defaults__", (0, (6, 2)))
     path = tmp_path / "table.json"
     words = ["--width", "0.25", "--embedding-dim", "32", "--windows", "3", "--repeats", "1", "--json"]

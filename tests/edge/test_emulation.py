@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 
 from streamsplit.edge.emulation import BurstSettings, EmulationSettings, Emulator, RealDevice
@@ -82,13 +83,30 @@ def test_load_is_the_busy_share_of_all_cores_and_fades() -> None:
 def test_a_burst_slows_work_down_and_shows_as_load() -> None:
     clock = Clock()
     pi = make(clock, bursts=BurstSettings(share=0.75, period_s=10.0, length_s=4.0, offset_s=2.0))
-    assert pi.device_ms(1.0) == pytest.approx(11.7) and pi.cpu() == 0.0
+    assert pi.device_ms(1.0, pi.elapsed_s) == pytest.approx(11.7) and pi.cpu() == 0.0
     clock.sleep(3.0)
-    assert pi.device_ms(1.0) == pytest.approx(46.8) and pi.cpu() == pytest.approx(0.75)
+    assert pi.device_ms(1.0, pi.elapsed_s) == pytest.approx(46.8) and pi.cpu() == pytest.approx(0.75)
     clock.sleep(4.0)
-    assert pi.device_ms(1.0) == pytest.approx(11.7)
+    assert pi.device_ms(1.0, pi.elapsed_s) == pytest.approx(11.7)
     clock.sleep(6.0)  # 13 s: second period
     assert pi.cpu() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("start_s", [0.0, 1.9, 2.0, 3.7, 5.999, 6.0, 9.0, 11.95, 12.0])
+@pytest.mark.parametrize("work_s", [0.0, 0.05, 1.0, 2.5, 30.0])
+def test_long_work_is_as_slow_as_each_moment_of_it(start_s: float, work_s: float) -> None:
+    bursts = BurstSettings(share=0.95, base_share=0.2, period_s=10.0, length_s=4.0, offset_s=2.0)
+    moments_s = start_s + 0.01 * np.arange(6000)
+    done_s = np.cumsum([1.0 - bursts.load(t) for t in moments_s]) * 0.01  # a plain sum
+    expected_s = 0.01 * np.searchsorted(done_s, work_s)
+    assert bursts.takes_s(work_s, start_s) == pytest.approx(expected_s, abs=0.03)
+
+
+def test_work_that_begins_before_a_burst_is_slowed_by_it_and_ends_after_it() -> None:
+    clock = Clock()
+    pi = make(clock, bursts=BurstSettings(share=0.9, period_s=20.0, length_s=5.0, offset_s=1.0))
+    _, spent = pi.run(lambda: clock.compute(3.0 / 11.7))  # one second free, half a second's worth in five, the rest
+    assert spent.device_ms == pytest.approx(1000 + 5000 + 1500)
 
 
 def test_fast_forward_accounts_without_waiting() -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from server_harness import RunningServer, embedding_window, make_settings, running, unit
 from tiny_server import TinyServer
 
@@ -35,6 +36,8 @@ from streamsplit.weights.revision import encoder_weights, revision_of, revision_
 from streamsplit.weights.transfer import WeightTransfer
 from streamsplit.wire.messages import Revision, WeightsRequest
 from streamsplit.wire.types import FrameType
+
+pytestmark = pytest.mark.realtime
 
 DIM = 64
 SMALL = {"width": 0.25, "embedding_dim": DIM}  # 0.95 MB

@@ -83,7 +83,7 @@ def test_a_device_sends_its_windows_to_a_server_and_both_end_in_order(tmp_path):
         summary = json.loads(out.splitlines()[-1])
         assert summary["windows_seen"] == summary["windows_sent"] == summary["results"] == 11
         assert summary["cuts"] == {"5:int8": 11} and summary["left_in_queue"] == 0
-        assert errors == ""
+        assert [line for line in errors.splitlines() if "costs are those of another encoder" not in line] == []
         code, out, errors = end(server)
     assert code == 0, errors
     statuses = [json.loads(line) for line in out.splitlines()]

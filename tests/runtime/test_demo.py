@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.realtime
 
 
 def test_the_demo_learns_loses_nothing_and_leaves_a_report(tmp_path: Path):

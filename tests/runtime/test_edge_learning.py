@@ -24,6 +24,8 @@ from streamsplit.wire.media import unpack_media
 from streamsplit.wire.messages import Prototypes, Revision, Stats, WeightsRequest
 from streamsplit.wire.types import FrameType
 
+pytestmark = pytest.mark.realtime
+
 LEARNS = {
     "warm_start_windows": 16, "buffer_windows": 64, "learn_every_windows": 2, "accumulate": 2, "load_share": 1.0,
     "highest_cpu": 1.0,  # the machine that runs the tests may be busy

@@ -23,6 +23,8 @@ from streamsplit.splitting.table import CutRow, CutTable, make_table
 from streamsplit.wire.media import Encoding, unpack_media
 from streamsplit.wire.messages import Error, Policy, Result, Stats
 
+pytestmark = pytest.mark.realtime
+
 
 def table(num_blocks: int = 13) -> CutTable:
     rows = [

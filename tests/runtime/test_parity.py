@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.policy import make_policy
 from streamsplit.splitting.table import packaged_table
 from streamsplit.splitting.transmission import UncertaintyGate
+
+pytestmark = pytest.mark.realtime
 
 STEP_S = 6.0
 SECONDS, SPEED = 22.0, 2.0  # of audio; a window every 250 ms of real time
@@ -91,8 +94,13 @@ def server_settings(folder: Path) -> ServerSettings:
 
 
 async def listen(folder: Path, policy: str, port: int) -> Live:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = free.getsockname()
+    with socket.socket() as reserved:  # bound and never listening, so nothing else on this machine gets the port
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        return await listen_at(reserved.getsockname(), folder, policy, port)
+
+
+async def listen_at(address: tuple[str, int], folder: Path, policy: str, port: int) -> Live:
     settings = edge_settings(folder, policy, f"ws://127.0.0.1:{address[1]}/v1/stream")
     device = EdgeRuntime(
         settings, SyntheticSource(SECONDS, speed=SPEED), speed=SPEED, table=TABLE,
@@ -128,10 +136,10 @@ def simulated(folder: Path, policy: str, was: Live) -> DeviceResult:
         "edge-1", TABLE, chosen, TRACE, start_s=was.start_s, stop_s=stop_s, readings=lambda t_s: READINGS,
         edge_factor=1 / FASTER, profile=profile, work=work,
     )  # fmt: skip
+    link = replace(settings.splitting.link, probe_lead_ms=settings.splitting.link.probe_lead_ms / SPEED)  # of audio
     fleet = FleetSettings(
         stride_s=STRIDE_S, window_s=2 * STRIDE_S, first_window_s=was.first_window_s - was.start_s, keep_results=True,
-        wire="frames",
-        server=settings.server, link=settings.splitting.link,
+        wire="frames", server=settings.server, link=link,
     )  # fmt: skip
     completes = EncoderServer.like(model, server_settings(folder))
     return FleetSimulation(fleet, [device], completes=completes).run(stop_s + 3)["edge-1"]

@@ -19,6 +19,8 @@ from streamsplit.network.fine_loop import run_finely
 from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.trace import BandwidthTrace, constant_trace, make_trace
 
+pytestmark = pytest.mark.realtime
+
 
 @asynccontextmanager
 async def sink(echo: bool = False) -> AsyncIterator[tuple[tuple[str, int], list[tuple[float, bytes]]]]:

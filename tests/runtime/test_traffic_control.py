@@ -19,6 +19,8 @@ from streamsplit.errors import ConfigError
 from streamsplit.network.trace import constant_trace
 from streamsplit.network.traffic_control import TrafficControl
 
+pytestmark = pytest.mark.realtime
+
 HERE, THERE = "10.77.3.1", "10.77.3.2"
 # Prints (seconds since its first byte, bytes) of what comes in, and ends with the connection.
 RECEIVER = """

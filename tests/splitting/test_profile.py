@@ -175,7 +175,7 @@ def test_an_exit_costs_what_its_sure_windows_save(encoder, heard, table):
     def doubt(z: np.ndarray) -> float:  # sure of exactly those near the first axis
         return float(-z[0])
 
-    made = profile_encoder(encoder, device_profile("host"), heard, 20, uncertainty=doubt)
+    made = profile_encoder(encoder, device_profile("host"), heard, 8, uncertainty=doubt)
     row, whole = made.row(Cut.parse("7:exit-fp16")), made.row(Cut.parse("13:embedding-fp16"))
     sure = sure_windows(np.stack(early), 7, doubt)
     assert 0.2 < sure.mean() < 0.8 and sorted(np.array(early)[sure, 0])[0] > np.median(np.array(early)[:, 0]) - 0.1

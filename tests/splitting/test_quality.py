@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,6 +29,13 @@ CUTS = [
         "13:embedding-fp16", "13:none",
     )
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_decoders() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamsplit.splitting.quality.DECODER_STEPS", 20)
+        yield
 
 
 @pytest.fixture(scope="module")

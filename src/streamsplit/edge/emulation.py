@@ -43,6 +43,22 @@ class BurstSettings(Settings):
         phase = (elapsed_s - self.offset_s) % self.period_s
         return self.share if elapsed_s >= self.offset_s and phase < self.length_s else self.base_share
 
+    def takes_s(self, work_s: float, elapsed_s: float) -> float:
+        """How long work that a free processor does in `work_s` takes from a time since the start on, through bursts."""
+        now_s = elapsed_s
+        while work_s > (share_s := (until_s := self._next_change_s(now_s) - now_s) * (1.0 - self.load(now_s))):
+            work_s -= share_s
+            now_s += until_s
+        return now_s + work_s / (1.0 - self.load(now_s)) - elapsed_s
+
+    def _next_change_s(self, elapsed_s: float) -> float:
+        """When the next burst begins or this one ends; always later than now."""
+        if elapsed_s < self.offset_s:
+            return self.offset_s
+        began_s = self.offset_s + (elapsed_s - self.offset_s) // self.period_s * self.period_s
+        ends = (began_s + self.length_s, began_s + self.period_s)
+        return next((end for end in ends if end > elapsed_s), math.nextafter(elapsed_s, math.inf))
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmulationSettings(Settings):
@@ -97,11 +113,11 @@ class Emulator:
 
     def run(self, work: Callable[[], T]) -> tuple[T, Spent]:
         """Does the work, waits until the device would have finished, and says what it cost."""
-        started_s = self._clock_s()
+        started_s, elapsed_s = self._clock_s(), self.elapsed_s
         cpu_s = self._cpu_clock_s()
         result = work()
         host_ms = (self._cpu_clock_s() - cpu_s) * 1000
-        device_ms = self.device_ms(host_ms)
+        device_ms = self.device_ms(host_ms, elapsed_s)
         left_s = device_ms / 1000 - (self._clock_s() - started_s)
         if self.fast_forward:
             with self._lock:
@@ -115,9 +131,9 @@ class Emulator:
             self._busy.append((self.elapsed_s, host_ms * self.device.factor / 1000))
         return result, Spent(device_ms, host_ms)
 
-    def device_ms(self, host_ms: float) -> float:
-        """How long the device takes, now, for work of `host_ms` CPU time here."""
-        return host_ms * self.device.factor / (1.0 - self.settings.bursts.load(self.elapsed_s))
+    def device_ms(self, host_ms: float, elapsed_s: float) -> float:
+        """How long the device takes for work of `host_ms` CPU time here, begun at its `elapsed_s`."""
+        return self.settings.bursts.takes_s(host_ms * self.device.factor / 1000, elapsed_s) * 1000
 
     def own_load(self, window_s: float = 1.0) -> float:
         """Share of all cores that our own work took over the last `window_s`."""

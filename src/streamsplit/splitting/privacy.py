@@ -26,6 +26,7 @@ VALIDATION_SHARE = 0.25
 _LOCAL_CHANNELS = 96  # more are first brought to their principal directions
 _LOCAL_PLACES = 60_000  # places of maps that the linear stage is fitted to
 _HIDDEN = 64
+DECODER_STEPS = 150
 _STEP_PLACES = 4_096  # places a step of the convolutions
 _RATE = 2e-3
 
@@ -51,7 +52,7 @@ def variance_share(true: Floats, guess: Floats, trivial: Floats) -> float:
 class Decoder:
     """Draws log-mel windows from evidence; fitted at once, deterministic by seed."""
 
-    def __init__(self, evidence: Evidence, windows: Floats, *, steps: int = 150, seed: int = 0) -> None:
+    def __init__(self, evidence: Evidence, windows: Floats, *, steps: int = DECODER_STEPS, seed: int = 0) -> None:
         """Learns from the evidence of n windows and their log-mel [n, f, t]; `steps` of Adam for the convolutions."""
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(windows))

@@ -17,7 +17,7 @@ from streamsplit.errors import CutError
 from streamsplit.splitting.confidence import ExitRule
 from streamsplit.splitting.cut import ACTIVATION_ENCODINGS, Cut
 from streamsplit.splitting.paths import CutPaths, Pair
-from streamsplit.splitting.privacy import Decoder, Evidence, variance_share
+from streamsplit.splitting.privacy import DECODER_STEPS, Decoder, Evidence, variance_share
 from streamsplit.splitting.table import CutTable
 from streamsplit.wire.media import Encoding
 
@@ -230,7 +230,7 @@ class _Bench:
                 for known, decoder in self._decoders.items()
                 if known[0] in (cut.block, self.encoder.num_blocks)
             }
-            self._decoders[key] = Decoder(self._exact(cut), self.learn, seed=self.seed)
+            self._decoders[key] = Decoder(self._exact(cut), self.learn, steps=DECODER_STEPS, seed=self.seed)
         return self._decoders[key]
 
     def _exact(self, cut: Cut) -> Evidence:
