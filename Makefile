@@ -18,8 +18,8 @@ demo: $(VENV)/.server
 # Two at once, then one by one those that need the machine for themselves; ARGS runs what it names.
 test: $(VENV)/.dev
 ifeq ($(ARGS),)
-	$(BIN)/python -m pytest -n 2 -m "not realtime"
-	$(BIN)/python -m pytest -m realtime
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not realtime"
+	$(BIN)/python -m pytest -m realtime tests/runtime
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

@@ -1,6 +1,6 @@
 """Learning on one device without any server: windows in, embeddings and their uncertainty out.
 
-`python examples/learn_alone.py [FILE]` learns from a recording, or from two minutes of synthetic sound.
+`python examples/learn_alone.py [FILE]` learns from a recording, or from a minute and a half of synthetic sound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streamsplit.encoders.factory import make_encoder
 from streamsplit.learning.learner import EdgeLearner
 from streamsplit.learning.settings import LearnerSettings
 
-SECONDS = 120
+SECONDS = 90
 
 
 def main() -> None:

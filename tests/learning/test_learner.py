@@ -108,14 +108,14 @@ def test_both_memories_and_both_uncertainties_learn(memory: str, uncertainty: st
 @pytest.mark.parametrize("memory", ["mixture", "bank"])
 def test_a_restored_learner_goes_on_bit_for_bit(windows: int, memory: str, learner: dict[str, str]) -> None:
     first = make(memory=memory, **learner)
-    stream = sounds(60)
+    stream = sounds(45)
     feed(first, stream[:windows])
     data = first.snapshot()
     other = make(seed=9, memory=memory, **learner)
     other.restore(data)
     first_seen, other_seen = (feed(each, stream[windows:], start=windows) for each in (first, other))
     assert [o.uncertainty for o in first_seen] == [o.uncertainty for o in other_seen]
-    assert first.steps == other.steps > 5
+    assert first.steps == other.steps >= 4
     assert identical(weights_of(first), weights_of(other))
     assert first.snapshot() == other.snapshot()
 
