@@ -47,7 +47,7 @@ $(VENV)/.server: pyproject.toml | $(VENV)/bin/python system
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python system
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -e '.[dev]'
 	@touch $@ $(VENV)/.server
 
 # libopus is the one system library; without it everything but the Opus cut works.

@@ -55,6 +55,7 @@ class Device:
         folder.mkdir(exist_ok=True)
         self.queue = OfflineQueue(folder / "q.sqlite")
         self.latencies_ms: list[float] = []
+        self.connected = False  # and all that belongs to a new connection has been sent
         self.problems: list[str] = []
         self.arrived: list[Arrived] = []  # whole transfers, handed over to be adopted
         model: Any = SimpleNamespace(revision="", name="mobilenet", adopt_mixture=lambda message: None)
@@ -78,6 +79,8 @@ class Device:
     def _note(self, kind: str, **values: Any) -> None:
         if kind == "result":
             self.latencies_ms.append(values["latency_ms"])
+        if kind == "link":
+            self.connected = values["up"]
 
     async def listen(self, prefix: int) -> None:
         """A window every 100 ms, for ever."""
@@ -200,7 +203,7 @@ def test_results_come_in_time_while_local_learning_goes_up_a_slow_link(tmp_path:
                 session.send(WeightsRequest(revision=revision, base="0" * 64, offset=receivers[-1].received))
 
             server.on_message, server.on_media = on_message, on_media
-            await until(lambda: made.client.is_open, 5)
+            await until(lambda: made.connected, 5)
             upload = made.downlink.upload
             made.client.send(upload.offer(packed, revision, "0" * 64, samples=10))
             before, started = proxy.uplink_bytes, time.monotonic()
