@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 def reward_bars(rows: Sequence[Mapping[str, Any]], devices: Sequence[str]) -> Figure:
     """Mean reward of every policy with its interval, a group of bars a device class.
 
-    Each row needs `policy`, `device` and `reward` = {mean, low, high}.
+    Bars far below zero are cut off and named by their value, so that the good ones can be told apart. Each row
+    needs `policy`, `device` and `reward` = {mean, low, high}.
     """
     figure, axes = axes_of(8.4, 3.4)
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     width = 0.84 / len(policies)
+    values = [row["reward"]["mean"] for row in rows]
+    floor = min(0.0, max(min(values), -1.2 * max(values)) if max(values) > 0 else min(values))
     for number, policy in enumerate(policies):
         found = {row["device"]: row["reward"] for row in rows if row["policy"] == policy}
         at = np.arange(len(devices)) + (number - (len(policies) - 1) / 2) * width
@@ -29,9 +32,15 @@ def reward_bars(rows: Sequence[Mapping[str, Any]], devices: Sequence[str]) -> Fi
         spread.append([found[d]["high"] - m for m, d in zip(means, devices, strict=True)])
         color = PALETTE[number % len(PALETTE)] if number < len(PALETTE) else MUTED
         axes.bar(at, means, width * 0.92, yerr=np.nan_to_num(spread), color=color, label=policy, error_kw={"lw": 0.8})
+        for x, mean in zip(at, means, strict=True):
+            if mean < floor:
+                axes.text(
+                    x, floor, f"{mean:.0f}", rotation=90, va="bottom", ha="center", fontsize=6, color="white",
+                    bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6},
+                )  # fmt: skip
     axes.set_xticks(np.arange(len(devices)), devices)
     axes.set_ylabel("mean reward a window")
-    axes.set_ylim(bottom=min(0.0, min(row["reward"]["mean"] for row in rows)))
+    axes.set_ylim(bottom=floor)
     axes.legend(frameon=False, fontsize=7, ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.24))
     return figure
 
