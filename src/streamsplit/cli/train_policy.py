@@ -55,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     set_up_logging(args.log_level)
     if args.seeds < 1 or args.version < 1:
         raise ConfigError(f"got --seeds {args.seeds}, --version {args.version}; expected at least 1 of each")
+    folder = args.output_dir or args.output.parent
+    for needed in (folder, args.output.parent):  # before hours of training, not after them
+        needed.mkdir(parents=True, exist_ok=True)
     objective = V1_OBJECTIVE if args.objective == "v1" else ObjectiveSettings()
     simulation = SimulationSettings(stride_ms=args.stride_ms, objective=objective)
     environment = EnvironmentSettings(simulation=simulation)
@@ -90,8 +93,6 @@ def run(args: argparse.Namespace) -> int:
         version=args.version,
     )  # fmt: skip
     file.save(args.output)
-    folder = args.output_dir or args.output.parent
-    folder.mkdir(parents=True, exist_ok=True)
     stem = folder / args.output.stem
     _write_curves(stem.with_name(f"{stem.name}-curve.csv"), curves)
     training_curve(curves).savefig(stem.with_name(f"{stem.name}-curve.png"), dpi=130)
