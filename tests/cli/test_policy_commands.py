@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+pytest.importorskip("stable_baselines3")
+
 from streamsplit.cli import evaluate_policy, train_policy
 from streamsplit.cli.main import main
+from streamsplit.simulation import training
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.learned import LearnedPolicy
 from streamsplit.splitting.observation import Observation
@@ -21,11 +25,11 @@ TABLE = packaged_table("mobilenet")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("stable_baselines3")
     path = tmp_path_factory.mktemp("trained") / "new" / "mine.npz"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_policy, "GENERATED_LINKS", 9)
         patch.setattr(train_policy, "GENERATED_S", 60.0)
+        patch.setattr(training, "TrainingSettings", partial(training.TrainingSettings, rollout_steps=64))
         words = ["--steps", "1", "--lessons", "512", "--devices", "pi4", "--first-seed", "4", "--version", "3"]
         assert main(["train-policy", *words, "--json", "--output", str(path)]) == 0
     return path
