@@ -51,8 +51,10 @@ def policy(favourite: Cut, of: CutTable | None = None, **changes: Any) -> Policy
     bias = np.where([cut == favourite for cut in of.cuts], 1000.0, 0.0).astype(np.float32)
     bound = np.full(len(STATE_FEATURES), 1000.0, np.float32)
     layers = (Layer(np.zeros((width, n), np.float32), bias),)
+    # says that it was trained under constraints: a device that has no readouts yet has not all of the cuts
+    about = {"training": {"environment": {"constraints": {"energy_budget_mw": 100.0}}}}
     file = PolicyFile(
-        "mobilenet", architecture_of(of), 13, of.cuts, GreedySettings(), layers, 2.0, -bound, bound, {}
+        "mobilenet", architecture_of(of), 13, of.cuts, GreedySettings(), layers, 2.0, -bound, bound, about
     )  # fmt: skip
     return file._replace(**changes)
 

@@ -94,7 +94,7 @@ def untrained_file(
         "cost_weight": 2.0,
         "low": np.full(len(STATE_FEATURES), -100.0, np.float32),
         "high": np.full(len(STATE_FEATURES), 100.0, np.float32),
-        "about": {"seed": seed},
+        "about": {"seed": seed, "training": {"environment": {"constraints": {"energy_budget_mw": 200.0}}}},
         **changes,
     }
     return PolicyFile(**values)

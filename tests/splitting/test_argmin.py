@@ -12,6 +12,7 @@ from policy_cases import COSTS, small_table
 from streamsplit.errors import CutError
 from streamsplit.splitting.argmin import ArgminPolicy
 from streamsplit.splitting.cut import Cut
+from streamsplit.splitting.greedy import LEAST_FREE_CPU
 from streamsplit.splitting.observation import Observation
 
 TABLE = small_table()
@@ -25,7 +26,7 @@ def test_it_takes_the_row_with_the_least_latency(cpu, bps, rtt_ms, keeps):
     )  # fmt: skip
     decision = ArgminPolicy(keeps=keeps).decide(seen, TABLE)
     times = {
-        text: edge / (1 - cpu) + (size * 8000 / bps + rtt_ms + server if text != "4:none" else 0.0)
+        text: edge / max(1 - cpu, LEAST_FREE_CPU) + (size * 8000 / bps + rtt_ms + server if text != "4:none" else 0.0)
         for text, (edge, server, size, _, _) in COSTS.items()
         if keeps or text != "4:none"
     }

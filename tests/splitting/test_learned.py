@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from policy_cases import COSTS, observations, small_table, untrained_file
 
 from streamsplit.errors import CutError
+from streamsplit.splitting.constraints import ConstraintSettings
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.features import STATE_FEATURES, FeatureBuilder
 from streamsplit.splitting.greedy import GreedyPolicy
@@ -139,6 +140,27 @@ def test_a_part_of_the_table_without_any_of_its_cuts_is_left_to_the_greedy_polic
     assert policy.fallbacks == 1
     one = TABLE.only([Cut.parse("4:none"), Cut.parse("3:int8")])
     assert str(policy.decide(SEEN, one).cut) == "4:none" and policy.fallbacks == 1
+
+
+def test_a_policy_that_never_saw_a_mask_leaves_a_part_of_the_table_to_the_greedy_policy():
+    """The network reads the costs of all actions; measured, it did worse than greedy with one of them gone."""
+    record = {"training": {"environment": {"constraints": ConstraintSettings().as_dict()}}}
+    part = TABLE.only(TABLE.cuts[1:])
+    for about in (record, {}, {"training": 3}):
+        policy = LearnedPolicy(untrained_file(TABLE.cuts, scale=3.0, about=about))
+        assert "outside" not in policy.decide(SEEN, TABLE).reason
+        decision = policy.decide(SEEN, part)
+        assert decision.cut == GreedyPolicy(policy.file.settings).decide(SEEN, part).cut and policy.fallbacks == 1
+        assert f"trained on (without {TABLE.cuts[0]})" in decision.reason
+        two = policy.decide(SEEN, TABLE.only(TABLE.cuts[2:]))
+        assert f"(without {TABLE.cuts[0]} and 1 more)" in two.reason
+
+
+@pytest.mark.parametrize("limits", [{"raw_audio": False}, {"max_privacy_risk": 0.5}, {"energy_budget_mw": 5.0}])
+def test_a_policy_trained_under_constraints_decides_under_them(limits):
+    record = {"training": {"environment": {"constraints": ConstraintSettings(**limits).as_dict()}}}
+    policy = LearnedPolicy(untrained_file(TABLE.cuts, scale=3.0, about=record))
+    assert "learned policy" in policy.decide(SEEN, TABLE.only(TABLE.cuts[1:])).reason and policy.fallbacks == 0
 
 
 @settings(deadline=None)

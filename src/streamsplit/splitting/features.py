@@ -44,7 +44,7 @@ class FeatureBuilder:
         present = table._replace(rows=tuple(rows[cut] for cut in cuts if cut in rows))
         self._costs = CostModel(settings, present)
         self._greedy = GreedyPolicy(settings)
-        self._whole = bool(self.available.all())
+        self.whole = bool(self.available.all())
         full = max(present.rows, key=lambda row: (row.cut.block, row.edge_ms))
         self._statics = (
             math.log10(settings.interval_ms / 500.0),
@@ -93,7 +93,7 @@ class FeatureBuilder:
         return vector
 
     def _spread(self, totals: Floats64) -> Floats64:
-        if self._whole:
+        if self.whole:
             return totals
         costs = np.full(len(self.cuts), np.inf)
         costs[self.available] = totals

@@ -21,7 +21,8 @@ class LearnedPolicy:
     """Logits = network(state, costs) - cost weight x (expected costs), the highest wins; masked where there is no row.
 
     A state outside the range seen in training is answered by the greedy policy on the same objective, and the reason
-    says so; so is a part of a table, as constraints leave one, without any of its cuts. Holds no state between windows.
+    says so. A table without some of its cuts, as constraints or a missing codec leave one, is such a state unless
+    training knew constraints: the network reads the costs of all its actions. Holds no state between windows.
     """
 
     def __init__(self, file: PolicyFile) -> None:
@@ -35,12 +36,17 @@ class LearnedPolicy:
         margin = RANGE_MARGIN * (file.high - file.low) + 1e-3
         self._low, self._high = file.low - margin, file.high + margin
         self._states = len(STATE_FEATURES)
+        self._saw_masks = file.saw_masks
 
     def decide(self, observation: Observation, table: CutTable) -> Decision:
         """The best action's cut; raises CutError when the table is of another kind than the policy's."""
         builder = self.builder(table)
         if builder is None:
             return self._fall_back(observation, table, "none of its cuts may be taken")
+        if not (builder.whole or self._saw_masks):
+            missing = [str(cut) for cut, there in zip(self.file.cuts, builder.available, strict=True) if not there]
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            return self._fall_back(observation, table, f"without {missing[0]}{more}")
         vector, costs = builder.build(observation)
         state = vector[: self._states]
         outside = (state < self._low) | (state > self._high)

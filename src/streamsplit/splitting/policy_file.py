@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from streamsplit.config import nearest
 from streamsplit.errors import ConfigError, CutError
+from streamsplit.splitting.constraints import ConstraintSettings
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.features import STATE_FEATURES
 from streamsplit.splitting.greedy import GreedySettings
@@ -49,6 +50,18 @@ class PolicyFile(NamedTuple):
     high: Floats32  # [f], largest
     about: Mapping[str, Any]  # command, seeds, steps, validation figures: its card
     version: int = 1
+
+    @property
+    def saw_masks(self) -> bool:
+        """Whether constraints took actions away in training; False where the card says nothing of them."""
+        held: Any = self.about
+        for name in ("training", "environment", "constraints"):
+            held = held.get(name) if isinstance(held, Mapping) else None
+        if not isinstance(held, Mapping):
+            return False
+        free = ConstraintSettings().as_dict()
+        limits = ("raw_audio", "max_privacy_risk", "max_quality_loss", "energy_budget_mw")
+        return any(held.get(name, free[name]) != free[name] for name in limits)
 
     def to_bytes(self) -> bytes:
         """The .npz; fp16 weights."""
