@@ -24,7 +24,6 @@ import numpy as np
 from benchmarks.record import record
 from streamsplit.edge.journal import Journal
 from streamsplit.errors import CutError
-from streamsplit.simulation.environment import useful_cuts
 from streamsplit.splitting.decision import Decision, Experience, Policy
 from streamsplit.splitting.decision_log import DecisionLog
 from streamsplit.splitting.device import device_profile
@@ -35,6 +34,7 @@ from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.policy import POLICIES, PolicySettings, fallbacks_of, learner_of, make_policy
 from streamsplit.splitting.policy_file import Layer, PolicyFile, architecture_of, load_policy, packaged_policy
 from streamsplit.splitting.table import CutTable, packaged_table
+from streamsplit.splitting.useful import useful_cuts
 from streamsplit.wire.frame import HEADER_BYTES
 
 ENCODER, DEVICE = "mobilenet", "pi4"

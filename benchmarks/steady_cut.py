@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.record import record
 from streamsplit.network.generator import generate_trace
 from streamsplit.simulation.device import SimulatedDevice
-from streamsplit.simulation.environment import EnvironmentSettings, FollowPolicy
+from streamsplit.simulation.environment import EnvironmentSettings
+from streamsplit.simulation.follow import FollowPolicy
 from streamsplit.simulation.load import recorded_loads
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.policy import PolicySettings, make_policy

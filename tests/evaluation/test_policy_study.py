@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -27,13 +29,13 @@ from streamsplit.evaluation.policy_study import (
 )
 from streamsplit.network.trace import generate_trace
 from streamsplit.simulation.conditions import SimulationSettings
-from streamsplit.simulation.environment import useful_cuts
 from streamsplit.simulation.load import recorded_loads
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.decision import Decision
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.policy_file import packaged_policy
 from streamsplit.splitting.table import packaged_table
+from streamsplit.splitting.useful import useful_cuts
 from streamsplit.wire.media import MEDIA_HEADER_BYTES
 
 TABLE = packaged_table("mobilenet")
@@ -201,6 +203,12 @@ def test_bars_far_below_zero_do_not_flatten_the_others() -> None:
 
 def test_latencies_that_never_came_are_none_in_json() -> None:
     assert plain([cell("ppo", 0, [1.0])])[0]["latency_ms"] == {"p50": 1.0, "p95": 2.0, "p99": None}
+
+
+def test_comparing_policies_needs_nothing_that_only_training_needs() -> None:
+    code = "import sys; sys.modules['gymnasium'] = sys.modules['stable_baselines3'] = None; "
+    code += "import streamsplit.evaluation.policy_run, streamsplit.evaluation.policy_report"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_names_are_checked() -> None:

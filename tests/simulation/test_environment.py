@@ -12,13 +12,15 @@ from gymnasium.utils.env_checker import check_env
 
 from streamsplit.errors import ConfigError, CutError
 from streamsplit.network.trace import constant_trace, generate_trace
-from streamsplit.simulation.environment import BOUND, EnvironmentSettings, FollowPolicy, SplitEnv, useful_cuts
+from streamsplit.simulation.environment import BOUND, EnvironmentSettings, SplitEnv
+from streamsplit.simulation.follow import FollowPolicy
 from streamsplit.splitting.constraints import ConstraintSettings
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.features import STATE_FEATURES
 from streamsplit.splitting.greedy import GreedyPolicy
 from streamsplit.splitting.policy import FixedPolicy
+from streamsplit.splitting.useful import useful_cuts
 
 TRACES = [generate_trace(60, seed) for seed in (1, 2)]
 LOADS = [bursty_load(1)]

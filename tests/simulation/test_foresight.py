@@ -10,7 +10,7 @@ from device_cases import ACTION, OBJECTIVE, QUIET, TABLE, bursty_load, mobile_li
 
 from streamsplit.network.trace import make_trace
 from streamsplit.simulation.device import SimulatedDevice, Step
-from streamsplit.simulation.environment import FollowPolicy
+from streamsplit.simulation.follow import FollowPolicy
 from streamsplit.simulation.foresight import GreedyOracle, LookAheadOracle, PerfectModel
 from streamsplit.splitting.argmin import ArgminPolicy
 from streamsplit.splitting.bandit import BanditPolicy

@@ -8,8 +8,8 @@ import pytest
 from streamsplit.network.trace import constant_trace, generate_trace
 from streamsplit.simulation.conditions import SimulationSettings
 from streamsplit.simulation.device import SimulatedDevice
-from streamsplit.simulation.environment import FollowPolicy
 from streamsplit.simulation.fleet import FleetDevice, FleetSettings, FleetSimulation
+from streamsplit.simulation.follow import FollowPolicy
 from streamsplit.simulation.load import constant_load
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.device import device_profile

@@ -11,7 +11,8 @@ from device_cases import OBJECTIVE, QUIET, TABLE, bursty_load, mobile_link
 
 from streamsplit.errors import ConfigError
 from streamsplit.simulation.device import SimulatedDevice
-from streamsplit.simulation.environment import EnvironmentSettings, FollowPolicy, SplitEnv, useful_cuts
+from streamsplit.simulation.environment import EnvironmentSettings, SplitEnv
+from streamsplit.simulation.follow import FollowPolicy
 from streamsplit.simulation.training import Point, PriorPolicy, Trained, TrainingSettings, mean_reward, train_policy
 from streamsplit.splitting.constraints import ConstraintSettings
 from streamsplit.splitting.device import device_profile
@@ -19,6 +20,7 @@ from streamsplit.splitting.features import STATE_FEATURES
 from streamsplit.splitting.greedy import GreedyPolicy
 from streamsplit.splitting.learned import LearnedPolicy
 from streamsplit.splitting.policy_file import load_policy
+from streamsplit.splitting.useful import useful_cuts
 
 TRACES = [mobile_link(seed, level=level) for seed, level in ((1, None), (2, 0.1), (3, 0.02))]
 HELD_OUT = [mobile_link(seed, level=level) for seed, level in ((11, 0.05), (12, None))]

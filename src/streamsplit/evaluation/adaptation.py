@@ -10,7 +10,7 @@ import numpy as np
 from streamsplit.network.trace import make_trace
 from streamsplit.simulation.conditions import SimulationSettings
 from streamsplit.simulation.device import SimulatedDevice
-from streamsplit.simulation.environment import FollowPolicy
+from streamsplit.simulation.follow import FollowPolicy
 from streamsplit.simulation.load import STEP_S, constant_load, make_load
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.device import DeviceProfile

@@ -32,7 +32,7 @@ from streamsplit.evaluation.policy_study import (
 from streamsplit.evaluation.provenance import machine, revision_of_code
 from streamsplit.network.drives import read_drives
 from streamsplit.network.trace import BandwidthTrace, generate_trace
-from streamsplit.simulation.environment import FollowPolicy
+from streamsplit.simulation.follow import FollowPolicy
 from streamsplit.simulation.load import recorded_loads
 from streamsplit.splitting.device import RADIO_SWEEP_JOULE_PER_MB, device_profile
 from streamsplit.splitting.observation import Observation

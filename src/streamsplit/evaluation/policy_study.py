@@ -19,7 +19,7 @@ from streamsplit.errors import ConfigError, CutError
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.simulation.conditions import SimulationSettings
 from streamsplit.simulation.device import SimulatedDevice, Step
-from streamsplit.simulation.environment import FollowPolicy, useful_cuts
+from streamsplit.simulation.follow import FollowPolicy
 from streamsplit.simulation.foresight import GreedyOracle, LookAheadOracle, PresentOracle
 from streamsplit.simulation.load import LoadTrace
 from streamsplit.splitting.argmin import ArgminPolicy
@@ -32,6 +32,7 @@ from streamsplit.splitting.learned import LearnedPolicy
 from streamsplit.splitting.policy import FixedPolicy, HeuristicPolicy, KeepLocalPolicy
 from streamsplit.splitting.policy_file import policy_from_bytes
 from streamsplit.splitting.table import CutTable
+from streamsplit.splitting.useful import useful_cuts
 from streamsplit.wire.media import Encoding
 
 SERVER_ONLY, SERVER_ONLY_OPUS = "server-only", "server-only-opus"

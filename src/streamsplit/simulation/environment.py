@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsplit.config import Settings, section, setting
-from streamsplit.errors import ConfigError, CutError
+from streamsplit.errors import ConfigError
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.simulation.conditions import SimulationSettings
 from streamsplit.simulation.device import SimulatedDevice, Step
@@ -19,13 +19,12 @@ from streamsplit.simulation.foresight import PerfectModel
 from streamsplit.simulation.load import LoadTrace
 from streamsplit.splitting.constraints import Constraints, ConstraintSettings
 from streamsplit.splitting.cut import Cut
-from streamsplit.splitting.decision import Decision
 from streamsplit.splitting.device import DEVICES, device_profile
-from streamsplit.splitting.expected import CutArrays
 from streamsplit.splitting.features import STATE_FEATURES, FeatureBuilder
 from streamsplit.splitting.greedy import GreedySettings
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutTable
+from streamsplit.splitting.useful import useful_cuts
 
 BOUND = 100.0  # of every number in an observation
 LOAD_SCALES = 6  # how many strengths of each recorded load there are
@@ -199,47 +198,3 @@ class _World:
         if self._always is not None:
             return self._always
         return self._constraints.allowed(observation)[self.rows]
-
-
-class FollowPolicy:
-    """Drives a device through a run by a policy: what the evaluation and the tests do with any of them."""
-
-    def __init__(self, device: SimulatedDevice) -> None:
-        self.device = device
-        self._rows = {row.cut: index for index, row in enumerate(device.table.rows)}
-
-    def run(self, policy: Any) -> list[Step]:
-        """Every window that is left. `policy` decides from observations, learns from what comes in where it can, or,
-        as an oracle, chooses with the device before it."""
-        steps = []
-        device = self.device
-        while not device.done:
-            observation = device.observe()
-            if hasattr(policy, "choose"):
-                steps.append(device.step(policy.choose(device)))
-                continue
-            if hasattr(policy, "learn"):
-                while device.experiences:
-                    policy.learn(device.experiences.popleft())
-            decision: Decision = policy.decide(observation, device.table)
-            steps.append(device.step(self._rows[decision.cut]))
-        return steps
-
-
-def useful_cuts(table: CutTable) -> tuple[Cut, ...]:
-    """The cuts that no other one makes pointless by being as good in time, bytes, quality, privacy and weights to
-    fetch, and clearly better in time on the device or in bytes. Differences within the accuracy of measurement count as
-    none. Always with the cut that sends nothing; raises CutError when the table has none.
-    """
-    c = CutArrays.of(table)
-    kept: list[int] = []
-    for i in sorted(range(len(table.rows)), key=lambda i: (c.payload_bytes[i], c.edge_ms[i])):
-        no_worse = (c.edge_ms <= 1.05 * c.edge_ms[i]) & (c.server_ms <= 1.1 * c.server_ms[i] + 0.2)
-        no_worse &= (c.payload_bytes <= c.payload_bytes[i]) & (c.quality_loss <= c.quality_loss[i] + 0.002)
-        no_worse &= (c.privacy_risk <= c.privacy_risk[i] + 0.02) & (c.fetch_bytes <= c.fetch_bytes[i])
-        better = (c.edge_ms < 0.9 * c.edge_ms[i]) | (c.payload_bytes < 0.95 * c.payload_bytes[i])
-        if not c.sends[i] or not any((no_worse & better & c.sends)[j] for j in kept):
-            kept.append(i)
-    if all(c.sends[kept]):
-        raise CutError(f"got a table for '{table.encoder}' without a cut that sends nothing; profile it anew")
-    return tuple(table.rows[i].cut for i in sorted(kept))

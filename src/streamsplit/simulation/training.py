@@ -21,7 +21,8 @@ from streamsplit.config import Settings, section, setting
 from streamsplit.errors import ConfigError
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.simulation.device import SimulatedDevice
-from streamsplit.simulation.environment import EnvironmentSettings, FollowPolicy, SplitEnv
+from streamsplit.simulation.environment import EnvironmentSettings, SplitEnv
+from streamsplit.simulation.follow import FollowPolicy
 from streamsplit.simulation.imitation import Lessons, gather_lessons, learn_lessons
 from streamsplit.simulation.load import LoadTrace
 from streamsplit.splitting.cut import Cut

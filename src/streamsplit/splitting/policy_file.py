@@ -57,11 +57,10 @@ class PolicyFile(NamedTuple):
         held: Any = self.about
         for name in ("training", "environment", "constraints"):
             held = held.get(name) if isinstance(held, Mapping) else None
-        if not isinstance(held, Mapping):
+        try:
+            return isinstance(held, Mapping) and not ConstraintSettings.from_mapping(held).forbids_nothing
+        except ConfigError:  # settings of another version: nothing that can be relied on
             return False
-        free = ConstraintSettings().as_dict()
-        limits = ("raw_audio", "max_privacy_risk", "max_quality_loss", "energy_budget_mw")
-        return any(held.get(name, free[name]) != free[name] for name in limits)
 
     def to_bytes(self) -> bytes:
         """The .npz; fp16 weights."""
