@@ -161,14 +161,16 @@ def _policy(args: argparse.Namespace, table: CutTable) -> bytes:
 
 
 def _show(found: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     screen = Console()
     for device in found["settings"]["devices"]:
-        view = Table(title=f"{device}: {found['meta']['traces']} traces, {found['settings']['seeds']} seeds")
+        title = f"{device}: {found['meta']['traces']} traces, {found['settings']['seeds']} seeds"
+        view = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for name in ("policy", "reward", "p50", "p95", "p99 ms", "MB/h", "J/h", "loss pt", "late", "seen", "changes/h"):
-            view.add_column(name, justify="left" if name == "policy" else "right")
+            view.add_column(name, justify="left" if name == "policy" else "right", no_wrap=name != "policy")
         for row in found["summary"]:
             if row["device"] == device:
                 times = [("–" if row["latency_ms"][p] is None else f"{row['latency_ms'][p]:.0f}") for p in _PERCENTILES]
