@@ -167,9 +167,9 @@ def _show(found: dict[str, Any]) -> None:
 
     screen = Console()
     for device in found["settings"]["devices"]:
-        title = f"{device}: {found['meta']['traces']} traces, {found['settings']['seeds']} seeds"
-        view = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for name in ("policy", "reward", "p50", "p95", "p99 ms", "MB/h", "J/h", "loss pt", "late", "seen", "changes/h"):
+        material = f"{found['meta']['traces']} traces, {found['settings']['seeds']} seeds"
+        view = Table(title=f"{device}: {material}; ms, accuracy lost in points", box=SIMPLE_HEAD, padding=0)
+        for name in ("policy", "reward", "p50", "p95", "p99", "MB/h", "J/h", "loss", "late", "seen", "cuts/h"):
             view.add_column(name, justify="left" if name == "policy" else "right", no_wrap=name != "policy")
         for row in found["summary"]:
             if row["device"] == device:
