@@ -5,8 +5,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import confusion_matrix
 
 from streamsplit.errors import ConfigError, StreamSplitError
+from streamsplit.evaluation.geometry import alignment, uniformity
 from streamsplit.evaluation.metrics import MetricsCollector, evaluate_embeddings
 from streamsplit.evaluation.probe import cross_validated_probe
 from streamsplit.evaluation.retrieval import precision_at_k, silhouette
@@ -45,6 +47,28 @@ def test_figures_are_those_of_the_probe_and_retrieval():
     assert "visualization" not in results
 
 
+def test_alignment_is_within_recordings_where_they_are_known_and_within_labels_where_not():
+    x, y = clusters()
+    recordings = np.arange(150) // 3
+    known = evaluate_embeddings(x, y, include_visualization=False, groups=recordings)
+    plain = evaluate_embeddings(x, y, include_visualization=False)
+    single = evaluate_embeddings(x, y, include_visualization=False, groups=np.arange(150))
+    assert known["alignment"].value == alignment(x, recordings) and "group" in known["alignment"].method
+    assert plain["alignment"].value == alignment(x, y) == single["alignment"].value
+    assert "label" in single["alignment"].method
+    assert plain["uniformity"].value == uniformity(x)
+
+
+def test_the_confusion_matrix_is_sklearns_of_the_probes_predictions():
+    x, y = clusters(spread=0.6)
+    results = evaluate_embeddings(x, y, include_visualization=False)
+    predicted = cross_validated_probe(x, y).predictions
+    matrix = results["confusion_matrix"].value
+    assert np.array_equal(matrix, confusion_matrix(y.astype(str), predicted))
+    assert results["confusion_classes"].value == ("0", "1", "2")
+    assert matrix.trace() / matrix.sum() == results["classification_accuracy"].value < 1.0
+
+
 def test_the_picture_keeps_clusters_apart():
     x, y = clusters()
     results = evaluate_embeddings(torch.from_numpy(x), y.tolist())
@@ -62,6 +86,10 @@ def test_bad_embeddings_and_devices_are_refused():
         evaluate_embeddings(np.full((50, 3), np.nan), np.arange(50) % 2)
     with pytest.raises(ConfigError, match="expected"):
         evaluate_embeddings(x, y[:-1])
+    with pytest.raises(ConfigError, match=r"got 1 class \('7'\) among the labels, expected at least 2"):
+        evaluate_embeddings(x, np.full(150, 7))
+    with pytest.raises(ConfigError, match="got 3 groups for 150 rows"):
+        evaluate_embeddings(x, y, groups=[0, 1, 2])
 
 
 def rss_grew(collector):
@@ -107,6 +135,7 @@ def test_what_is_recorded_is_counted_and_what_is_not_is_none():
         pass
     empty = collector.get_comprehensive_report()
     assert empty["communication"]["uplink_bytes"] is None and empty["latency_ms"] is None and empty["cuts"] == {}
+    assert empty["adaptation_ms"] is None and empty["confusion_matrix"] is None
     with collector:
         for latency in range(1, 101):
             collector.record_latency(latency)
@@ -116,11 +145,16 @@ def test_what_is_recorded_is_counted_and_what_is_not_is_none():
         collector.record_cut("3:int8")
         x, y = clusters()
         collector.record_evaluation(evaluate_embeddings(x, y, include_visualization=False))
+    collector.record_adaptation(100)
+    collector.record_adaptation(300)
     report = collector.get_comprehensive_report()
+    assert report["adaptation_ms"]["p50"] == 200 and report["adaptation_ms"]["count"] == 2
+    assert sum(sum(row.values()) for row in report["confusion_matrix"].values()) == 150
     assert report["latency_ms"] == {"p50": 50.5, "p95": pytest.approx(95.05), "p99": pytest.approx(99.01), "count": 100}
     assert report["communication"]["uplink_bytes"] == 150 and report["communication"]["downlink_bytes"] == 7
     assert report["communication"]["uplink_mb_per_h"] == pytest.approx(150e-6 * 3600 / report["duration_s"])
     assert report["cuts"] == {"3:int8": 2} and report["quality"]["precision_at_10"] > 0.9
+    assert set(report["quality"]) >= {"alignment", "uniformity"}
 
 
 def test_the_report_is_available_while_monitoring_and_stands_still_afterwards():
@@ -141,6 +175,9 @@ def test_json_and_csv_hold_the_same_report(tmp_path):
     with collector:
         burn(0.05)
         collector.record_traffic(uplink_bytes=9)
+        x, y = clusters()
+        names = np.array(["bird", "car", "dog"])[y]
+        collector.record_evaluation(evaluate_embeddings(x, names, include_visualization=False))
     report = collector.get_comprehensive_report()
     saved = json.loads(collector.export_metrics(tmp_path / "results" / "metrics.json", format="json").read_text())
     assert saved.pop("series")[0]["rss_mb"] > 1
@@ -150,6 +187,8 @@ def test_json_and_csv_hold_the_same_report(tmp_path):
     assert float(rows["resources.cpu_time_s"]) == report["resources"]["cpu_time_s"]
     assert rows["communication.uplink_bytes"] == "9" and rows["latency_ms"] == ""
     assert "series.0.cpu_share" in rows
+    assert int(rows["confusion_matrix.bird.bird"]) == report["confusion_matrix"]["bird"]["bird"] > 0
+    assert float(rows["quality.uniformity"]) == report["quality"]["uniformity"]
 
 
 def test_export_and_settings_errors_say_what_to_do(tmp_path):

@@ -1,4 +1,4 @@
-"""Measurements in the seed's terms: a collector of what a run costs, and the quality figures of an embedding."""
+"""Measurements in the seed's terms: a collector of what a run costs (the figures of an embedding: quality.py)."""
 
 from __future__ import annotations
 
@@ -11,68 +11,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psutil
 
-from streamsplit.errors import ConfigError, MissingExtraError, StreamSplitError
-from streamsplit.evaluation.probe import cross_validated_probe
-from streamsplit.evaluation.retrieval import precision_at_k, silhouette
-from streamsplit.learning.rank import effective_rank
+from streamsplit.errors import ConfigError, StreamSplitError
+from streamsplit.evaluation.quality import MetricResult, check_device, evaluate_embeddings
 from streamsplit.splitting.device import device_profile
 
+__all__ = ["MetricResult", "MetricsCollector", "evaluate_embeddings"]
+
 MAX_SAMPLES = 36_000  # of each series; the oldest go
-
-
-class MetricResult(NamedTuple):
-    """One figure: its value (a number, or an array for the picture), its unit, and how it was measured."""
-
-    name: str
-    value: Any
-    unit: str
-    method: str
-    standard_error: float = math.nan
-
-
-def evaluate_embeddings(
-    embeddings: Any,
-    labels: Sequence[Any],
-    device: str = "cpu",
-    include_visualization: bool = True,
-    *,
-    groups: Sequence[Any] | None = None,
-    seed: int = 0,
-) -> dict[str, MetricResult]:
-    """Quality of embeddings [n, d] (array or tensor) with one label each.
-
-    Keys: 'classification_accuracy' (linear probe, 5-fold), 'precision_at_10' (cosine), 'embedding_separability'
-    (silhouette), 'effective_rank', and with `include_visualization` 'visualization', a t-SNE [n, 2] (at most
-    2000 rows, whose numbers are in 'visualization_rows'). Rows of one group (windows of one recording) never help
-    each other.
-    `device` is where a tensor may live; figures are computed on the CPU. Raises ConfigError on bad input.
-    """
-    _check_device(device)
-    x = _as_array(embeddings)
-    names = [str(label) for label in _as_array(labels).tolist()]
-    probe = cross_validated_probe(x, names, groups=groups, seed=seed)
-    results = [
-        MetricResult(
-            "classification_accuracy", probe.accuracy, "share",
-            "linear probe, 5-fold cross-validation, regularisation chosen inside the training folds",
-            probe.standard_error,
-        ),
-        MetricResult("precision_at_10", precision_at_k(x, names, 10, groups=groups), "share", "cosine, others only"),
-        MetricResult("embedding_separability", silhouette(x, names, seed=seed), "-1..1", "silhouette, cosine distance"),
-        MetricResult("effective_rank", effective_rank(_unit(x)), "dimensions", "entropy of the singular values"),
-    ]  # fmt: skip
-    if include_visualization:
-        rows = np.arange(len(x))
-        if len(rows) > 2000:
-            rows = np.sort(np.random.default_rng(seed).choice(len(x), size=2000, replace=False))
-        results.append(MetricResult("visualization", _map(x[rows], seed), "", "t-SNE"))
-        results.append(MetricResult("visualization_rows", rows, "", "rows that the picture shows"))
-    return {result.name: result for result in results}
 
 
 @dataclass
@@ -81,8 +31,10 @@ class _Recorded:
 
     samples: list[tuple[float, float, int]] = field(default_factory=list)  # monotonic s, share of cores, RSS bytes
     latencies_ms: list[float] = field(default_factory=list)
+    adaptations_ms: list[float] = field(default_factory=list)
     cuts: Counter[str] = field(default_factory=Counter)
     quality: dict[str, float] = field(default_factory=dict)
+    confusion: dict[str, dict[str, int]] | None = None  # counts by true and by predicted label
     uplink_bytes: int | None = None
     downlink_bytes: int | None = None
 
@@ -97,7 +49,7 @@ class MetricsCollector:
 
     def __init__(self, device: str = "cpu", *, profile: str = "host", interval_s: float = 0.1) -> None:
         """`device` is the compute device ('cpu', 'cuda'), `profile` the row of the device table for the energy."""
-        _check_device(device)
+        check_device(device)
         if interval_s <= 0:
             raise ConfigError(f"got interval_s {interval_s}, expected a positive number of seconds")
         self.device, self.profile, self.interval_s = device, device_profile(profile), interval_s
@@ -151,17 +103,24 @@ class MetricsCollector:
             self._held.latencies_ms.append(float(latency_ms))
             del self._held.latencies_ms[:-MAX_SAMPLES]
 
+    def record_adaptation(self, adaptation_ms: float) -> None:
+        """Adds one time from a step in the conditions to the first window decided as the new ones ask for."""
+        with self._lock:
+            self._held.adaptations_ms.append(float(adaptation_ms))
+            del self._held.adaptations_ms[:-MAX_SAMPLES]
+
     def record_cut(self, cut: Any) -> None:
         """Counts one split decision."""
         with self._lock:
             self._held.cuts[str(cut)] += 1
 
     def record_evaluation(self, results: Mapping[str, MetricResult]) -> None:
-        """Puts the figures of `evaluate_embeddings` into the report."""
+        """Puts the figures of `evaluate_embeddings` into the report: the numbers and the confusion matrix."""
         with self._lock:
             self._held.quality = {
                 name: float(result.value) for name, result in results.items() if np.ndim(result.value) == 0
             }
+            self._held.confusion = _confusion(results)
 
     def get_comprehensive_report(self) -> dict[str, Any]:
         """Everything measured so far, as plain numbers, with the units in the names; raises before the first start."""
@@ -200,8 +159,10 @@ class MetricsCollector:
                     "downlink_mb_per_h": None if downlink is None else _per_hour(downlink, elapsed_s),
                 },
                 "latency_ms": _percentiles(self._held.latencies_ms),
+                "adaptation_ms": _percentiles(self._held.adaptations_ms),
                 "cuts": dict(self._held.cuts),
                 "quality": dict(self._held.quality),
+                "confusion_matrix": self._held.confusion,
             }
 
     def export_metrics(self, path: str | Path, format: str = "json") -> Path:
@@ -259,6 +220,14 @@ def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
     return {"p50": p50, "p95": p95, "p99": p99, "count": len(values)}
 
 
+def _confusion(results: Mapping[str, MetricResult]) -> dict[str, dict[str, int]] | None:
+    if "confusion_matrix" not in results or "confusion_classes" not in results:
+        return None
+    classes = results["confusion_classes"].value
+    counts = np.asarray(results["confusion_matrix"].value).tolist()
+    return {name: dict(zip(classes, row, strict=True)) for name, row in zip(classes, counts, strict=True)}
+
+
 def _per_hour(count: int, seconds: float) -> float:
     return count / 1e6 * 3600 / max(seconds, 1e-9)
 
@@ -267,29 +236,3 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [row for key, inner in value.items() for row in _flat(inner, f"{prefix}{key}.")]
     return [(prefix.rstrip("."), "" if value is None else value)]
-
-
-def _map(x: np.ndarray, seed: int) -> np.ndarray:
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise MissingExtraError("the embedding's picture", "server", str(error)) from error
-    perplexity = float(min(30, max(2, (len(x) - 1) // 3)))
-    points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(x)
-    return np.asarray(points, dtype=np.float64)
-
-
-def _as_array(values: Any) -> np.ndarray:
-    if hasattr(values, "detach"):  # a tensor, on whatever device
-        values = values.detach().cpu().numpy()
-    return np.asarray(values)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return unit
-
-
-def _check_device(device: str) -> None:
-    if str(device).partition(":")[0] not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"got device '{device}', expected 'cpu', 'cuda' or 'mps'")

@@ -44,9 +44,8 @@ def linear_probe(
     if train.shape[1] != test.shape[1]:
         raise ConfigError(f"got training vectors of {train.shape[1]} and test vectors of {test.shape[1]} dimensions")
     classes = sorted(set(train_names.tolist()) | set(test_names.tolist()))
-    if len(set(train_names.tolist())) < 2:
-        raise ConfigError(f"got {len(set(train_names.tolist()))} class in the training part, expected at least 2")
-    chosen = _choose(train, train_names, None if groups is None else np.asarray(list(groups)), seed)
+    _two_classes(train_names, "in the training part")
+    chosen = _choose(train, train_names, _tied(groups, len(train)), seed)
     predicted = _fit(train, train_names, chosen).predict(test)
     accuracy = float(np.mean(predicted == test_names))
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
@@ -60,9 +59,8 @@ def fit_probe(
 ) -> Callable[[np.ndarray], list[str]]:
     """The probe itself, chosen and trained as in `linear_probe`: vectors [m, d] to labels. Raises ConfigError."""
     x, names = _checked(train, train_labels, "train")
-    if len(set(names.tolist())) < 2:
-        raise ConfigError(f"got {len(set(names.tolist()))} class in the training part, expected at least 2")
-    chosen = _choose(x, names, None if groups is None else np.asarray(list(groups)), seed)
+    _two_classes(names, "in the training part")
+    chosen = _choose(x, names, _tied(groups, len(x)), seed)
     model = _fit(x, names, chosen)
     return lambda vectors: [str(label) for label in model.predict(np.asarray(vectors, np.float64))]
 
@@ -80,7 +78,8 @@ def cross_validated_probe(
     Folds are stratified, and keep groups together where given. Raises ConfigError where a class is too small.
     """
     vectors, names = _checked(vectors, labels, "probe")
-    tied = None if groups is None else np.asarray(list(groups))
+    _two_classes(names, "among the labels")
+    tied = _tied(groups, len(vectors))
     splits = list(_splits(names, tied, folds, seed))
     predictions = np.empty(len(names), dtype=object)
     strengths = []
@@ -140,6 +139,19 @@ def _fit(x: np.ndarray, names: np.ndarray, strength: float) -> Any:
     except ImportError as error:
         raise MissingExtraError("the linear probe", "server", str(error)) from error
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000, tol=1e-3)).fit(x, names)
+
+
+def _tied(groups: Sequence[Any] | None, rows: int) -> np.ndarray | None:
+    tied = None if groups is None else np.asarray(list(groups))
+    if tied is not None and len(tied) != rows:
+        raise ConfigError(f"got {len(tied)} groups for {rows} rows, expected one a row")
+    return tied
+
+
+def _two_classes(names: np.ndarray, where: str) -> None:
+    found = sorted(set(names.tolist()))
+    if len(found) < 2:
+        raise ConfigError(f"got 1 class ('{found[0]}') {where}, expected at least 2")
 
 
 def _checked(vectors: np.ndarray, labels: Sequence[Any], what: str) -> tuple[np.ndarray, np.ndarray]:

@@ -60,11 +60,19 @@ def silhouette(vectors: np.ndarray, labels: Sequence[Any], *, most: int = 5000, 
     return float(silhouette_score(unit, names, metric="cosine"))
 
 
-def _unit(vectors: np.ndarray, labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+def unit_rows(vectors: Any) -> np.ndarray:
+    """Rows of norm 1 (a row of zeros stays zero) of vectors [n, d], n >= 2; raises ConfigError on others and on NaN."""
     x = np.asarray(vectors, dtype=np.float64)
-    names = np.array([str(label) for label in labels])
-    if x.ndim != 2 or len(x) != len(names) or len(x) < 2:
-        raise ConfigError(f"got vectors {x.shape} and {len(names)} labels, expected [n, d] and n >= 2 labels")
+    if x.ndim != 2 or len(x) < 2:
+        raise ConfigError(f"got vectors {x.shape}, expected [n, d] with n >= 2")
     if not np.isfinite(x).all():
         raise ConfigError("got NaN or infinity in the vectors, expected finite numbers")
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12), names
+    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _unit(vectors: np.ndarray, labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    unit, names = unit_rows(vectors), np.array([str(label) for label in labels])
+    if len(unit) != len(names):
+        raise ConfigError(f"got {len(names)} labels for {len(unit)} rows, expected one a row")
+    return unit, names
