@@ -14,17 +14,26 @@ import numpy as np
 from streamsplit.audio.files import AUDIO_SUFFIXES
 from streamsplit.errors import AudioError, ConfigError
 
-_ESC = re.compile(r"^(?P<fold>\d+)-(?P<source>\d+)-(?P<take>[A-Za-z]+)(-\d+)?$")  # <fold>-<source>-<take>[-<class>]
+ESC_NAME = re.compile(r"^(?P<fold>\d+)-(?P<source>\d+)-(?P<take>[A-Za-z]+)(-\d+)?$")  # <fold>-<source>-<take>[-<class>]
 _TAKE = re.compile(r"[-_. ](?:seg|part|take|slice|chunk)?(?:\d+|[A-Za-z])$")
 
 
 class Clip(NamedTuple):
-    """One labelled file; `fold` where its name gives one, `source` names the recording that it was cut from."""
+    """One labelled file, or a piece of one; `fold` where it has one, `source` names the recording it was cut from.
+
+    The fields after `source` are those of a prepared data set: `streamsplit.evaluation.data.manifest.read_clip` reads
+    the piece.
+    """
 
     path: Path
     label: str
     fold: int | None
     source: str = ""
+    session: str = ""  # what was recorded in one go, by one device or speaker; "" = the source
+    part: str = ""  # 'train', 'validation' or 'test', where there are no folds
+    start_s: float | None = None  # None = the whole file
+    duration_s: float | None = None
+    rate_hz: int | None = None  # of the file
 
 
 class Split(NamedTuple):
@@ -77,9 +86,10 @@ def split_clips(
 ) -> Split:
     """Splits clips so that no source recording is on both sides.
 
-    Where every clip has a fold, one fold is held out (`test_fold`, default the last). Otherwise whole sources are drawn
-    at random until each label has about `test_share` of its clips in the test part. Raises AudioError where a label
-    has a single source, ConfigError for an unknown fold.
+    Where every clip has a fold, one fold is held out (`test_fold`, default the last); where every clip has a part, the
+    test part is, and the validation part is left out. Otherwise whole sources are drawn at random until each label has
+    about `test_share` of its clips in the test part. Raises AudioError where a label has a single source, ConfigError
+    for an unknown fold.
     """
     if not 0.0 < test_share < 1.0:
         raise ConfigError(f"got test_share {test_share}, expected between 0 and 1")
@@ -92,6 +102,11 @@ def split_clips(
         test = [clip for clip in clips if clip.fold == fold]
         _check_sides(train, test)
         return Split(train, test, f"fold {fold} of {', '.join(map(str, folds))}")
+    if clips and all(clip.part for clip in clips):
+        train = [clip for clip in clips if clip.part == "train"]
+        test = [clip for clip in clips if clip.part == "test"]
+        _check_sides(train, test)
+        return Split(train, test, f"the test part, {len({clip.session or clip.source for clip in test})} sessions")
     test_sources = _draw_sources(clips, test_share, np.random.default_rng(seed))
     train = [clip for clip in clips if clip.source not in test_sources]
     test = [clip for clip in clips if clip.source in test_sources]
@@ -119,7 +134,7 @@ def _label_clips(folder: Path, files: Sequence[Path]) -> list[Clip]:
         named = {path: f"{label}/{path.stem}" for path in files}
     clips = []
     for path in files:
-        esc = _ESC.match(path.stem)
+        esc = ESC_NAME.match(path.stem)
         if esc is not None:
             clips.append(Clip(path, label, int(esc["fold"]), f"{esc['fold']}-{esc['source']}"))
         elif path.parent != folder:

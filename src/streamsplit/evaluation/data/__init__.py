@@ -1,0 +1,1 @@
+"""Data sets made ready: found, checked, split by source recording, described by a card, heard as streams."""
