@@ -13,16 +13,16 @@ from streamsplit.errors import ConfigError, MissingExtraError
 if TYPE_CHECKING:
     from streamsplit.encoders.base import SplitEncoder
 
-ENCODERS = ("mobilenet", "resnet18")
-NUM_BLOCKS = {"mobilenet": 13, "resnet18": 9}
-DEFAULT_BOTTLENECKS = {"mobilenet": (2, 5, 8, 10), "resnet18": (3, 5, 7)}
+ENCODERS = ("mobilenet", "resnet18", "leo")
+NUM_BLOCKS = {"mobilenet": 13, "resnet18": 9, "leo": 19}
+DEFAULT_BOTTLENECKS = {"mobilenet": (2, 5, 8, 10), "resnet18": (3, 5, 7), "leo": ()}
 """Blocks that carry a bottleneck unless the settings say otherwise: of each size of map the block where the measured
 table lost least by narrowing it; the stem's map is left out, as it takes more bytes than the features even so."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings(Settings):
-    """Which encoder; `width` scales MobileNet's channels and is ignored by ResNet-18.
+    """Which encoder; `width` scales MobileNet's channels and is ignored by the others.
 
     `bottlenecks` are the blocks whose map can cross narrowed to a quarter of its channels. They are weights like all
     others: a device and a server with other ones have other revisions, and do not take each other's.
@@ -53,6 +53,7 @@ def make_encoder(settings: EncoderSettings | None = None) -> SplitEncoder:
     settings = settings if settings is not None else EncoderSettings()
     try:
         from streamsplit.encoders.bottleneck import add_bottlenecks
+        from streamsplit.encoders.leo import Leo
         from streamsplit.encoders.mobilenet import MobileNetV3Small
         from streamsplit.encoders.resnet import ResNet18
     except ModuleNotFoundError as error:
@@ -63,6 +64,8 @@ def make_encoder(settings: EncoderSettings | None = None) -> SplitEncoder:
     encoder: SplitEncoder
     if settings.name == "mobilenet":
         encoder = MobileNetV3Small(settings.width, settings.embedding_dim, rng)
+    elif settings.name == "leo":
+        encoder = Leo(settings.embedding_dim, rng)
     else:
         encoder = ResNet18(settings.embedding_dim, rng)
     add_bottlenecks(encoder, settings.bottleneck_blocks)

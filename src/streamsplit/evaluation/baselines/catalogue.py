@@ -1,0 +1,50 @@
+"""All methods by name, in the order of the table, and which rows others are held against."""
+
+from __future__ import annotations
+
+from streamsplit.config import nearest
+from streamsplit.errors import ConfigError
+from streamsplit.evaluation.baselines.base import Method
+from streamsplit.evaluation.baselines.edge_only import AS_PUBLISHED, EdgeOnly
+from streamsplit.evaluation.baselines.fedcl import FedCL
+from streamsplit.evaluation.baselines.fsl import SplitTraining
+from streamsplit.evaluation.baselines.handcrafted import Handcrafted
+from streamsplit.evaluation.baselines.heuristic_split import heuristic_split
+from streamsplit.evaluation.baselines.random_encoder import RandomEncoder
+from streamsplit.evaluation.baselines.released import Released
+from streamsplit.evaluation.baselines.server_only import ServerOnly
+from streamsplit.evaluation.baselines.streamsplit import StreamSplit
+from streamsplit.learning.settings import LearnerSettings
+from streamsplit.wire.media import Encoding
+
+METHODS: tuple[Method, ...] = (
+    Handcrafted("mean-std"),
+    Handcrafted("five"),
+    Handcrafted("five-pca"),
+    RandomEncoder(start=False),
+    RandomEncoder(start=True),
+    Released(),
+    EdgeOnly("edge_only", "edge only as published: batch 8, bank", AS_PUBLISHED),
+    EdgeOnly("edge_only_same_memory", "edge only, StreamSplit's memory and loss", LearnerSettings()),
+    EdgeOnly("leo", "LEO: MobileNetV2 0.35, edge only", LearnerSettings(), "leo"),
+    FedCL(),
+    SplitTraining("fsl", "split training at a fixed cut"),
+    heuristic_split(),
+    StreamSplit(),
+    ServerOnly("server_only_same_windows", "server only, as many windows as a device", "windows"),
+    ServerOnly("server_only_same_updates", "server only, as many updates as a device", "updates"),
+    ServerOnly("server_only", "server only, to convergence", "convergence"),
+    ServerOnly("server_only_opus", "the same over Opus 24 kbit/s", "convergence", Encoding.OPUS24),
+)
+NAMES = tuple(method.name for method in METHODS)
+QUICK = ("five_statistics_pca", "untrained_pca", "released", "edge_only_same_memory", "streamsplit")
+OURS = ("streamsplit", "server_only")
+REFERENCES = ("five_statistics_pca", "untrained_pca", "server_only", "edge_only", "released")
+
+
+def method(name: str) -> Method:
+    """The method of this name; raises ConfigError with the nearest known one."""
+    for known in METHODS:
+        if known.name == name:
+            return known
+    raise ConfigError(f"got method '{name}'; {nearest(name, NAMES)}")
