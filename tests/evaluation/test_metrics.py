@@ -48,11 +48,11 @@ def test_figures_are_those_of_the_probe_and_retrieval():
 
 
 def test_alignment_is_within_recordings_where_they_are_known_and_within_labels_where_not():
-    x, y = clusters()
-    recordings = np.arange(150) // 3
+    x, y = clusters(n=60)
+    recordings = np.arange(60) // 3
     known = evaluate_embeddings(x, y, include_visualization=False, groups=recordings)
     plain = evaluate_embeddings(x, y, include_visualization=False)
-    single = evaluate_embeddings(x, y, include_visualization=False, groups=np.arange(150))
+    single = evaluate_embeddings(x, y, include_visualization=False, groups=np.arange(60))
     assert known["alignment"].value == alignment(x, recordings) and "group" in known["alignment"].method
     assert plain["alignment"].value == alignment(x, y) == single["alignment"].value
     assert "label" in single["alignment"].method

@@ -13,6 +13,8 @@ from streamsplit.learning.theorem import GradientTrace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_ROUNDING = 1e-24  # below it a squared norm is zero but for rounding
+
 
 def convergence_figure(run: Convergence) -> Figure:
     """Squared gradient, distance to the optimum, and sigma^2 and eps^2 against the step; all axes log."""
@@ -29,6 +31,7 @@ def convergence_figure(run: Convergence) -> Figure:
     panels[0].set_ylabel(r"$E\|\nabla f\|^2$")
     panels[1].plot(step, run.distance2, color=PALETTE[0], lw=1.4, label="observed")
     panels[1].plot(step, run.distance_bound, color=PALETTE[3], lw=1.4, label="bound")
+    panels[1].set_ylim(min(run.distance2.min(), run.distance_bound.min()) / 3, run.distance_bound.max() * 20)
     panels[1].set_ylabel(r"$E\|W-W^*\|^2$")
     parts = (
         (run.sigma2, r"$\sigma^2$", PALETTE[4]),
@@ -36,16 +39,22 @@ def convergence_figure(run: Convergence) -> Figure:
         (run.selection2, "of it selection alone", PALETTE[1]),
         (run.split2, "of it split alone", PALETTE[5]),
     )
+    drawn: list[float] = []
     for values, label, color in parts:
-        if (values > 1e-24).any():  # rounding of sums that are zero
-            panels[2].plot(step, np.maximum(values, 1e-24), color=color, lw=1.2, label=label)
+        known = np.where(values > _ROUNDING, values, np.nan)
+        if np.isfinite(known).any():
+            panels[2].plot(step, known, color=color, lw=1.2, label=label)
+            drawn += known[np.isfinite(known)].tolist()
     panels[2].set_ylabel("measured")
     panels[2].set_xlabel("step of SGD")
     for axes in panels:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.tick_params(axis="y", which="minor", labelleft=False)
         if axes.get_lines():
-            axes.legend(frameon=False, fontsize=7, loc="lower left", ncols=2)
+            axes.legend(frameon=False, fontsize=7, loc="upper right", ncols=2)
+    if drawn:
+        panels[2].set_ylim(min(drawn) / 3, max(drawn) * 100)  # with room for the legend
     return figure
 
 

@@ -95,16 +95,9 @@ def uncertainty_quality(uncertainty: Sequence[float], edge_right: Any, server_ri
     """How well the uncertainty [n] foretells the edge's errors and what sending would repair. Raises ConfigError."""
     u, edge, server = _checked(uncertainty, edge_right, server_right)
     error, repaired, spoiled = ~edge, ~edge & server, edge & ~server
-    return UncertaintyQuality(
-        _spearman(u, error),
-        _spearman(u, repaired.astype(float) - spoiled),
-        _auroc(u, error),
-        _auroc(u, repaired),
-        int(error.sum()),
-        int(repaired.sum()),
-        int(spoiled.sum()),
-        len(u),
-    )
+    counts = (int(error.sum()), int(repaired.sum()), int(spoiled.sum()), len(u))
+    correlations = _spearman(u, error), _spearman(u, repaired.astype(float) - spoiled)
+    return UncertaintyQuality(*correlations, _auroc(u, error), _auroc(u, repaired), *counts)
 
 
 def transmission_curve(

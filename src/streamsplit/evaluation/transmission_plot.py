@@ -28,5 +28,5 @@ def transmission_figure(curve: TransmissionCurve, gate: Sequence[GatePoint] = ()
     axes.set_xlim(-0.01, 1.01)
     axes.set_xlabel("share of windows sent")
     axes.set_ylabel("accuracy over all windows")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.22))
     return figure
