@@ -75,6 +75,14 @@ def test_a_whole_soundtrack_is_cut_to_its_segment(source, tmp_path):
     assert (clip.start_s, clip.duration_s) == (2.0, 3.0) and len(read_clip(clip)) == 48000
 
 
+def test_a_file_is_used_for_one_segment_only(source, tmp_path):
+    with (source / "balanced_train_segments.csv").open("a") as file:
+        file.write('BBBBBBBBBBB, 60.000, 63.000, "/m/0bt9lr"\n')
+    card = prepare(settings(source, classes=("Dog", "Rain")), tmp_path / "out")
+    assert card["left_out"]["its file is that of another segment too"]["examples"] == ["BBBBBBBBBBB from 60 s"]
+    assert card["clips"] == 6
+
+
 def test_balanced_classes_have_equal_counts(source, tmp_path):
     (source / "clips" / "AAAAAAAAAAA_10000.flac").unlink()
     card = prepare(settings(source, classes=("Dog", "Rain"), balanced=True), tmp_path / "out")

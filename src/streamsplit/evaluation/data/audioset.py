@@ -37,6 +37,7 @@ def find_audioset(settings: PrepareSettings) -> Found:
     segments = read_segments(table)
     chosen = _chosen(settings.classes, names, segments, table)
     files = {path.stem: path for path in reversed(audio_files(root))}
+    used: set[tuple[Path, float | None]] = set()
     found = Found(names={mid: name for mid, name in names.items() if mid in chosen})
     for segment in segments:
         own = [mid for mid in segment.mids if mid in chosen]
@@ -49,7 +50,12 @@ def find_audioset(settings: PrepareSettings) -> Found:
         elif path is None:
             found.left_out.append(LeftOut(name, "no clip of it in the folder"))
         else:
-            found.clips.append(_clip(path, segment, names.get(own[0], own[0])))
+            clip = _clip(path, segment, names.get(own[0], own[0]))
+            if (clip.path, clip.start_s) in used:
+                found.left_out.append(LeftOut(name, "its file is that of another segment too", path.name))
+                continue
+            used.add((clip.path, clip.start_s))
+            found.clips.append(clip)
     found.facts["segments listed"] = len(segments)
     found.facts["classes by"] = "display name" if names else f"machine name (no {NAMES_FILE} found)"
     return found

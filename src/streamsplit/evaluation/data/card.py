@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streamsplit.evaluation.data.settings import Found, LeftOut, PrepareSettings
+from streamsplit.evaluation.data.settings import PARTS, Found, LeftOut, PrepareSettings
 from streamsplit.evaluation.datasets import Clip
 
 EXAMPLES = 10  # of names left out, a reason; all are in left_out.csv
@@ -26,7 +26,11 @@ def make_card(
     clips: Sequence[Clip], found: Found, left_out: Sequence[LeftOut], kind: str, settings: PrepareSettings
 ) -> dict[str, Any]:
     """Everything of the card that the data says, ready for JSON; what was run is added by who ran it."""
-    labels, sides = sorted({clip.label for clip in clips}), sorted({side_of(clip) for clip in clips})
+    order = list(PARTS)
+    held = sorted(
+        {(clip.fold or 0, order.index(clip.part) if clip.part in order else 0, side_of(clip)) for clip in clips}
+    )
+    labels, sides = sorted({clip.label for clip in clips}), [side for _, _, side in held]
     rates = Counter(clip.rate_hz or 0 for clip in clips)
     return {
         "kind": kind,
@@ -68,10 +72,10 @@ def card_text(card: dict[str, Any]) -> str:
         f"{card['clips']} clips, {card['hours']:.2f} h, {len(card['classes'])} classes, {card['sources']} source "
         f"recordings; kind `{card['kind']}`, seed {card['seed']}.",
         "",
-        f"Licence: {'; '.join(words) if words else 'missing: no licence file or README line was found'}.",
-        f"Sample rates: {', '.join(f'{hz} Hz ({count})' for hz, count in card['sample_rates_hz'].items())}.",
-        *[f"{name[0].upper()}{name[1:]}: {value}." for name, value in card["facts"].items()],
-        *["", *[f"- Note: {text}." for text in card["warnings"]]],
+        f"- Licence: {'; '.join(words) if words else 'missing: no licence file or README line was found'}.",
+        f"- Sample rates: {', '.join(f'{hz} Hz ({count})' for hz, count in card['sample_rates_hz'].items())}.",
+        *[f"- {name[0].upper()}{name[1:]}: {value}." for name, value in card["facts"].items()],
+        *[f"- Note: {text}." for text in card["warnings"]],
         "",
     ]
     lines += _table("part", card["parts"]) + _table("class", card["classes"])

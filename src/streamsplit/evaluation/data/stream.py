@@ -17,6 +17,7 @@ from streamsplit.evaluation.datasets import Clip
 SHIFTS = ("none", "gradual", "abrupt")
 _MOST_STEPS = 20  # of a gradual shift
 _ADJACENT_S = 0.001
+_PERIODS_HELD = 8  # of an endless stream, for devices that are read at different paces
 _SMALLEST = 1e-12  # of a share, where a small alpha gives none at all
 
 
@@ -114,7 +115,8 @@ class Stream:
     def _period(self, period: int) -> list[list[int]]:
         """Clips by device; an endless stream has a period a pass, a finite one has a single period."""
         if period not in self._made:
-            self._made = {held: made for held, made in self._made.items() if abs(held - period) < 2}
+            if len(self._made) >= _PERIODS_HELD:
+                del self._made[next(iter(self._made))]
             self._made[period] = self._make(period)
         return self._made[period]
 
