@@ -20,6 +20,7 @@ COMMANDS = {
     "profile": "measure what every cut costs on this machine",
     "data": "make folders of sound into data sets: fair splits, a card, nothing copied",
     "train-policy": "train the policy that chooses cuts, by PPO in simulation",
+    "evaluate": "compare ways to learn an embedding, baselines included, on labelled sound",
     "evaluate-policy": "compare policies on links that none of them has seen",
     "simulate-network": "a mobile link over time: its figures, files, and live traffic shaped by it",
 }

@@ -1,4 +1,4 @@
-"""LEO, the light edge-only baseline: MobileNetV2 at width 0.35 with halved channels (Sandler et al. 2018), 19 blocks."""
+"""LEO, the light edge-only baseline: MobileNetV2 (Sandler et al. 2018) at width 0.35, channels halved, 19 blocks."""
 
 from __future__ import annotations
 

@@ -121,9 +121,7 @@ def esc10_corpus(root: Path, learn_folds: Sequence[int] = (1, 2, 3), test_fold: 
     known = sorted({clip.fold for clip in clips if clip.fold is not None})
     missing = [fold for fold in (*learn_folds, test_fold) if fold not in known]
     if missing or test_fold in learn_folds:
-        raise ConfigError(
-            f"got folds {list(learn_folds)} and {test_fold}, expected different ones of {known} in {root}"
-        )
+        raise ConfigError(f"{root}: got folds {list(learn_folds)} and {test_fold}, expected different ones of {known}")
     train = _clips_part([clip for clip in clips if clip.fold in learn_folds])
     test = _clips_part([clip for clip in clips if clip.fold == test_fold])
     return Corpus("esc10", train, train, test, f"fold {test_fold}")
@@ -146,7 +144,7 @@ def digits_corpus(root: Path, test_speaker: str | None = None) -> Corpus:
     train = [clip for clip in clips if clip.source != held_out]
     test = _clips_part([clip for clip in clips if clip.source == held_out])
     sounds = [(read_audio(clip.path), clip.label, clip.source) for clip in train]
-    learn = _part([(_heard_twice(audio), *names) for audio, *names in sounds], SHORT_STRIDE_FRAMES)
+    learn = _part([(_heard_twice(audio), label, source) for audio, label, source in sounds], SHORT_STRIDE_FRAMES)
     return Corpus("digits", learn, _part(sounds), test, f"speaker {held_out}")
 
 
@@ -189,7 +187,10 @@ def _clips_part(clips: Sequence[Clip]) -> Part:
 
 def _part(pieces: Sequence[tuple[np.ndarray, str, str]], stride_frames: int = STRIDE_FRAMES) -> Part:
     """Cuts each piece; what is learned from are the samples as 16-bit audio has them."""
-    windows, owners, places, sounds = [], [], [], []
+    windows: list[np.ndarray] = []
+    owners: list[int] = []
+    places: list[int] = []
+    sounds: list[np.ndarray] = []
     for piece, (audio, _, _) in enumerate(pieces):
         sound = np.rint(np.clip(audio, -1.0, 1.0) * _PCM_SCALE).astype(np.int16)
         cut = cut_windows(sound / np.float32(_PCM_SCALE), None, WINDOW_FRAMES, stride_frames)

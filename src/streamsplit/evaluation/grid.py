@@ -1,4 +1,4 @@
-"""The grid: every (data set, method, seed) is a cell with its own file, so that a run can be stopped and gone on with."""
+"""The grid: every (data set, method, seed) is a cell with a file of its own, so a stopped run can go on."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ class FedCL:
             effort.downlink_bytes += size
         stream = list(heard_by(corpus, budget, seed, budget.devices))
         edges = np.linspace(0, len(stream), ROUNDS + 1).astype(int)
-        for turn, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for turn, (first, last) in enumerate(pairwise(edges.tolist())):
             before = [learner.windows_learned for learner in learners]
             for number in range(first, last):
                 device, row, continuous = stream[number]

@@ -77,7 +77,7 @@ def split_step(
     received = Crossing(received.h.requires_grad_(), received.partial.requires_grad_())
     z = encoder.forward_from(received, cut.block)
     loss = loss_of(z, received.detach())
-    loss.backward()
+    torch.autograd.backward(loss)
     gradient = Crossing(_gradient(received.h), _gradient(received.partial))
     rows = range(len(windows))
     down = [pack_crossing(Crossing(gradient.h[i : i + 1], gradient.partial[i : i + 1]), Encoding.FP32) for i in rows]

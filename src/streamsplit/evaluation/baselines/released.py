@@ -3,8 +3,8 @@
 What it does differently from everything else here: global average pooling and one linear layer; a mixture that starts
 from random means, whose per-sample EM moves every component toward every sample with no variance of its own; virtual
 negatives at the absolute boundary temperature 0.1 in place of in-batch ones; augmented copies as positives; small
-batches in the order of the stream. (Its mel filterbank, 12 of whose 128 filters are empty, is left out: all methods hear
-the same features.)
+batches in the order of the stream. (Its mel filterbank, 12 of whose 128 filters are empty, is left out: all methods
+hear the same features.)
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Released:
             loss = streaming_info_nce(
                 z, positive, temperature=TEMPERATURE, negatives=torch.from_numpy(negatives), in_batch=False
             )
-            (loss / ACCUMULATE).backward()
+            torch.autograd.backward(loss / ACCUMULATE)
             for row in seen:
                 mixture.observe(row)
                 rank.observe(row)

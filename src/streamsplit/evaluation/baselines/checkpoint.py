@@ -1,0 +1,58 @@
+"""A given encoder's weights as a row of the table: nothing is learned, the file is only judged."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.factory import ENCODERS
+from streamsplit.errors import CheckpointError, RevisionError
+from streamsplit.evaluation.baselines.base import Budget, Effort, Outcome, Progress, Stopwatch, embedder, encoder_of
+from streamsplit.evaluation.corpus import Corpus
+from streamsplit.weights.revision import load_weights
+
+
+class GivenEncoder:
+    """The encoder in a safetensors file of weights by name, as a server keeps its revisions; raises CheckpointError."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        self._encoder, digest = read_encoder(path)
+        self.name = f"{path.stem}@{digest[:8]}"
+        self.about = f"given {self._encoder.name}"
+
+    def run(self, corpus: Corpus, budget: Budget, seed: int, progress: Progress) -> Outcome:
+        """Takes no step."""
+        watch = Stopwatch()
+        return Outcome(embedder(self._encoder), Effort(cpu_s=watch.read()), math.nan, math.nan)
+
+
+def read_encoder(path: Path) -> tuple[SplitEncoder, str]:
+    """The encoder of whichever architecture fits the file, and the file's SHA-256.
+
+    Raises CheckpointError where the file is missing, is no safetensors file or fits none of the known encoders.
+    """
+    try:
+        data = path.read_bytes()
+        weights = load(data)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); give a safetensors file") from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is not a safetensors file of weights ({error})") from None
+    reasons = []
+    for name in ENCODERS:
+        encoder = encoder_of(0, name)
+        try:
+            load_weights(encoder, weights)
+        except RevisionError as error:
+            reasons.append(f"{name}: {error}")
+        else:
+            return encoder, hashlib.sha256(data).hexdigest()
+    raise CheckpointError(
+        f"{path}: got weights of another architecture, expected one of {', '.join(ENCODERS)} ({reasons[0]})"
+    )

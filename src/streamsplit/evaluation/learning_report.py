@@ -1,0 +1,188 @@
+"""The summary and the HTML report of a comparison of learners: tables with intervals, paired tests, pictures."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamsplit.evaluation import learning_plots
+from streamsplit.evaluation.baselines.catalogue import OURS, REFERENCES
+from streamsplit.evaluation.grid import load_vectors
+from streamsplit.evaluation.page import heading, paragraph, picture, section, table, write_page
+from streamsplit.evaluation.plots import embedding_maps
+from streamsplit.evaluation.statistics import holm, mean_interval, paired_test
+from streamsplit.evaluation.study import map_2d
+
+FIGURES = ("probe", "precision_at_10", "precision_at_10_all", "silhouette", "effective_rank", "uniformity")
+EFFORT = (
+    "windows", "updates", "server_windows", "server_updates", "cpu_s", "uplink_mb_per_h", "downlink_mb_per_h",
+    "share_sent",
+)  # fmt: skip
+BASELINE = "five_statistics_pca"
+_RADAR = ("probe", "precision_at_10", "silhouette", "effective_rank")
+_COLUMNS = (
+    "method", "probe", "P@10", "P@10, all", "silhouette", "rank", "windows", "updates", "server windows",
+    "server updates", "CPU s", "MB/h up", "MB/h down", "sent",
+)  # fmt: skip
+
+
+def summarise(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a data set and method: every figure's mean and 95 % interval over seeds, and what it took on average."""
+    rows = []
+    for data, name in dict.fromkeys((cell["data"], cell["method"]) for cell in cells):
+        mine = [cell for cell in cells if (cell["data"], cell["method"]) == (data, name)]
+        row: dict[str, Any] = {"data": data, "method": name, "about": mine[0]["about"], "seeds": len(mine)}
+        for figure in FIGURES:
+            row[figure] = mean_interval([cell["figures"][figure] for cell in mine]).as_dict()
+        for part in EFFORT:
+            row[part] = float(np.mean([cell["effort"][part] for cell in mine]))
+        row["probe_standard_error"] = float(np.mean([cell["figures"]["probe_standard_error"] for cell in mine]))
+        row["notes"] = list(dict.fromkeys(note for cell in mine for note in cell["notes"]))
+        rows.append(row)
+    return rows
+
+
+def paired_rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Ours minus each reference row on the same seeds: probe difference, interval, p-values corrected by Holm."""
+    rows: list[dict[str, Any]] = []
+    for data in dict.fromkeys(cell["data"] for cell in cells):
+        made: list[dict[str, Any]] = []
+        for ours in OURS:
+            for reference in [name for name in REFERENCES if name != ours]:
+                first, second = _by_seed(cells, data, ours), _by_seed(cells, data, reference)
+                seeds = sorted(set(first) & set(second))
+                if not seeds:
+                    continue
+                test = paired_test([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+                made.append(
+                    {"data": data, "method": ours, "reference": reference, "seeds": len(seeds),
+                     "difference": test.difference.as_dict(), "t_p": test.t_p, "wilcoxon_p": test.wilcoxon_p}
+                )  # fmt: skip
+        known = [row for row in made if np.isfinite(row["t_p"])]
+        for row, corrected in zip(known, holm([row["t_p"] for row in known]), strict=True):
+            row["t_holm_p"] = corrected
+        rows += made
+    return rows
+
+
+def write_learning_report(results: Mapping[str, Any], output: Path) -> Path:
+    """Writes report.html beside the cells in `output` from what results.json holds; returns its path."""
+    parts = [_top(results)]
+    for data in results["data"]:
+        rows = [row for row in results["summary"] if row["data"] == data["name"]]
+        parts.append(section(data["name"], paragraph(_about(data)), _table(rows)))
+        parts.append(section(f"{data['name']}: paired over seeds", _tests(results, data["name"])))
+        parts.append(section(f"{data['name']}: pictures", *_pictures(results, rows, output)))
+    parts.append(section("How it was measured", f"<pre>{html.escape(json.dumps(results['meta'], indent=1))}</pre>"))
+    return write_page(output / "report.html", "StreamSplit: what was learned", parts)
+
+
+def best_of(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row with the highest mean probe accuracy."""
+    return max(rows, key=lambda row: row["probe"]["mean"])
+
+
+def _by_seed(cells: Sequence[Mapping[str, Any]], data: str, name: str) -> dict[int, float]:
+    mine = [cell for cell in cells if cell["data"] == data and cell["method"] == name]
+    return {cell["seed"]: cell["figures"]["probe"] for cell in mine}
+
+
+def _top(results: Mapping[str, Any]) -> str:
+    tiles = []
+    for data in results["data"]:
+        best = best_of([row for row in results["summary"] if row["data"] == data["name"]])
+        tiles.append((f"{best['probe']['mean']:.3f}", f"best probe on {data['name']}: {best['method']}"))
+    seeds = results["settings"]["seeds"]
+    sub = f"{len(results['settings']['methods'])} methods, {seeds} {'seed' if seeds == 1 else 'seeds'}, one budget"
+    return heading("What was learned", sub, tiles)
+
+
+def _about(data: Mapping[str, Any]) -> str:
+    return (
+        f"Learned from {data['learn_windows']} windows of {data['learn_pieces']} pieces without labels; probe trained "
+        f"on {data['train_pieces']} pieces of {data['classes']} classes, tested on {data['test_pieces']} "
+        f"({data['held_out']}). "
+        "Means over seeds with 95 % intervals; where seeds change nothing, the interval is a point and the test "
+        "pieces are still only a sample (one probe's standard error is in results.json)."
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [
+        (
+            f"{row['method']}: {row['about']}",
+            *(_interval(row[name], 3) for name in ("probe", "precision_at_10", "precision_at_10_all", "silhouette")),
+            _interval(row["effective_rank"], 1),
+            *(f"{row[name]:.0f}" for name in EFFORT[:5]),
+            f"{row['uplink_mb_per_h']:.2f}", f"{row['downlink_mb_per_h']:.2f}", f"{row['share_sent']:.1%}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    notes = [f"{row['method']}: {'; '.join(row['notes'])}." for row in rows if row["notes"]]
+    return table(_COLUMNS, cells, ["after" if row["method"] in OURS else "" for row in rows]) + paragraph(
+        " ".join(notes)
+    )
+
+
+def _tests(results: Mapping[str, Any], data: str) -> str:
+    rows = [row for row in results["paired"] if row["data"] == data]
+    if not rows:
+        return paragraph("Neither StreamSplit nor Server-Only ran beside one of the rows that they are held against.")
+    header = ("method", "minus", "points", "seeds", "p (t)", "p (t, Holm)", "p (Wilcoxon)")
+    return table(
+        header,
+        [
+            (
+                row["method"], row["reference"], _interval(row["difference"], 1, 100.0), str(row["seeds"]),
+                *(_number(row.get(name)) for name in ("t_p", "t_holm_p", "wilcoxon_p")),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _pictures(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path) -> list[str]:
+    best = best_of(rows)
+    made = [picture(learning_plots.bandwidth_front(rows), "Probe accuracy against uplink, headers included.")]
+    chosen = [row for row in rows if row["method"] in (*OURS, *REFERENCES) or row is best]
+    if len(chosen) > 1:
+        values = {row["method"]: {name: row[name]["mean"] for name in _RADAR} for row in chosen}
+        made.append(
+            picture(learning_plots.radar(values, _RADAR), "Each axis runs from the worst of these to the best.")
+        )
+    if not results["settings"]["plot"]:
+        return made
+    first = {row["method"]: _first_cell(results, row) for row in rows}
+    ranked = sorted(rows, key=lambda row: -row["probe"]["mean"])
+    others = [BASELINE if BASELINE in first else "", *(row["method"] for row in ranked)]
+    rival = next((name for name in others if name and name != best["method"]), None)
+    if rival is not None:
+        names = (best["method"], rival)
+        maps = [(name, map_2d(load_vectors(output, first[name]))) for name in names]
+        figure = embedding_maps(maps, first[best["method"]]["test_labels"])
+        made.append(picture(figure, f"t-SNE of the test pieces: {' and '.join(names)}, first seed."))
+    cell = first[best["method"]]
+    figure = learning_plots.confusion_map(cell["confusion"], cell["classes"], f"{best['method']}, first seed")
+    made.append(picture(figure, "What the probe calls the test pieces."))
+    return made
+
+
+def _first_cell(results: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]:
+    cells: list[Mapping[str, Any]] = results["cells"]
+    return next(cell for cell in cells if cell["data"] == row["data"] and cell["method"] == row["method"])
+
+
+def _interval(held: Mapping[str, Any], digits: int, scale: float = 1.0) -> str:
+    mean = f"{scale * held['mean']:.{digits}f}"
+    if held["low"] is None:
+        return mean
+    return f"{mean} [{scale * held['low']:.{digits}f}, {scale * held['high']:.{digits}f}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not np.isfinite(value) else f"{value:.3g}"
