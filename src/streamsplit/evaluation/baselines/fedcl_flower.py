@@ -31,7 +31,7 @@ def flower_rounds(weights: Weights, train: Train, clients: int, rounds: int = 1)
     names = sorted(weights)
     made: list[list[np.ndarray]] = []
 
-    class Keeping(FedAvg):
+    class Keeping(FedAvg):  # type: ignore[misc]
         """Flower's FedAvg, which leaves every round's average here."""
 
         def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:

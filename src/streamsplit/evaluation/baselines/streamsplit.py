@@ -36,7 +36,9 @@ from streamsplit.wire.media import Encoding
 SHARE_SENT = 0.245  # of the windows heard, the start's among them
 PUBLISH_STEPS = 50  # of the server, between two revisions
 ENCODING = Encoding.LOGMEL_INT8
-REFINER = RefinerSettings(reservoir_bytes=1 << 30, warm_start_windows=START_WINDOWS, loss=HybridSettings())
+REFINER = RefinerSettings(
+    min_devices=1, reservoir_bytes=1 << 30, warm_start_windows=START_WINDOWS, loss=HybridSettings()
+)
 
 
 class StreamSplit:
@@ -121,7 +123,8 @@ class _Run:
     def _sends(self, device: _Device, z: np.ndarray) -> bool:
         if not self.refiner.warm_started:
             return True
-        uncertainty = device.learner.uncertainty(z)
+        cold = not device.learner.memory.mixture.ready  # all windows are equally unknown then: the gate learns nothing
+        uncertainty = math.nan if cold else device.learner.uncertainty(z)
         action = device.gate.decide(Observation(uncertainty=uncertainty)).action
         return action is Transmission.SEND and self.effort.sent < self.allowed
 
