@@ -16,7 +16,7 @@ import numpy as np
 from streamsplit.config import Settings, section, setting
 from streamsplit.errors import ConfigError
 from streamsplit.evaluation.baselines.base import Budget, Method, Outcome
-from streamsplit.evaluation.baselines.catalogue import NAMES, method
+from streamsplit.evaluation.baselines.catalogue import NAMES, methods
 from streamsplit.evaluation.corpus import Corpus
 from streamsplit.evaluation.judge import Judgement, judge, plain_figures
 from streamsplit.evaluation.provenance import machine, revision_of_code
@@ -37,8 +37,7 @@ class GridSettings(Settings):
         """Method names must be known."""
         if not self.methods:
             raise ConfigError("got no methods, expected at least one of " + ", ".join(NAMES))
-        for name in self.methods:
-            method(name)
+        methods(self.methods)
 
     @property
     def digest(self) -> str:
@@ -73,12 +72,12 @@ def run_grid(
     `extra` are methods that only this caller has, such as a given checkpoint. An interrupted run leaves its finished
     cells. Raises ConfigError, before anything runs, where `output` holds cells of another budget or other data.
     """
-    methods = [method(name) for name in settings.methods] + list(extra)
+    contestants = methods(settings.methods) + list(extra)
     wanted = [
         (corpus, contestant, CellName(corpus.name, contestant.name, seed))
         for seed in range(settings.seeds)  # a stopped run has few seeds of everything, not all of a few methods
         for corpus in corpora
-        for contestant in methods
+        for contestant in contestants
     ]
     folder = output / "cells"
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +94,7 @@ def run_grid(
         cells[name] = run_cell(corpus, contestant, name, settings, folder, tell)
         if progress is not None:
             progress(done + 1, len(wanted), f"{name.key}: probe {cells[name]['figures']['probe']:.3f}")
-    order = {contestant.name: row for row, contestant in enumerate(methods)}
+    order = {contestant.name: row for row, contestant in enumerate(contestants)}
     return [cells[name] for name in sorted(cells, key=lambda name: (name.data, order[name.method], name.seed))]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from streamsplit.config import nearest
 from streamsplit.errors import ConfigError
+from streamsplit.evaluation.baselines.ablation import ABLATION
 from streamsplit.evaluation.baselines.base import Method
 from streamsplit.evaluation.baselines.edge_only import AS_PUBLISHED, EdgeOnly
 from streamsplit.evaluation.baselines.fedcl import FedCL
@@ -41,10 +44,18 @@ QUICK = ("five_statistics_pca", "untrained_pca", "released", "edge_only_same_mem
 OURS = ("streamsplit", "server_only")
 REFERENCES = ("five_statistics_pca", "untrained_pca", "server_only", "edge_only", "released")
 
+GROUPS: dict[str, tuple[Method, ...]] = {"ablation": ABLATION}  # known by one name, and not run unless asked for
+
 
 def method(name: str) -> Method:
     """The method of this name; raises ConfigError with the nearest known one."""
-    for known in METHODS:
-        if known.name == name:
-            return known
-    raise ConfigError(f"got method '{name}'; {nearest(name, NAMES)}")
+    known = {known.name: known for known in (*METHODS, *(member for group in GROUPS.values() for member in group))}
+    if name not in known:
+        raise ConfigError(f"got method '{name}'; {nearest(name, (*known, *GROUPS))}")
+    return known[name]
+
+
+def methods(names: Iterable[str]) -> list[Method]:
+    """The methods of these names, each once and in this order; a group's name stands for its methods. ConfigError."""
+    found = [member for name in names for member in GROUPS.get(name, ()) or (method(name),)]
+    return list({member.name: member for member in found}.values())

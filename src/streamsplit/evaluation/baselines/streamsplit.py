@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from streamsplit.codec.features import pack_features, unpack_features
+from streamsplit.evaluation.baselines.arrivals import Arrivals, Sent
 from streamsplit.evaluation.baselines.base import (
     START_WINDOWS,
     Budget,
@@ -46,14 +47,18 @@ class StreamSplit:
 
     Until the server's first revision every window goes up: its projection starts from them. After that each device's
     gate lets through what its memory is least sure of, so that `SHARE_SENT` of everything heard has crossed in the end.
-    With `merge`, devices ship what they learned, as int8 differences, before every revision.
+    With `merge`, devices ship what they learned, as int8 differences, before every revision. `share_sent` 1 sends
+    everything; after the start windows may reach the server late, in another order, or never (`late_windows`,
+    `lost_share`).
     """
 
     def __init__(
         self, name: str = "streamsplit", about: str = "edge learners + refiner, uncertain windows up", *,
         refiner: RefinerSettings = REFINER, learner: LearnerSettings | None = None, merge: bool = False,
+        share_sent: float = SHARE_SENT, late_windows: int = 0, lost_share: float = 0.0,
     ) -> None:  # fmt: skip
         self.name, self.about, self.merge = name, about, merge
+        self.share_sent, self.late_windows, self.lost_share = share_sent, late_windows, lost_share
         self.refiner = refiner
         self.learner = (learner or LearnerSettings()).replace(warm_start=False)
 
@@ -81,14 +86,17 @@ class _Run:
     def __init__(self, method: StreamSplit, corpus: Corpus, budget: Budget, seed: int) -> None:
         self.corpus, self.budget, self.method = corpus, budget, method
         self.watch, self.effort, self.ranks = Stopwatch(), Effort(), Ranks()
-        self.allowed = math.floor(SHARE_SENT * budget.heard)
+        self.allowed = math.floor(method.share_sent * budget.heard)
         self.start = min(method.refiner.warm_start_windows, self.allowed // 2)
         settings = method.refiner.replace(batch_windows=budget.server_batch, warm_start_windows=self.start)
         self.refiner = Refiner(encoder_of(seed), settings, seed)
         self.revision = self.refiner.revision
         share = max(0.0, (self.allowed - self.start) / max(1, budget.heard - self.start))
-        gate = GateSettings(percentile=100.0 * (1.0 - share), warm_up_windows=1, longest_silence_windows=0)
+        gate = GateSettings(
+            enabled=share < 1.0, percentile=100.0 * (1.0 - share), warm_up_windows=1, longest_silence_windows=0
+        )
         self.devices = [_Device(seed, number, method.learner, gate) for number in range(budget.devices)]
+        self.arrivals = Arrivals(method.late_windows, method.lost_share, seed)
         self.traffic = InputTraffic(corpus.learn, ENCODING)
         self.published_at = 0
         self.revisions = 0
@@ -109,12 +117,16 @@ class _Run:
         device.sent_last = self._sends(device, z)
         if device.sent_last:
             heard = unpack_features(pack_features(features, ENCODING))
-            self.refiner.add(
-                device.name, window, features=heard, embedding=z, revision=self.revision, starts=device.starts
-            )
+            sent = Sent(device.name, window, heard, z, self.revision, device.starts)
+            self.arrivals.send(number, sent, at_once=not self.refiner.warm_started)
             device.starts = False
             self.effort.sent += 1
             self.effort.uplink_bytes += self.traffic.bytes_of(row, follows=follows)
+        for sent in self.arrivals.due(number):
+            self.refiner.add(
+                sent.device, sent.window, features=sent.features, embedding=sent.embedding, revision=sent.revision,
+                starts=sent.starts,
+            )  # fmt: skip
         if self._learned() < self.budget.windows and self.steps < self.budget.updates:
             device.learner.learn()
         self.ranks.see(device.learner.effective_rank)
@@ -180,6 +192,7 @@ class _Run:
         effort = self.effort
         effort.windows, effort.updates = self._learned(), self.steps
         effort.server_updates, effort.cpu_s = self.refiner.steps, self.watch.read()
-        notes = (f"{self.revisions} revisions, {self.budget.devices} devices, {ENCODING.label}",)
+        notes = [f"{self.revisions} revisions, {self.budget.devices} devices, {ENCODING.label}"]
+        notes += [self.arrivals.about] if self.arrivals.late_windows else []
         final = self.refiner.known_encoder(self.refiner.revision)
-        return Outcome(embedder(final), effort, self.ranks.peak, self.ranks.last, notes)
+        return Outcome(embedder(final), effort, self.ranks.peak, self.ranks.last, tuple(notes))
