@@ -88,14 +88,14 @@ def hybrid_loss(
     `settings.distribution` puts KL of Gaussian fits or MMD in place of the sliced Wasserstein distance, between the
     same laws, or `mse`: each row to the mean of its neighbours in time. The papers leave these forms open.
     """
-    if settings.version == "v2":
-        laplacian = laplacian_loss(*_in_time(z, frames, devices, settings, nearby))
-    else:
-        laplacian = laplacian_loss(z, neighbour_graph(z, settings.neighbour_count))
     if settings.distribution == "mse":
         distribution = neighbour_mean_error(*_in_time(z, frames, devices, settings, nearby), len(z))
     else:
         distribution = _distribution_term(z, devices, settings, generator)
+    if settings.version == "v2":
+        laplacian = laplacian_loss(*_in_time(z, frames, devices, settings, nearby))
+    else:
+        laplacian = laplacian_loss(z, neighbour_graph(z, settings.neighbour_count))
     first, second = settings.weights
     return HybridLoss(task + first * distribution + second * laplacian, task, distribution, laplacian)
 
