@@ -14,6 +14,7 @@ from streamsplit.evaluation.baselines.base import Budget, Outcome
 from streamsplit.evaluation.baselines.catalogue import NAMES, method, methods
 from streamsplit.evaluation.baselines.streamsplit import REFINER, SHARE_SENT
 from streamsplit.evaluation.corpus import Corpus, synthetic_corpus
+from streamsplit.evaluation.grid import GridSettings
 from streamsplit.refinement.refiner import Refiner
 
 BUDGET = Budget(heard=96, windows=64, updates=3, server_batch=16, devices=2)
@@ -99,6 +100,7 @@ def test_the_rows_are_known_by_name_and_as_a_group_but_do_not_run_unasked() -> N
     assert method("ablation_mse_sparse") is ABLATION[3]
     asked = methods(["streamsplit", "ablation_sw_dense", "ablation"])
     assert [row.name for row in asked[:2]] == ["streamsplit", "ablation_sw_dense"] and len(asked) == 1 + len(ABLATION)
+    assert GridSettings(methods=("ablation",)).digest == GridSettings().digest
     with pytest.raises(ConfigError, match="did you mean 'ablation_mmd_dense'"):
         methods(["ablation_mmd_dens"])
 
