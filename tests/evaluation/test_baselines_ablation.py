@@ -42,13 +42,20 @@ def corpus() -> Corpus:
 
 Run = tuple[Outcome, list[tuple[str, int]]]
 HELD: dict[str, Run] = {}
+STARTED_AT: dict[str, int] = {}  # windows that the server had when it fitted the start
 
 
 def run(name: str, corpus: Corpus) -> Run:
     """The method's outcome, and the (device, window) that its refiner took in their order; once for all tests."""
     if name not in HELD:
         added: list[tuple[str, int]] = []
-        add = Refiner.add
+        add, warm_start = Refiner.add, Refiner.warm_start
+
+        def started(refiner: Refiner) -> bool:
+            done = warm_start(refiner)
+            if done:
+                STARTED_AT[name] = len(added)
+            return done
 
         def watched(refiner: Refiner, device: str, window: int, *args: object, **named: object) -> bool:
             added.append((device, window))
@@ -56,6 +63,7 @@ def run(name: str, corpus: Corpus) -> Run:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Refiner, "add", watched)
+            patch.setattr(Refiner, "warm_start", started)
             HELD[name] = method(name).run(corpus, BUDGET, 0, lambda share, text: None), added
     return HELD[name]
 
@@ -116,6 +124,12 @@ def test_sparse_sends_under_a_quarter_late_reordered_and_with_losses(corpus: Cor
     assert len(added) < outcome.effort.sent <= SHARE_SENT * BUDGET.heard and outcome.effort.server_updates > 0
     first = [window for device, window in added if device == "device0"]
     assert first != sorted(first) and any("lost" in note for note in outcome.notes)
+
+
+def test_dense_and_sparse_start_from_the_same_windows(corpus: Corpus) -> None:
+    (_, dense), (_, sparse) = (run(name, corpus) for name in ("ablation_none_dense", "ablation_sw_lap_sparse"))
+    count = STARTED_AT["ablation_none_dense"]
+    assert count == STARTED_AT["ablation_sw_lap_sparse"] > 0 and dense[:count] == sparse[:count]
 
 
 def test_a_term_changes_what_is_learned(corpus: Corpus) -> None:

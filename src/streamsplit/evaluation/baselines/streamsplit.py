@@ -87,7 +87,8 @@ class _Run:
         self.corpus, self.budget, self.method = corpus, budget, method
         self.watch, self.effort, self.ranks = Stopwatch(), Effort(), Ranks()
         self.allowed = math.floor(method.share_sent * budget.heard)
-        self.start = min(method.refiner.warm_start_windows, self.allowed // 2)
+        few = math.floor(min(SHARE_SENT, method.share_sent) * budget.heard)  # the start does not depend on what follows
+        self.start = min(method.refiner.warm_start_windows, few // 2)
         settings = method.refiner.replace(batch_windows=budget.server_batch, warm_start_windows=self.start)
         self.refiner = Refiner(encoder_of(seed), settings, seed)
         self.revision = self.refiner.revision
