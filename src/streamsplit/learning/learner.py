@@ -15,6 +15,7 @@ from streamsplit.encoders.crossing import Crossing
 from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduced
 from streamsplit.errors import CheckpointError, EncoderError
 from streamsplit.learning import snapshot
+from streamsplit.learning.collapse import CollapseWatch
 from streamsplit.learning.contrastive import (
     consistency,
     cross_window_loss,
@@ -23,6 +24,7 @@ from streamsplit.learning.contrastive import (
 )
 from streamsplit.learning.memory import NegativeMemory, make_memory
 from streamsplit.learning.momentum import follow, make_key
+from streamsplit.learning.optimiser import load_optimiser_state, make_optimiser, optimiser_state
 from streamsplit.learning.rank import RunningRank
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.learning.shuffle import Batch, ShuffleBuffer
@@ -64,6 +66,8 @@ class EdgeLearner:
         self.buffer = ShuffleBuffer(self.settings.buffer_windows, self.settings.run_windows)
         self.target = CrossWindowTarget(encoder.embedding_dim)
         self.rank = RunningRank(encoder.embedding_dim)
+        self.heard = RunningRank(self.target.dim)  # of the fixed target: how much the sound itself varies
+        self.collapse = CollapseWatch()  # of the rank against that of what is heard, both about the origin
         self.variance = GradientVariance()
         self.prototypes = PrototypeUncertainty(encoder.embedding_dim)
         self.steps = 0
@@ -77,7 +81,7 @@ class EdgeLearner:
         self._changed = False
         self._accumulated = 0
         self._losses: list[float] = []
-        self._optimiser = self._make_optimiser()
+        self._make_optimiser()
 
     # ---- inference (key encoder) ----
 
@@ -148,6 +152,13 @@ class EdgeLearner:
             self.rank.observe(np.asarray(z, np.float32))
         if not self.target.ready and len(self.buffer) >= self.settings.warm_start_windows:
             self._start()
+        elif self.target.ready:
+            self._watch(features, index)
+
+    def _watch(self, features: Array, index: int) -> None:
+        self.heard.observe(self.target(np.asarray(features, np.float32)[None])[0])
+        if self.rank.known and self.heard.known:
+            self.collapse.observe(index, self.rank.about_origin, self.heard.about_origin)
 
     def learn(self, now_ms: float = 0.0, cpu_load: float = 0.0, memory_load: float = 0.0) -> float | None:
         """One mini-batch from the shuffle buffer; an optimiser step after every `accumulate` of them.
@@ -278,20 +289,29 @@ class EdgeLearner:
             self._changed = True
             self._new_space()
         self.target.fit(windows, self.seed)
+        self._hear_anew()
         self._fit_predictor()
 
     def _new_space(self) -> None:
         """Embeddings do not compare with earlier ones: memories start anew, from the buffer's windows."""
         self.space += 1
         self._drop_gradients()
-        self._optimiser = self._make_optimiser()
+        self._make_optimiser()
         self.memory.clear()
         self.prototypes.forget_prototypes()
         self.rank.clear()
+        self.collapse.clear()
         for indices, windows in self.buffer.in_order():
             for index, z in zip(indices, self._embed_batch(windows), strict=True):
                 self.memory.add(z, int(index))
                 self.rank.observe(z)
+
+    def _hear_anew(self) -> None:
+        self.heard.clear()
+        if self.target.ready:
+            for _, windows in self.buffer.in_order():
+                for fixed in self.target(windows):
+                    self.heard.observe(fixed)
 
     def _fit_predictor(self) -> None:
         s = self.settings
@@ -344,14 +364,12 @@ class EdgeLearner:
             **snapshot.nest("buffer", self.buffer.state()),
             **snapshot.nest("target", self.target.state()),
             **snapshot.nest("rank", self.rank.state()),
+            **snapshot.nest("heard", self.heard.state()),
+            **snapshot.nest("collapse", self.collapse.state()),
             **snapshot.nest("prototypes", self.prototypes.state()),
             **snapshot.nest("variance", self.variance.state()),
+            **optimiser_state(self._optimiser, self._parameters),
         }
-        for position, parameter in enumerate(self._parameters):
-            if parameter.grad is not None:
-                arrays[f"gradient/{position}"] = parameter.grad.numpy()
-            for name, value in self._optimiser.state.get(parameter, {}).items():
-                arrays[f"optimiser/{position}/{name}"] = value.numpy()
         rates = [group["full_rate"] for group in self._optimiser.param_groups]
         record = {
             "rates": rates,
@@ -379,17 +397,14 @@ class EdgeLearner:
         self._base = snapshot.under("base", arrays)
         for name in ("memory", "buffer", "target", "rank", "prototypes"):
             getattr(self, name).load_state(snapshot.under(name, arrays))
-        self._optimiser = self._make_optimiser()
-        for group, rate in zip(self._optimiser.param_groups, record["rates"], strict=True):
-            group["full_rate"] = rate
-        self._optimiser.zero_grad(set_to_none=True)
-        for position, parameter in enumerate(self._parameters):
-            gradient = arrays.get(f"gradient/{position}")
-            if gradient is not None:
-                parameter.grad = _like(gradient, parameter)
-            state = snapshot.under(f"optimiser/{position}", arrays)
-            if state:
-                self._optimiser.state[parameter] = {name: _like(value, parameter) for name, value in state.items()}
+        if snapshot.under("heard", arrays):
+            self.heard.load_state(snapshot.under("heard", arrays))
+            self.collapse.load_state(snapshot.under("collapse", arrays))
+        else:  # an older snapshot
+            self._hear_anew()
+            self.collapse.clear()
+        self._make_optimiser()
+        load_optimiser_state(self._optimiser, self._parameters, arrays, record["rates"])
         self.variance.load_state(snapshot.under("variance", arrays), self._parameters)
         self._rng.bit_generator.state = record["rng"]
         self.memory.load_rng_state(record["memory_rng"])
@@ -402,7 +417,7 @@ class EdgeLearner:
         """Bytes this learner holds between two windows: weights, optimiser, memory, buffer, statistics; bounded."""
         weights = sum(array.nbytes for array in self._base.values())
         trained = sum(4 * parameter.numel() for parameter in self._parameters)
-        held = (self.memory, self.buffer, self.target, self.rank, self.prototypes)
+        held = (self.memory, self.buffer, self.target, self.rank, self.heard, self.prototypes)
         gradients_and_moments = 5 * trained  # gradient, its two sums for sigma^2, Adam's two moments
         return 3 * weights + gradients_and_moments + sum(part.state_bytes() for part in held)
 
@@ -413,21 +428,10 @@ class EdgeLearner:
         z: Array = self.key(torch.from_numpy(windows)).numpy()
         return z
 
-    def _make_optimiser(self) -> torch.optim.Adam:
-        """Adam with two rates: a warm-started projection has weights some twenty times those of a random one, so its
-        rate is relative to their size. The projections' biases keep the low rate: they all move the mean, and together
-        they would carry it away from the origin and flatten the space."""
-        projections = self.query.readout_projections()
-        readouts = [project.weight for project in projections]
-        others = [project.bias for project in projections] + list(self.target.predictor.parameters())
-        self.query.blocks.requires_grad_(self.settings.trained == "all")
-        if self.settings.trained == "all":
-            others += self.query.blocks.parameters()
-        self._parameters = [*readouts, *others]
-        squares = sum(float(p.detach().square().sum()) for p in readouts)
-        size = (squares / sum(p.numel() for p in readouts)) ** 0.5
-        rates = ((readouts, self.settings.readout_rate * size), (others, self.settings.learning_rate))
-        return torch.optim.Adam([{"params": group, "lr": rate, "full_rate": rate} for group, rate in rates])
+    def _make_optimiser(self) -> None:
+        self._optimiser, self._parameters = make_optimiser(
+            self.query, self.target.predictor.parameters(), self.settings
+        )
 
 
 def _as_batch(features: Array) -> Tensor:
@@ -435,11 +439,3 @@ def _as_batch(features: Array) -> Tensor:
     if not np.isfinite(features).all():
         raise EncoderError("got NaN or infinite features, expected finite log-mel")
     return torch.from_numpy(features).unsqueeze(0)
-
-
-def _like(values: np.ndarray, parameter: Tensor) -> Tensor:
-    """A tensor of `values` in the parameter's memory layout (convolution weights are channels_last)."""
-    tensor = torch.from_numpy(values.copy())
-    if tensor.dim() == 4 and tensor.shape == parameter.shape:
-        return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-    return tensor

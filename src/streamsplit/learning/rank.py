@@ -21,7 +21,8 @@ def effective_rank(z: np.ndarray) -> float:
 class RunningRank:
     """exp(entropy of the normalised singular values) of the centred stream (Roy and Vetterli 2007), in 1..d.
 
-    Mean and covariance are moving averages over about `window` embeddings.
+    Mean and covariance are moving averages over about `window` embeddings. `about_origin` is the same without
+    centring, as `effective_rank` has it.
     """
 
     def __init__(self, dim: int, window: int = 256, refresh: int = 16) -> None:
@@ -30,6 +31,7 @@ class RunningRank:
         self._second = np.zeros((dim, dim))
         self._seen = 0
         self._value = 0.0
+        self._about_origin = 0.0
 
     def observe(self, z: NDArray[np.float32]) -> None:
         """Counts one embedding [d]."""
@@ -40,37 +42,54 @@ class RunningRank:
         self._second *= 1.0 - rate
         self._second += np.multiply.outer(rate * wide, wide)
         if self._seen % self.refresh == 0:
-            covariance = self._second - np.outer(self._mean, self._mean)
-            singular = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0.0))
-            self._value = _rank(singular)
+            self._value = _moment_rank(self._second - np.outer(self._mean, self._mean))
+            self._about_origin = _moment_rank(self._second)
 
     @property
     def value(self) -> float:
         """The rank at the last refresh; 0 before the first, or when all embeddings are equal."""
         return self._value
 
+    @property
+    def about_origin(self) -> float:
+        """The rank without centring, at the last refresh: it falls to 1 when all embeddings come close to one point,
+        even where what is left around the point is noise in every direction; 0 before the first refresh."""
+        return self._about_origin
+
+    @property
+    def known(self) -> bool:
+        """True from the first refresh on."""
+        return self._seen >= self.refresh
+
     def clear(self) -> None:
         """Starts anew: the space has changed."""
         self._mean[:] = 0.0
         self._second[:] = 0.0
-        self._seen, self._value = 0, 0.0
+        self._seen, self._value, self._about_origin = 0, 0.0, 0.0
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that `load_state` needs."""
         return {
             "mean": self._mean.copy(),
             "second": self._second.copy(),
-            "scalars": np.array([self._seen, self._value], np.float64),
+            "scalars": np.array([self._seen, self._value, self._about_origin], np.float64),
         }
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Continues from `state()`."""
         self._mean, self._second = state["mean"].copy(), state["second"].copy()
-        self._seen, self._value = int(state["scalars"][0]), float(state["scalars"][1])
+        seen, value, *rest = state["scalars"].tolist()
+        self._seen, self._value = int(seen), value
+        self._about_origin = rest[0] if rest else _moment_rank(self._second)  # older states do not hold it
 
     def state_bytes(self) -> int:
         """Bytes held."""
         return self._mean.nbytes + self._second.nbytes
+
+
+def _moment_rank(second: NDArray[np.float64]) -> float:
+    """The rank of rows whose second moment is [d, d]."""
+    return _rank(np.sqrt(np.maximum(np.linalg.eigvalsh(second), 0.0)))
 
 
 def _rank(singular: NDArray[np.float64]) -> float:
