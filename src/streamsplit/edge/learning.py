@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from streamsplit.edge.pipeline import Outcome
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.snapshot import load_snapshot, save_snapshot
 from streamsplit.errors import CheckpointError, EncoderError, StreamSplitError
+
+log = logging.getLogger(__name__)
 
 _IDLE_S = 0.2
 _YIELD_S = 0.01
@@ -48,6 +51,7 @@ class LearningLoop:
         self._cpu = self._memory = 0.0
         self._total_bytes = settings.device.memory_bytes
         self._heard = 0
+        self._collapsed = False
         self._saved_s = time.monotonic()
 
     def heard(self, window: Window, outcome: Outcome) -> None:
@@ -59,6 +63,7 @@ class LearningLoop:
         self._device.run(remember)
         self._model.fit_memory((1.0 - self._memory) * self._total_bytes)
         self._heard += 1
+        self._watch_rank()
         if not self._paced and self._heard % self._settings.learn_every_windows == 0:
             self._learn(0.0)
             self._save_if_due()
@@ -100,6 +105,25 @@ class LearningLoop:
     def _save_if_due(self) -> None:
         if time.monotonic() - self._saved_s >= self._settings.snapshot_s:
             self.save()
+
+    def _watch_rank(self) -> None:
+        """Says once when the embeddings begin to collapse, and once when they have recovered."""
+        if not isinstance(self._model, EncoderModel):
+            return
+        watch = self._model.learner.collapse
+        if watch.collapsed == self._collapsed:
+            return
+        self._collapsed = watch.collapsed
+        share = watch.level / watch.reference if watch.collapsed else None
+        self._note("collapse", collapsed=watch.collapsed, share=share)
+        if share is not None:
+            self._problem(
+                f"embeddings collapse: effective rank, beside that of the sound, at {share:.0%} of its reference "
+                f"(alarm below {watch.settings.share:.0%}); lower "
+                "training.learning_rate, or go back to an earlier revision"
+            )
+        else:
+            log.warning("embeddings no longer collapse")
 
     def _learn(self, cpu: float) -> float:
         """One mini-batch; returns the device time it took, 0 when there was nothing to learn from."""
