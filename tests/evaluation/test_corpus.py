@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from sound_files import write_tone
 
 from streamsplit.audio.logmel import StreamingLogMel
 from streamsplit.errors import AudioError, ConfigError
 from streamsplit.evaluation import corpus as corpora
-from streamsplit.evaluation.corpus import Corpus, digits_corpus, esc10_corpus, piece_vectors, synthetic_corpus
+from streamsplit.evaluation.corpus import (
+    Corpus,
+    Part,
+    digits_corpus,
+    esc10_corpus,
+    folder_corpus,
+    piece_vectors,
+    prepared_corpus,
+    synthetic_corpus,
+)
+from streamsplit.evaluation.data.prepare import prepare
+from streamsplit.evaluation.data.settings import PrepareSettings
 from streamsplit.evaluation.datasets import data_folder
+from streamsplit.evaluation.hearing import HearingSettings
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +57,97 @@ def test_a_stream_goes_on_in_another_order_and_marks_where_pieces_begin(corpus: 
     assert all(follows == (corpus.learn.places[row] > 0) for row, follows in heard)
 
 
+def labelled(pieces: int, classes: int = 6) -> Part:
+    """Short pieces of noise in as many classes."""
+    rng = np.random.default_rng(3)
+    return corpora._part(
+        [(rng.normal(0, 0.1, 1600).astype(np.float32), f"c{n % classes}", f"s{n}") for n in range(pieces)]
+    )
+
+
 def test_neighbouring_pieces_share_a_class_more_often_than_by_chance() -> None:
-    part = synthetic_corpus(60, 20.0).train
+    part = labelled(240)
     corpus = Corpus("many", part, part, part, "")
-    labels = [part.labels[piece] for piece in corpus.order(0)[0]]
-    same = np.mean([a == b for a, b in pairwise(labels)])
-    assert same > 0.5  # runs of three: two of three neighbours
+    for order in (corpus.order(0)[0], *corpus.order(0, devices=3)):
+        labels = [part.labels[piece] for piece in order]
+        chance = sum((n / len(labels)) ** 2 for n in Counter(labels).values())
+        assert np.mean([a == b for a, b in pairwise(labels)]) > chance + 0.2
+
+
+def test_one_device_hears_the_runs_of_the_whole_fleet() -> None:
+    part = labelled(60)
+    corpus = Corpus("many", part, part, part, "", hearing=HearingSettings(shift="none", dirichlet_alpha=0.3))
+    for number in (0, 1, 5):
+        fleet, (alone,) = corpus.order(2, 3, number), corpus.order(2, 1, number)
+        assert sorted(alone) == list(range(60)) == sorted(piece for own in fleet for piece in own)
+        for own in fleet:
+            assert [piece for piece in alone if piece in set(own)] == own  # a device's order is kept
+        half = Counter(next(d for d, own in enumerate(fleet) if piece in own) for piece in alone[:30])
+        assert max(half.values()) - min(half.values()) <= 12  # none is heard much ahead of the others
+
+
+def test_devices_hear_unlike_classes_the_more_so_the_smaller_alpha_is() -> None:
+    part = labelled(60)
+
+    def apart(alpha: float | None) -> float:
+        corpus = Corpus("many", part, part, part, "", hearing=HearingSettings(dirichlet_alpha=alpha, shift="none"))
+        mixes = [Counter(part.labels[piece] for piece in own) for own in corpus.order(0, 3)]
+        return sum(abs(mixes[0][name] - mixes[1][name]) for name in corpus.classes)
+
+    assert apart(None) < apart(0.05)
+
+
+def test_silent_short_and_unreadable_clips_are_left_out_and_counted(tmp_path: Path) -> None:
+    for label, hz in (("low", 200.0), ("high", 2000.0)):
+        for number in range(4):
+            write_tone(tmp_path / label / f"{label}{number}.wav", hz=hz)
+    write_tone(tmp_path / "low" / "still.wav", level=0.0)
+    write_tone(tmp_path / "low" / "blip.wav", 0.4)
+    (tmp_path / "high" / "broken.wav").write_bytes(b"RIFF")
+    corpus = folder_corpus(tmp_path)
+    assert len(corpus.train.labels) + len(corpus.test.labels) == 8
+    (note,) = corpus.notes
+    assert note.startswith("3 left out of 11: ") and all(
+        word in note for word in ("1 silent", "1 shorter", "1 unreadable")
+    )
+    for path in (tmp_path / "high").glob("high*.wav"):
+        write_tone(path, level=0.0)
+    with pytest.raises(AudioError, match=r"got 1 class|'high'|one label"):
+        folder_corpus(tmp_path)
+
+
+def test_segments_of_long_recordings_follow_each_other_in_the_streams(tmp_path: Path) -> None:
+    rows = ["recording,start_s,annotator_1"]
+    for number in range(6):
+        write_tone(tmp_path / "long" / f"r{number}.wav", 8.0, hz=200.0 + 100 * number)
+        rows += [f"r{number},{start},{'early' if start < 4 else 'late'}" for start in (0, 2, 4, 6)]
+    (tmp_path / "long" / "labels.csv").write_text("\n".join(rows))
+    prepare(PrepareSettings(source=str(tmp_path / "long"), kind="ondevice", seconds=2.0), tmp_path / "set")
+    corpus = prepared_corpus(tmp_path / "set")
+    assert not set(corpus.train.sources) & set(corpus.test.sources)
+    assert all(len(sound) == 32_000 for sound in corpus.learn.sounds) and "test part" in corpus.held_out
+    first, second = corpus.follows.index(0), 0  # the piece that goes on from the first one
+    assert corpus.learn.sources[first] == corpus.learn.sources[second]
+    joined = 0
+    before = -1
+    for row, follows in islice(corpus.stream(0, devices=2, device=1), 60):
+        place, piece = int(corpus.learn.places[row]), int(corpus.learn.owners[row])
+        assert follows == (place > 0 or corpus.follows[piece] == before)
+        joined += place == 0 and follows
+        before = piece
+    assert joined > 0
+
+
+def test_a_prepared_folder_keeps_its_folds_and_says_what_was_left_out(tmp_path: Path) -> None:
+    for label, hz in (("low", 200.0), ("high", 2000.0)):
+        for fold in (1, 2):
+            for source in (10, 11):
+                write_tone(tmp_path / "esc" / label / f"{fold}-{source}{label[0] == 'l':d}{fold}-A.wav", hz=hz)
+    write_tone(tmp_path / "esc" / "low" / "1-999-A.wav", level=0.0)
+    prepare(PrepareSettings(source=str(tmp_path / "esc")), tmp_path / "set")
+    corpus = prepared_corpus(tmp_path / "set")
+    assert corpus.held_out.startswith("fold 2") and all(source.endswith("2") for source in corpus.test.sources)
+    assert corpus.notes[0].startswith("1 left out when it was prepared: 1 silent")
 
 
 def test_a_pieces_vector_is_the_mean_of_its_windows(corpus: Corpus) -> None:

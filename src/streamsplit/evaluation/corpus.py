@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from streamsplit.audio.files import read_audio
 from streamsplit.audio.logmel import LogMelSettings
 from streamsplit.audio.synth import LABELS, Soundscape, render_scene
 from streamsplit.audio.windows import Window, cut_windows
 from streamsplit.errors import AudioError, ConfigError
+from streamsplit.evaluation.data.inspect import WINDOW_S, inspect_clips
+from streamsplit.evaluation.data.manifest import load_card, load_prepared, read_clip
+from streamsplit.evaluation.data.stream import StreamSettings, directly_follows
 from streamsplit.evaluation.datasets import Clip, load_labelled_folder, split_clips
+from streamsplit.evaluation.hearing import FleetStream, HearingSettings
 from streamsplit.wire.media import Resolution
 
 WINDOW_FRAMES, STRIDE_FRAMES = 100, 50
@@ -72,7 +76,10 @@ class Corpus:
     train: Part
     test: Part
     held_out: str  # for people: what the test part is
-    run_pieces: int = 3  # pieces of one class that follow each other in a stream
+    follows: tuple[int, ...] = ()  # of each piece of `learn`, the one that it goes on from, -1 for none; () = none do
+    notes: tuple[str, ...] = ()  # for people: what was left out, and why
+    hearing: StreamSettings = HearingSettings()
+    fleet: int = 3  # devices whose sound a single device hears in their place
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,31 +95,36 @@ class Corpus:
             digest.update("\0".join((*part.labels, *part.sources)).encode())
         return digest.hexdigest()
 
-    def order(self, seed: int, devices: int = 1) -> list[list[int]]:
-        """Pieces of `learn` in one pass, a list a device: runs of one class, dealt to the devices in turn.
+    def order(self, seed: int, devices: int = 1, number: int = 0) -> list[list[int]]:
+        """Pieces of `learn` in pass `number`, a list a device; every piece comes once a pass.
 
-        The runs of all devices together are those of a single device, so fewer devices hear the same sound.
+        A single device hears the runs of a whole fleet's pass, so that fewer devices hear the same sound. Raises
+        ConfigError for more devices than pieces, and fewer than two classes.
         """
-        if devices < 1:
-            raise ConfigError(f"got {devices} devices, expected at least 1")
-        rng = np.random.default_rng([seed, 71])
-        labels = np.array(self.learn.labels)
-        runs: list[list[int]] = []
-        for label in sorted(set(self.learn.labels)):
-            held = rng.permutation(np.flatnonzero(labels == label)).tolist()
-            runs += [held[start : start + self.run_pieces] for start in range(0, len(held), self.run_pieces)]
-        dealt = [runs[row] for row in rng.permutation(len(runs))]
-        return [[piece for run in dealt[device::devices] for piece in run] for device in range(devices)]
+        return self._pass(self._heard_by(seed, devices), devices, number)
 
     def stream(self, seed: int, devices: int = 1, device: int = 0) -> Iterator[tuple[int, bool]]:
         """Endless (row of `learn.windows`, follows the one before), pass after pass, every pass in another order."""
         starts = np.searchsorted(self.learn.owners, np.arange(len(self.learn.labels) + 1))
-        passes = 0
+        heard, before, number = self._heard_by(seed, devices), -1, 0
         while True:
-            for piece in self.order(seed + 1_000_003 * passes, devices)[device]:
+            for piece in self._pass(heard, devices, number)[device]:
+                goes_on = before >= 0 and bool(self.follows) and self.follows[piece] == before
                 for row in range(int(starts[piece]), int(starts[piece + 1])):
-                    yield row, row > starts[piece]
-            passes += 1
+                    yield row, row > starts[piece] or goes_on
+                before = piece
+            number += 1
+
+    def _heard_by(self, seed: int, devices: int) -> FleetStream:
+        if devices < 1:
+            raise ConfigError(f"got {devices} devices, expected at least 1")
+        ears = min(self.fleet, len(self.learn.labels)) if devices == 1 else devices
+        settings = self.hearing.replace(seed=self.hearing.seed + seed)
+        return FleetStream(self.learn.labels, ears, settings, follows=self.follows or None)
+
+    @staticmethod
+    def _pass(heard: FleetStream, devices: int, number: int) -> list[list[int]]:
+        return [heard.one_listener(number)] if devices == 1 else heard.one_pass(number)
 
 
 def esc10_corpus(root: Path, learn_folds: Sequence[int] = (1, 2, 3), test_fold: int = 4) -> Corpus:
@@ -122,9 +134,12 @@ def esc10_corpus(root: Path, learn_folds: Sequence[int] = (1, 2, 3), test_fold: 
     missing = [fold for fold in (*learn_folds, test_fold) if fold not in known]
     if missing or test_fold in learn_folds:
         raise ConfigError(f"{root}: got folds {list(learn_folds)} and {test_fold}, expected different ones of {known}")
-    train = _clips_part([clip for clip in clips if clip.fold in learn_folds])
-    test = _clips_part([clip for clip in clips if clip.fold == test_fold])
-    return Corpus("esc10", train, train, test, f"fold {test_fold}")
+    clips, notes = usable(clips)
+    train = [clip for clip in clips if clip.fold in learn_folds]
+    test = [clip for clip in clips if clip.fold == test_fold]
+    check_classes(train, test, str(root))
+    part = _clips_part(train)
+    return Corpus("esc10", part, part, _clips_part(test), f"fold {test_fold}", notes=notes)
 
 
 def digits_corpus(root: Path, test_speaker: str | None = None) -> Corpus:
@@ -141,18 +156,59 @@ def digits_corpus(root: Path, test_speaker: str | None = None) -> Corpus:
     held_out = speakers[-1] if test_speaker is None else test_speaker
     if held_out not in speakers or len(speakers) < 2:
         raise ConfigError(f"got speaker '{held_out}', expected one of at least two: {', '.join(speakers)}")
+    clips, notes = usable(clips, keep_short=True)
     train = [clip for clip in clips if clip.source != held_out]
-    test = _clips_part([clip for clip in clips if clip.source == held_out])
-    sounds = [(read_audio(clip.path), clip.label, clip.source) for clip in train]
-    learn = _part([(_heard_twice(audio), label, source) for audio, label, source in sounds], SHORT_STRIDE_FRAMES)
-    return Corpus("digits", learn, _part(sounds), test, f"speaker {held_out}")
+    test = [clip for clip in clips if clip.source == held_out]
+    check_classes(train, test, str(root))
+    return Corpus("digits", *_short_parts(train), _clips_part(test), f"speaker {held_out}", notes=notes)
 
 
 def folder_corpus(root: Path, seed: int = 0) -> Corpus:
     """Any folder `<root>/<label>/*`, split so that no source recording is on both sides; raises AudioError."""
-    split = split_clips(load_labelled_folder(root), seed=seed)
+    clips, notes = usable(load_labelled_folder(root))
+    split = split_clips(clips, seed=seed)
+    check_classes(split.train, split.test, str(root))
     train = _clips_part(split.train)
-    return Corpus(root.resolve().name, train, train, _clips_part(split.test), split.held_out)
+    return Corpus(root.resolve().name, train, train, _clips_part(split.test), split.held_out, notes=notes)
+
+
+def prepared_corpus(folder: Path) -> Corpus:
+    """A data set made by `streamsplit data prepare`, split as it says: the last fold or the test part is held out.
+
+    Pieces of one recording that follow each other do so in the streams. Where most clips are shorter than a window,
+    they are learned from as spoken digits are. Raises ConfigError or AudioError.
+    """
+    split = split_clips(load_prepared(folder))
+    check_classes(split.train, split.test, str(folder))
+    left_out = load_card(folder).get("left_out") or {}
+    notes = _left_out_note({reason: int(held["count"]) for reason, held in left_out.items()}, "when it was prepared")
+    test, name = _clips_part(split.test), folder.resolve().name
+    if np.median([clip.duration_s or WINDOW_S for clip in split.train]) < WINDOW_S:
+        notes += (f"most clips are shorter than a window: each is heard twice, {SHORT_STRIDE_FRAMES * FRAME_S:g} s on",)
+        return Corpus(name, *_short_parts(split.train), test, split.held_out, notes=notes)
+    follows, train = tuple(directly_follows(split.train)), _clips_part(split.train)
+    return Corpus(name, train, train, test, split.held_out, follows, notes)
+
+
+def usable(clips: Sequence[Clip], *, keep_short: bool = False) -> tuple[list[Clip], tuple[str, ...]]:
+    """The clips that hold a signal, and a note that counts the others by reason; AudioError where none does."""
+    kept, left_out = inspect_clips(clips, keep_short=keep_short)
+    notes = _left_out_note(Counter(each.reason for each in left_out), f"of {len(clips)}")
+    if not kept:
+        raise AudioError(f"got no usable clip of {len(clips)} ({notes[0]}), expected at least one of every class")
+    return kept, notes
+
+
+def check_classes(train: Sequence[Clip], test: Sequence[Clip], where: str) -> None:
+    """Raises AudioError for fewer than two classes, and for one that is missing on a side of the split."""
+    sides = [{clip.label for clip in side} for side in (train, test)]
+    labels = sorted(sides[0] | sides[1])
+    if len(labels) < 2:
+        raise AudioError(f"{where}: got {len(labels)} class with usable clips, expected at least 2")
+    for name, held in zip(("training", "test"), sides, strict=True):
+        missing = [label for label in labels if label not in held]
+        if missing:
+            raise AudioError(f"{where}: got no usable clip of class '{missing[0]}' in the {name} part, expected some")
 
 
 def synthetic_corpus(scenes: int = 120, stream_s: float = 600.0, seed: int = 0) -> Corpus:
@@ -181,8 +237,22 @@ def _scenes(seed: int, scenes: int) -> Part:
     return _part([(render_scene(name, SCENE_S, rng), name, f"{seed}-{row}") for row, name in enumerate(names)])
 
 
+def _left_out_note(counts: Mapping[str, int], of_what: str) -> tuple[str, ...]:
+    if not counts:
+        return ()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    return (f"{sum(counts.values())} left out {of_what}: {reasons}",)
+
+
 def _clips_part(clips: Sequence[Clip]) -> Part:
-    return _part([(read_audio(clip.path), clip.label, clip.source) for clip in clips])
+    return _part([(read_clip(clip), clip.label, clip.source) for clip in clips])
+
+
+def _short_parts(clips: Sequence[Clip]) -> tuple[Part, Part]:
+    """What is learned from clips that are shorter than a window, and what the probe is trained on."""
+    sounds = [(read_clip(clip), clip.label, clip.source) for clip in clips]
+    twice = [(_heard_twice(audio), label, source) for audio, label, source in sounds]
+    return _part(twice, SHORT_STRIDE_FRAMES), _part(sounds)
 
 
 def _part(pieces: Sequence[tuple[np.ndarray, str, str]], stride_frames: int = STRIDE_FRAMES) -> Part:
