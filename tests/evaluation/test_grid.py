@@ -135,4 +135,6 @@ def test_settings_know_their_methods_and_change_their_digest_with_the_budget_onl
     with pytest.raises(ConfigError, match="did you mean 'fedcl'"):
         GridSettings(methods=("fedcll",))
     assert SETTINGS.digest == SETTINGS.replace(seeds=9).digest != GridSettings(budget=Budget(updates=2)).digest
+    streams = GridSettings.from_mapping({"stream": {"run_clips": 8.0}})
+    assert streams.digest != SETTINGS.digest and streams.stream.shift == "abrupt"
     assert json.dumps(SETTINGS.as_dict())

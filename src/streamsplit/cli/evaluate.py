@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,16 @@ QUICK_BUDGET: dict[str, Any] = {
 }  # fmt: skip
 
 QUICK_SOUND: dict[str, Any] = {"scenes": 60, "stream_s": 240.0}
+QUICK_THEORY_WINDOWS = 224
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--config", type=Path, help="YAML of methods, seeds and the budget")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--data", type=Path, help="folder with esc10/ and fsdd/, or of <label>/<audio> (default: none)")
-    where.add_argument("--audioset-path", type=Path, help="AudioSet clips as <label>/<audio>")
-    where.add_argument("--ondevice-path", type=Path, help="recordings of devices as <label>/<audio>")
+    where.add_argument("--data", type=Path, help="prepared data, esc10/ and fsdd/, or <label>/<audio> (default: none)")
+    where.add_argument("--audioset-path", type=Path, help="AudioSet: prepared data, or <label>/<audio>")
+    where.add_argument("--ondevice-path", type=Path, help="recordings of devices: prepared data, or <label>/<audio>")
     parser.add_argument("--model-path", type=Path, help="safetensors of an encoder to judge as one more row")
     parser.add_argument("--output-dir", type=Path, default=Path("results"), help="(default: results)")
     parser.add_argument("--plot", action="store_true", help="t-SNE maps and the confusion matrix in the report too")
@@ -46,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
-    from streamsplit.evaluation.grid import plain, run_grid
+    from streamsplit.evaluation.grid import as_heard, plain, run_grid
     from streamsplit.evaluation.learning_report import paired_rows, summarise, write_learning_report
     from streamsplit.evaluation.provenance import machine, revision_of_code
+    from streamsplit.evaluation.theory_study import HEARD_WINDOWS, kept_study
 
     set_up_logging(args.log_level)
     torch.set_num_threads(1)
@@ -57,10 +60,16 @@ def run(args: argparse.Namespace) -> int:
     corpora = load_corpora(args)
     with Ticker("evaluating") as tick:
         cells = run_grid(corpora, settings, args.output_dir, extra=extra, progress=tick.show)
+        theory = {}
+        heard = QUICK_THEORY_WINDOWS if args.quick else HEARD_WINDOWS
+        for corpus in as_heard(corpora, settings):
+            tick.show(len(cells), len(cells), f"{corpus.name}: theory")
+            theory[corpus.name] = kept_study(corpus, args.output_dir / "studies", heard=heard)
     results = plain(
         {
             "settings": settings.as_dict() | {"plot": args.plot}, "data": [_about(corpus) for corpus in corpora],
             "summary": summarise(cells), "paired": paired_rows(cells), "cells": cells,
+            "theory": {name: study.as_dict() for name, study in theory.items()},
             "meta": {
                 "command": command_line("evaluate"), "code": revision_of_code(), "machine": machine(),
                 "cells_code": sorted({cell["code"] for cell in cells}), "digest": settings.digest,
@@ -70,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     path = args.output_dir / "results.json"
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    report = write_learning_report(results, args.output_dir)
+    report = write_learning_report(results, args.output_dir, theory)
     if args.json:
         shown = {name: results[name] for name in ("summary", "paired", "meta")}
         print_json(shown | {"report": str(report), "results": str(path)})
@@ -102,19 +111,50 @@ def grid_settings(args: argparse.Namespace) -> GridSettings:
 
 def load_corpora(args: argparse.Namespace) -> list[Corpus]:
     """The sound to learn from and to be judged on; AudioError or ConfigError."""
-    from streamsplit.evaluation.corpus import digits_corpus, esc10_corpus, folder_corpus, synthetic_corpus
+    from streamsplit.evaluation.corpus import (
+        digits_corpus,
+        esc10_corpus,
+        folder_corpus,
+        prepared_corpus,
+        synthetic_corpus,
+    )
+    from streamsplit.evaluation.data.manifest import is_prepared
 
     root = args.data or args.audioset_path or args.ondevice_path
     if root is None:
         return [synthetic_corpus(**(QUICK_SOUND if args.quick else {}))]
     if not root.is_dir():
         raise ConfigError(f"{root}: there is no such folder; give one with <label>/<audio>, or with esc10/ and fsdd/")
-    found: list[Corpus] = []
+    if is_prepared(root):
+        return [prepared_corpus(root)]
+    refuse_unprepared(root)
+    found = [prepared_corpus(folder) for folder in sorted(root.iterdir()) if is_prepared(folder)]
     if (root / "esc10").is_dir():
         found.append(esc10_corpus(root / "esc10"))
     if (root / "fsdd").is_dir():
         found.append(digits_corpus(root / "fsdd"))
     return found or [folder_corpus(root)]
+
+
+def refuse_unprepared(root: Path) -> None:
+    """Raises ConfigError for a folder whose labels are in a table, which `streamsplit data prepare` reads."""
+    from streamsplit.evaluation.data.audioset import find_segments
+    from streamsplit.evaluation.data.folder import ESC_META
+    from streamsplit.evaluation.data.ondevice import find_annotations
+
+    tables = {"audioset": (find_segments, "AudioSet's list of segments"), "ondevice": (find_annotations, "labels")}
+    found = {"esc": "/".join(ESC_META)} if root.joinpath(*ESC_META).is_file() else {}
+    for kind, (find, what) in tables.items():
+        try:
+            path = find(root)
+        except ConfigError as error:  # several such tables: which one is said when the data are prepared
+            found[kind] = str(error)
+        else:
+            if path is not None:
+                found[kind] = f"{what} in {path.name}"
+    for kind, what in found.items():
+        words = ["streamsplit", "data", "prepare", str(root), "--kind", kind, "--output", f"{root.resolve().name}-set"]
+        raise ConfigError(f"{root}: got {what}, expected prepared data; run `{shlex.join(words)}` and give that folder")
 
 
 def _given(path: Path | None) -> list[Method]:
@@ -128,7 +168,7 @@ def _about(corpus: Corpus) -> dict[str, Any]:
         "name": corpus.name, "held_out": corpus.held_out, "classes": len(corpus.classes),
         "learn_windows": len(corpus.learn.windows), "learn_pieces": len(corpus.learn.labels),
         "train_pieces": len(corpus.train.labels), "test_pieces": len(corpus.test.labels),
-        "fingerprint": corpus.fingerprint,
+        "fingerprint": corpus.fingerprint, "notes": list(corpus.notes),
     }  # fmt: skip
 
 

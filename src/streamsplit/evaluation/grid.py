@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,20 +18,24 @@ from streamsplit.errors import ConfigError
 from streamsplit.evaluation.baselines.base import Budget, Method, Outcome
 from streamsplit.evaluation.baselines.catalogue import NAMES, methods
 from streamsplit.evaluation.corpus import Corpus
+from streamsplit.evaluation.hearing import HearingSettings
 from streamsplit.evaluation.judge import Judgement, judge, plain_figures
 from streamsplit.evaluation.provenance import machine, revision_of_code
+from streamsplit.evaluation.uncertainty_study import encoder_behind, study_uncertainty
 
 Progress = Callable[[int, int, str], None]  # cells done, cells in all, what was last
-FORMAT = 1
+FORMAT = 2
+STUDIED = ("streamsplit",)  # whose uncertainty is held against error and benefit
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridSettings(Settings):
-    """What is compared; `methods` and `seeds` may grow over a results folder, the budget may not change."""
+    """What is compared; `methods` and `seeds` may grow over a results folder, budget and stream may not change."""
 
     methods: tuple[str, ...] = setting(NAMES)
     seeds: int = setting(5, low=1, high=1000)
     budget: Budget = section(Budget)
+    stream: HearingSettings = section(HearingSettings)
 
     def check(self) -> None:
         """Method names must be known."""
@@ -42,7 +46,7 @@ class GridSettings(Settings):
     @property
     def digest(self) -> str:
         """Names what every cell depends on."""
-        held = {"format": FORMAT, "budget": self.budget.as_dict()}
+        held = {"format": FORMAT, "budget": self.budget.as_dict(), "stream": self.stream.as_dict()}
         return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -70,8 +74,9 @@ def run_grid(
     """Runs the cells that are not there yet and gives all of them, by data set, method and seed.
 
     `extra` are methods that only this caller has, such as a given checkpoint. An interrupted run leaves its finished
-    cells. Raises ConfigError, before anything runs, where `output` holds cells of another budget or other data.
+    cells. Raises ConfigError, before anything runs, where `output` holds cells of another budget, stream or data.
     """
+    corpora = as_heard(corpora, settings)
     contestants = methods(settings.methods) + list(extra)
     wanted = [
         (corpus, contestant, CellName(corpus.name, contestant.name, seed))
@@ -98,6 +103,11 @@ def run_grid(
     return [cells[name] for name in sorted(cells, key=lambda name: (name.data, order[name.method], name.seed))]
 
 
+def as_heard(corpora: Sequence[Corpus], settings: GridSettings) -> list[Corpus]:
+    """The corpora with the streams, and the fleet behind a single device's, that the settings say."""
+    return [replace(corpus, hearing=settings.stream, fleet=settings.budget.devices) for corpus in corpora]
+
+
 def run_cell(
     corpus: Corpus,
     contestant: Method,
@@ -111,6 +121,10 @@ def run_cell(
     outcome = contestant.run(corpus, settings.budget, name.seed, tell)
     judged = judge(corpus, outcome.embed, name.seed)
     cell = _cell(corpus, contestant, name, settings, outcome, judged) | {"cpu_s": time.process_time() - started}
+    encoder = encoder_behind(outcome.embed) if contestant.name in STUDIED else None
+    if encoder is not None:
+        tell(1.0, "its uncertainty")
+        cell["uncertainty"] = study_uncertainty(corpus, encoder, name.seed).as_dict()
     with write_beside(folder / f"{name.key}.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, vectors=judged.vectors.astype(np.float16))
     with write_beside(folder / f"{name.key}.json") as path:
@@ -119,7 +133,7 @@ def run_cell(
 
 
 def check_folder(folder: Path, corpus: Corpus, settings: GridSettings) -> None:
-    """Refuses a folder whose cells of this data set come from another budget, or from other data of that name."""
+    """Refuses a folder whose cells of this data set come from another budget, stream, or other data of that name."""
     for path in sorted(folder.glob(f"{corpus.name}-*.json")):
         try:
             held = json.loads(path.read_text(encoding="utf-8"))

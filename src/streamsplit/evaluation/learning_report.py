@@ -17,6 +17,10 @@ from streamsplit.evaluation.page import heading, paragraph, picture, section, ta
 from streamsplit.evaluation.plots import embedding_maps
 from streamsplit.evaluation.statistics import holm, mean_interval, paired_test
 from streamsplit.evaluation.study import map_2d
+from streamsplit.evaluation.theory_plots import convergence_figure, trace_figure
+from streamsplit.evaluation.theory_study import TheoryStudy
+from streamsplit.evaluation.transmission_plot import transmission_figure
+from streamsplit.evaluation.uncertainty_study import curve_of
 
 FIGURES = ("probe", "precision_at_10", "precision_at_10_all", "silhouette", "effective_rank", "uniformity")
 EFFORT = (
@@ -70,14 +74,18 @@ def paired_rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_learning_report(results: Mapping[str, Any], output: Path) -> Path:
-    """Writes report.html beside the cells in `output` from what results.json holds; returns its path."""
+def write_learning_report(results: Mapping[str, Any], output: Path, theory: Mapping[str, TheoryStudy]) -> Path:
+    """Writes report.html beside the cells in `output`, from what results.json holds and each data set's theory
+    study; returns its path."""
     parts = [_top(results)]
     for data in results["data"]:
         rows = [row for row in results["summary"] if row["data"] == data["name"]]
         parts.append(section(data["name"], paragraph(_about(data)), _table(rows)))
         parts.append(section(f"{data['name']}: paired over seeds", _tests(results, data["name"])))
         parts.append(section(f"{data['name']}: pictures", *_pictures(results, rows, output)))
+        parts += _uncertainty([cell for cell in results["cells"] if cell["data"] == data["name"]])
+        if data["name"] in theory:
+            parts.append(_theory(data["name"], theory[data["name"]]))
     parts.append(section("How it was measured", f"<pre>{html.escape(json.dumps(results['meta'], indent=1))}</pre>"))
     return write_page(output / "report.html", "StreamSplit: what was learned", parts)
 
@@ -109,6 +117,7 @@ def _about(data: Mapping[str, Any]) -> str:
         f"({data['held_out']}). "
         "Means over seeds with 95 % intervals; where seeds change nothing, the interval is a point and the test "
         "pieces are still only a sample (one probe's standard error is in results.json)."
+        + "".join(f" {note[0].upper()}{note[1:]}." for note in data["notes"])
     )
 
 
@@ -144,6 +153,55 @@ def _tests(results: Mapping[str, Any], data: str) -> str:
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _uncertainty(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A section a method whose uncertainty was studied: the first seed's curve, and every seed's figures."""
+    parts = []
+    header = (
+        "seed", "windows", "edge", "server", "Spearman, error", "Spearman, benefit", "AUROC, error", "AUROC, benefit",
+        "area above random, points", "of the oracle's",
+    )  # fmt: skip
+    for data, name in dict.fromkeys((cell["data"], cell["method"]) for cell in cells if "uncertainty" in cell):
+        mine = [cell for cell in cells if cell["method"] == name]
+        rows = []
+        for cell in mine:
+            held = cell["uncertainty"]
+            quality, curve = held["quality"], held["curve"]
+            figures = [quality[key] for key in (
+                "spearman_error", "spearman_benefit", "auroc_error", "auroc_benefit")]  # fmt: skip
+            rows.append(
+                (
+                    str(cell["seed"]), str(curve["windows"]), f"{curve['edge_accuracy']:.3f}",
+                    f"{curve['server_accuracy']:.3f}", *map(_number, figures),
+                    _interval(held["area_interval"], 2, 100.0), _number(curve["area_of_oracle"]),
+                )
+            )  # fmt: skip
+        block = mine[0]["uncertainty"]["block"]
+        text = paragraph(
+            f"Windows of the test part, one by one: the device answers by a probe on its early exit after block "
+            f"{block}, the server by one on the embedding; the memory has heard the stream. Intervals are over whole "
+            "recordings: one that holds 0 does not tell the uncertainty from chance."
+        )
+        caption = f"Share of windows sent against accuracy: {name}, seed {mine[0]['seed']}."
+        drawn = picture(transmission_figure(*curve_of(mine[0]["uncertainty"])), caption)
+        parts.append(section(f"{data}: what the uncertainty of {name} is worth", text, table(header, rows), drawn))
+    return parts
+
+
+def _theory(name: str, study: TheoryStudy) -> str:
+    run = study.run
+    held = "holds at every step" if run.holds else "does NOT hold at every step"
+    text = (
+        f"Stochastic gradient descent on a strongly convex head over {study.rows} window embeddings that cross as "
+        f"int8, only the least certain {100 - run.settings.percentile:g} % sent: the corrected bound {held}; the "
+        f"smallest observed gradient is above the bound as the paper writes it at {run.paper_violations:.0%} of the "
+        f"steps. Below it, a device that heard {study.heard} windows: its gradients, for which nothing is claimed."
+    )
+    bounds = picture(convergence_figure(run), "The corrected bound, the paper's and what was observed.")
+    return section(
+        f"{name}: theory", paragraph(text), bounds, picture(trace_figure(study.trace), "A real learner, no claim.")
+    )
 
 
 def _pictures(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path) -> list[str]:

@@ -1,0 +1,151 @@
+"""What a trained encoder's uncertainty is worth on a corpus: a device at a cut, the server behind it, real memory."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from streamsplit.encoders.base import SplitEncoder
+from streamsplit.errors import ConfigError
+from streamsplit.evaluation.baselines.base import Embed
+from streamsplit.evaluation.corpus import Corpus, Part
+from streamsplit.evaluation.probe import fit_probe
+from streamsplit.evaluation.statistics import MeanInterval
+from streamsplit.evaluation.transmission import (
+    GatePoint,
+    TransmissionCurve,
+    UncertaintyQuality,
+    area_interval,
+    correct,
+    gate_curve,
+    transmission_curve,
+    uncertainty_quality,
+)
+from streamsplit.learning.learner import EdgeLearner
+from streamsplit.learning.settings import LearnerSettings
+from streamsplit.splitting.transmission import GateSettings
+
+BLOCK = 4  # the device runs blocks 1..4 and answers by the early exit there
+TRAIN_WINDOWS = 600  # at most, that each probe is trained on
+HEARD_WINDOWS = 3000  # at most, that the memory has heard
+_BATCH = 64
+
+
+class UncertaintyStudy(NamedTuple):
+    """Per-window uncertainty on the test part against the edge's errors and what sending repairs."""
+
+    block: int
+    quality: UncertaintyQuality
+    curve: TransmissionCurve
+    interval: MeanInterval  # of the curve's area above random sending, over whole recordings
+    gate: tuple[GatePoint, ...]  # () where the test part ends in the gate's warm-up
+    heard: int  # windows that the memory learned from
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; nan becomes None."""
+        gate = [point._asdict() for point in self.gate]
+        return {
+            "block": self.block, "quality": self.quality.as_dict(), "curve": self.curve.as_dict(),
+            "area_interval": self.interval.as_dict(), "gate": gate, "heard": self.heard,
+        }  # fmt: skip
+
+
+def study_uncertainty(
+    corpus: Corpus, encoder: SplitEncoder, seed: int = 0, *, learner: LearnerSettings | None = None, block: int = BLOCK
+) -> UncertaintyStudy:
+    """Hears the corpus's stream into a device's memory, then asks it about every test window at a cut after `block`.
+
+    The device's answer is a probe's on the early exit, the server's a probe's on the embedding; both are trained on
+    windows of the training part. Test windows come as a stream, which is the order the live gate sees. Raises
+    ConfigError for a block that the encoder does not have.
+    """
+    if not 0 < block < encoder.num_blocks:
+        raise ConfigError(f"got a cut after block {block}, expected 1..{encoder.num_blocks - 1} of {encoder.name}")
+    device = EdgeLearner(encoder, (learner or LearnerSettings()).replace(warm_start=False), seed)
+    heard = [row for row, _ in islice(corpus.stream(seed), min(HEARD_WINDOWS, len(corpus.learn.windows)))]
+    _, remembered = _exits(device.key, corpus.learn, np.array(heard), block)
+    for index, z in enumerate(remembered):
+        device.memory.add(z, index)
+    train_rows, test_rows = _drawn(len(corpus.train.windows), seed), _as_stream(corpus, seed)
+    train, test = (
+        _exits(device.key, part, rows, block)
+        for part, rows in ((corpus.train, train_rows), (corpus.test, test_rows))
+    )  # fmt: skip
+    names, groups = _of_pieces(corpus.train, corpus.train.labels, train_rows), _sources(corpus.train, train_rows)
+    truth = _of_pieces(corpus.test, corpus.test.labels, test_rows)
+    edge_right, server_right = (
+        correct(fit_probe(known, names, groups=groups, seed=seed)(asked), truth)
+        for known, asked in zip(train, test, strict=True)
+    )
+    doubts = [device.uncertainty(z, features, block) for z, features in zip(
+        test[0], corpus.test.batch(test_rows), strict=True)]  # fmt: skip
+    long_enough = len(doubts) > GateSettings().warm_up_windows
+    return UncertaintyStudy(
+        block,
+        uncertainty_quality(doubts, edge_right, server_right),
+        transmission_curve(doubts, edge_right, server_right, seed=seed),
+        area_interval(doubts, edge_right, server_right, _sources(corpus.test, test_rows), seed=seed),
+        tuple(gate_curve(doubts, edge_right, server_right, seed=seed)) if long_enough else (),
+        len(heard),
+    )
+
+
+def curve_of(held: Mapping[str, Any]) -> tuple[TransmissionCurve, list[GatePoint]]:
+    """Curve and gate of an `as_dict()` that went through JSON."""
+    values = {name: _number(value) for name, value in held["curve"].items()}
+    return TransmissionCurve(**values), [GatePoint(**point) for point in held["gate"]]
+
+
+def encoder_behind(embed: Embed) -> SplitEncoder | None:
+    """The split encoder whose forward pass `embed` is, None where it is something else (fixed statistics)."""
+    function = inspect.unwrap(embed)  # `embedder` runs it without gradients, through a wrapper
+    if not inspect.isfunction(function):
+        return None
+    held = inspect.getclosurevars(function).nonlocals.get("encoder")
+    return held if isinstance(held, SplitEncoder) else None
+
+
+@torch.no_grad()
+def _exits(encoder: SplitEncoder, part: Part, rows: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Early exits after `block` and embeddings, each [n, d]."""
+    early, whole = [], []
+    for start in range(0, len(rows), _BATCH):
+        crossing = encoder.forward_to(torch.from_numpy(part.batch(rows[start : start + _BATCH])), block)
+        early.append(encoder.exit_embedding(crossing, block).numpy())
+        whole.append(encoder.forward_from(crossing, block).numpy())
+    return np.concatenate(early), np.concatenate(whole)
+
+
+def _drawn(count: int, seed: int) -> np.ndarray:
+    chosen = np.random.default_rng([seed, 91]).permutation(count)[:TRAIN_WINDOWS]
+    return np.sort(chosen)
+
+
+def _as_stream(corpus: Corpus, seed: int) -> np.ndarray:
+    """Rows of the test part's windows, its pieces in the order of a stream."""
+    heard = replace(corpus, learn=corpus.test, follows=())
+    order = heard.order(seed)[0]
+    return np.concatenate([np.flatnonzero(corpus.test.owners == piece) for piece in order])
+
+
+def _of_pieces(part: Part, values: tuple[str, ...], rows: np.ndarray) -> list[str]:
+    return [values[owner] for owner in part.owners[rows]]
+
+
+def _sources(part: Part, rows: np.ndarray) -> list[str]:
+    """The recording of each window; its piece where one speaker made them all."""
+    few = len(set(part.sources)) < 3
+    return _of_pieces(part, tuple(map(str, range(len(part.sources)))) if few else part.sources, rows)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return np.array([_number(each) for each in value], np.float64)
+    return math.nan if value is None else value

@@ -1,0 +1,61 @@
+"""The uncertainty's worth on a corpus: answers are those of exits computed one by one, JSON gives the curve back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from streamsplit.encoders.fixed import five_statistics
+from streamsplit.errors import ConfigError
+from streamsplit.evaluation.baselines.base import embedder, encoder_of, pca_started
+from streamsplit.evaluation.corpus import Corpus, synthetic_corpus
+from streamsplit.evaluation.probe import fit_probe
+from streamsplit.evaluation.transmission_plot import transmission_figure
+from streamsplit.evaluation.uncertainty_study import curve_of, encoder_behind, study_uncertainty
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return synthetic_corpus(20, 60.0)
+
+
+def test_edge_and_server_answer_as_single_windows_do(corpus: Corpus) -> None:
+    encoder = pca_started(encoder_of(0), corpus, 0)
+    study = study_uncertainty(corpus, encoder, block=3)
+    rights = []
+    with torch.no_grad():
+        for exits in (True, False):
+            vectors = []
+            for part in (corpus.train, corpus.test):
+                rows = []
+                for row in range(len(part.windows)):
+                    x = torch.from_numpy(part.batch(slice(row, row + 1)))
+                    z = encoder.exit_embedding(encoder.forward_to(x, 3), 3) if exits else encoder(x)
+                    rows.append(z[0].numpy())
+                vectors.append(np.stack(rows))
+            names = [[part.labels[owner] for owner in part.owners] for part in (corpus.train, corpus.test)]
+            groups = [corpus.train.sources[owner] for owner in corpus.train.owners]
+            said = fit_probe(vectors[0], names[0], groups=groups)(vectors[1])
+            rights.append(np.mean([a == b for a, b in zip(said, names[1], strict=True)]))
+    assert study.curve.edge_accuracy == pytest.approx(rights[0], abs=0.03)  # rounding may turn a close call
+    assert study.curve.server_accuracy == pytest.approx(rights[1], abs=0.03)
+    assert study.quality.windows == len(corpus.test.windows) == study.curve.windows
+    assert study.interval.n == 20 and study.interval.low <= study.interval.mean <= study.interval.high
+    assert study.gate[0].share >= study.gate[-1].share and study.heard == len(corpus.learn.windows)
+    curve, gate = curve_of(json.loads(json.dumps(study.as_dict())))
+    assert np.allclose(curve.by_uncertainty, study.curve.by_uncertainty) and tuple(gate) == study.gate
+    assert transmission_figure(curve, gate).axes
+
+
+def test_a_cut_outside_of_the_encoder_is_refused(corpus: Corpus) -> None:
+    with pytest.raises(ConfigError, match="after block 99"):
+        study_uncertainty(corpus, encoder_of(0), block=99)
+
+
+def test_only_an_encoders_forward_pass_has_an_encoder_behind_it() -> None:
+    encoder = encoder_of(0)
+    assert encoder_behind(embedder(encoder)) is encoder
+    assert encoder_behind(five_statistics) is None and encoder_behind(lambda windows: windows.mean(-1)) is None
