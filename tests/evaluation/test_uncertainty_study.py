@@ -45,6 +45,8 @@ def test_edge_and_server_answer_as_single_windows_do(corpus: Corpus) -> None:
     assert study.quality.windows == len(corpus.test.windows) == study.curve.windows
     assert study.interval.n == 20 and study.interval.low <= study.interval.mean <= study.interval.high
     assert study.gate[0].share >= study.gate[-1].share and study.heard == len(corpus.learn.windows)
+    for point in study.gate:  # as many windows as are not sent may differ, and no more: both are over all windows
+        assert abs(point.accuracy - study.curve.server_accuracy) <= 1 - point.share + 1e-9
     curve, gate = curve_of(json.loads(json.dumps(study.as_dict())))
     assert np.allclose(curve.by_uncertainty, study.curve.by_uncertainty) and tuple(gate) == study.gate
     assert transmission_figure(curve, gate).axes

@@ -30,7 +30,6 @@ from streamsplit.evaluation.transmission import (
 )
 from streamsplit.learning.learner import EdgeLearner
 from streamsplit.learning.settings import LearnerSettings
-from streamsplit.splitting.transmission import GateSettings
 
 BLOCK = 4  # the device runs blocks 1..4 and answers by the early exit there
 TRAIN_WINDOWS = 600  # at most, that each probe is trained on
@@ -45,7 +44,7 @@ class UncertaintyStudy(NamedTuple):
     quality: UncertaintyQuality
     curve: TransmissionCurve
     interval: MeanInterval  # of the curve's area above random sending, over whole recordings
-    gate: tuple[GatePoint, ...]  # () where the test part ends in the gate's warm-up
+    gate: tuple[GatePoint, ...]  # over the same windows, so with its warm-up
     heard: int  # windows that the memory learned from
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,13 +85,12 @@ def study_uncertainty(
     )
     doubts = [device.uncertainty(z, features, block) for z, features in zip(
         test[0], corpus.test.batch(test_rows), strict=True)]  # fmt: skip
-    long_enough = len(doubts) > GateSettings().warm_up_windows
     return UncertaintyStudy(
         block,
         uncertainty_quality(doubts, edge_right, server_right),
         transmission_curve(doubts, edge_right, server_right, seed=seed),
         area_interval(doubts, edge_right, server_right, _sources(corpus.test, test_rows), seed=seed),
-        tuple(gate_curve(doubts, edge_right, server_right, seed=seed)) if long_enough else (),
+        tuple(gate_curve(doubts, edge_right, server_right, after_warm_up=False, seed=seed)),
         len(heard),
     )
 
