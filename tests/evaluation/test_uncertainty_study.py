@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from streamsplit.encoders.fixed import five_statistics
 from streamsplit.errors import ConfigError
-from streamsplit.evaluation.baselines.base import embedder, encoder_of, pca_started
+from streamsplit.evaluation.baselines.base import encoder_of, pca_started
 from streamsplit.evaluation.corpus import Corpus, synthetic_corpus
 from streamsplit.evaluation.probe import fit_probe
 from streamsplit.evaluation.transmission_plot import transmission_figure
-from streamsplit.evaluation.uncertainty_study import curve_of, encoder_behind, study_uncertainty
+from streamsplit.evaluation.uncertainty_study import curve_of, study_uncertainty
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +54,3 @@ def test_edge_and_server_answer_as_single_windows_do(corpus: Corpus) -> None:
 def test_a_cut_outside_of_the_encoder_is_refused(corpus: Corpus) -> None:
     with pytest.raises(ConfigError, match="after block 99"):
         study_uncertainty(corpus, encoder_of(0), block=99)
-
-
-def test_only_an_encoders_forward_pass_has_an_encoder_behind_it() -> None:
-    encoder = encoder_of(0)
-    assert encoder_behind(embedder(encoder)) is encoder
-    assert encoder_behind(five_statistics) is None and encoder_behind(lambda windows: windows.mean(-1)) is None

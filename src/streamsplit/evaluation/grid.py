@@ -21,7 +21,7 @@ from streamsplit.evaluation.corpus import Corpus
 from streamsplit.evaluation.hearing import HearingSettings
 from streamsplit.evaluation.judge import Judgement, judge, plain_figures
 from streamsplit.evaluation.provenance import machine, revision_of_code
-from streamsplit.evaluation.uncertainty_study import encoder_behind, study_uncertainty
+from streamsplit.evaluation.uncertainty_study import study_uncertainty
 
 Progress = Callable[[int, int, str], None]  # cells done, cells in all, what was last
 FORMAT = 2
@@ -121,7 +121,7 @@ def run_cell(
     outcome = contestant.run(corpus, settings.budget, name.seed, tell)
     judged = judge(corpus, outcome.embed, name.seed)
     cell = _cell(corpus, contestant, name, settings, outcome, judged) | {"cpu_s": time.process_time() - started}
-    encoder = encoder_behind(outcome.embed) if contestant.name in STUDIED else None
+    encoder = outcome.encoder if contestant.name in STUDIED else None
     if encoder is not None:
         tell(1.0, "its uncertainty")
         cell["uncertainty"] = study_uncertainty(corpus, encoder, name.seed).as_dict()

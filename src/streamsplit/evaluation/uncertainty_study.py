@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +13,6 @@ import torch
 
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.errors import ConfigError
-from streamsplit.evaluation.baselines.base import Embed
 from streamsplit.evaluation.corpus import Corpus, Part
 from streamsplit.evaluation.probe import fit_probe
 from streamsplit.evaluation.statistics import MeanInterval
@@ -99,15 +97,6 @@ def curve_of(held: Mapping[str, Any]) -> tuple[TransmissionCurve, list[GatePoint
     """Curve and gate of an `as_dict()` that went through JSON."""
     values = {name: _number(value) for name, value in held["curve"].items()}
     return TransmissionCurve(**values), [GatePoint(**point) for point in held["gate"]]
-
-
-def encoder_behind(embed: Embed) -> SplitEncoder | None:
-    """The split encoder whose forward pass `embed` is, None where it is something else (fixed statistics)."""
-    function = inspect.unwrap(embed)  # `embedder` runs it without gradients, through a wrapper
-    if not inspect.isfunction(function):
-        return None
-    held = inspect.getclosurevars(function).nonlocals.get("encoder")
-    return held if isinstance(held, SplitEncoder) else None
 
 
 @torch.no_grad()

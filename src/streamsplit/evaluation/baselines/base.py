@@ -69,6 +69,7 @@ class Outcome(NamedTuple):
     peak_rank: float  # highest effective rank seen while learning; nan where none was
     last_rank: float
     notes: tuple[str, ...] = ()
+    encoder: SplitEncoder | None = None  # what `embed` runs, where it is one that can be cut
 
 
 class Method(Protocol):

@@ -29,7 +29,7 @@ class GivenEncoder:
     def run(self, corpus: Corpus, budget: Budget, seed: int, progress: Progress) -> Outcome:
         """Takes no step."""
         watch = Stopwatch()
-        return Outcome(embedder(self._encoder), Effort(cpu_s=watch.read()), math.nan, math.nan)
+        return Outcome(embedder(self._encoder), Effort(cpu_s=watch.read()), math.nan, math.nan, encoder=self._encoder)
 
 
 def read_encoder(path: Path) -> tuple[SplitEncoder, str]:

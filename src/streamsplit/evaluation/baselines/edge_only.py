@@ -44,7 +44,7 @@ class EdgeOnly:
             progress((number + 1) / budget.heard, f"{learner.steps} updates")
         effort.windows, effort.updates, effort.cpu_s = learner.windows_learned, learner.steps, watch.read()
         notes = ("one device hears all the sound",)
-        return Outcome(embedder(learner.key), effort, ranks.peak, ranks.last, notes)
+        return Outcome(embedder(learner.key), effort, ranks.peak, ranks.last, notes, encoder=learner.key)
 
 
 def hear(learner: EdgeLearner, corpus: Corpus, row: int, number: int, continuous: bool, effort: Effort) -> None:

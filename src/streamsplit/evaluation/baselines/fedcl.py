@@ -88,7 +88,7 @@ class FedCL:
         effort.windows = sum(learner.windows_learned for learner in learners)
         effort.updates, effort.cpu_s = sum(learner.steps for learner in learners), watch.read()
         notes = (f"{ROUNDS} rounds, {budget.devices} devices, weights in fp32",)
-        return Outcome(embedder(encoder), effort, ranks.peak, ranks.last, notes)
+        return Outcome(embedder(encoder), effort, ranks.peak, ranks.last, notes, encoder=encoder)
 
 
 def federated_average(base: Weights, updates: Sequence[Update]) -> Weights:

@@ -143,7 +143,7 @@ class SplitTraining:
             progress((number + 1) / budget.heard, f"{effort.updates} updates")
         effort.sent, effort.cpu_s = len(sent), watch.read()
         notes = (f"cut {', '.join(map(str, sorted(cuts)))}", "a window crosses every time it is trained on")
-        return Outcome(embedder(encoder), effort, ranks.peak, ranks.last, notes)
+        return Outcome(embedder(encoder), effort, ranks.peak, ranks.last, notes, encoder=encoder)
 
     def _hand_over(self, encoder: SplitEncoder, cut: Cut, new: Cut, effort: Effort) -> Cut:
         """The lower blocks go up from one device and down to the next, up to the new cut."""

@@ -31,4 +31,4 @@ class RandomEncoder:
         encoder = encoder_of(seed)
         if self.start:
             pca_started(encoder, corpus, seed)
-        return Outcome(embedder(encoder), Effort(cpu_s=watch.read()), math.nan, math.nan)
+        return Outcome(embedder(encoder), Effort(cpu_s=watch.read()), math.nan, math.nan, encoder=encoder)

@@ -81,7 +81,9 @@ class ServerOnly:
         if best is not None:
             load_weights(refiner.encoder, best[1])
         effort.updates, effort.cpu_s = refiner.steps, watch.read()
-        return Outcome(embedder(refiner.encoder), effort, ranks.peak, ranks.last, (note,) if note else ())
+        return Outcome(
+            embedder(refiner.encoder), effort, ranks.peak, ranks.last, (note,) if note else (), encoder=refiner.encoder
+        )
 
     def _hear(
         self, corpus: Corpus, learn: Part, budget: Budget, seed: int, refiner: Refiner, held_out: HeldOut | None,

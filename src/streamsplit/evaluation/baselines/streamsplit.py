@@ -196,4 +196,4 @@ class _Run:
         notes = [f"{self.revisions} revisions, {self.budget.devices} devices, {ENCODING.label}"]
         notes += [self.arrivals.about] if self.arrivals.late_windows else []
         final = self.refiner.known_encoder(self.refiner.revision)
-        return Outcome(embedder(final), effort, self.ranks.peak, self.ranks.last, tuple(notes))
+        return Outcome(embedder(final), effort, self.ranks.peak, self.ranks.last, tuple(notes), encoder=final)
