@@ -122,7 +122,7 @@ def test_every_method_gives_finite_vectors_within_its_budget(name: str, corpus: 
         assert effort.windows <= BUDGET.windows
     learns = name not in NAMES[:5]
     assert (effort.updates > 0) == learns and effort.heard == (BUDGET.heard if learns else 0)
-    sends = name in ("fedcl", "fsl", "heuristic_split", "streamsplit") or name.startswith("server_only")
+    sends = name.startswith(("fedcl", "fsl", "heuristic_split", "streamsplit", "server_only"))
     assert (effort.uplink_bytes > 0) == sends
     assert math.isnan(outcome.peak_rank) or 1.0 <= outcome.peak_rank <= 128.0
 
@@ -137,6 +137,13 @@ def test_streamsplit_stays_below_a_quarter_of_the_windows(corpus: Corpus) -> Non
     effort = run("streamsplit", corpus).effort
     assert 0.1 < effort.sent / effort.heard < 0.25 and effort.server_updates > 0
     assert effort.as_dict()["share_sent"] <= ours.SHARE_SENT
+
+
+def test_devices_that_merge_send_their_differences_too(corpus: Corpus) -> None:
+    plain, merging = run("streamsplit", corpus), run("streamsplit_merge", corpus)
+    assert merging.effort.uplink_bytes > plain.effort.uplink_bytes + 500_000  # an int8 delta of a million weights
+    windows = corpus.test.batch(slice(0, 6))
+    assert not np.array_equal(merging.embed(windows), plain.embed(windows))
 
 
 def test_opus_costs_a_tenth_of_pcm(corpus: Corpus) -> None:

@@ -97,6 +97,15 @@ def test_any_labelled_folder_is_dealt_out_by_source(labelled, tmp_path):
     assert np.array_equal(read_clip(clips[0]), read_audio(clips[0].path))
 
 
+def test_folders_in_class_folders_are_sources_and_the_card_says_so(labelled, tmp_path):
+    label = sorted(path for path in labelled.iterdir() if path.is_dir())[0]
+    inner = label / "garden"
+    inner.mkdir()
+    for path in sorted(label.glob("*.*"))[:2]:
+        path.rename(inner / path.name)
+    assert label.name in str(prepare(settings(labelled), tmp_path / "set")["facts"])
+
+
 def test_digits_have_the_speaker_as_source_and_are_kept_though_short(tmp_path):
     for digit in range(3):
         for speaker in ("ann", "bob", "cy"):

@@ -19,7 +19,6 @@ from streamsplit.evaluation.policy_study import (
     Cell,
     Material,
     StudySettings,
-    interval,
     paired_difference,
     plain,
     run_cell,
@@ -48,13 +47,6 @@ def cell(policy: str, seed: int, rewards: list[float], cut: str = "") -> Cell:
         policy, "pi4", seed, cut, float(np.mean(rewards)), rewards, {"p50": 1.0, "p95": 2.0, "p99": math.inf},
         1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, {},
     )  # fmt: skip
-
-
-def test_an_interval_is_students_and_unknown_with_one_value() -> None:
-    mean, low, high = interval([1.0, 2.0, 3.0])
-    assert mean == 2.0 and high - mean == pytest.approx(4.302653 / math.sqrt(3), abs=1e-5)  # t(0.975, 2), sd 1
-    assert mean - low == pytest.approx(high - mean)
-    assert math.isnan(interval([5.0]).low) and interval([5.0]).mean == 5.0
 
 
 def test_the_gap_is_closed_on_the_seeds_that_the_oracle_ran() -> None:

@@ -21,7 +21,6 @@ from streamsplit.evaluation.policy_study import (
     Cell,
     Material,
     StudySettings,
-    interval,
     make_contestant,
     of,
     plain,
@@ -30,6 +29,7 @@ from streamsplit.evaluation.policy_study import (
     verdict,
 )
 from streamsplit.evaluation.provenance import machine, revision_of_code
+from streamsplit.evaluation.statistics import mean_interval
 from streamsplit.network.drives import read_drives
 from streamsplit.network.trace import BandwidthTrace, generate_trace
 from streamsplit.simulation.follow import FollowPolicy
@@ -125,7 +125,7 @@ def summaries(cells: Sequence[Cell], study: StudySettings) -> list[dict[str, Any
             rows.append(
                 {
                     "policy": policy, "device": device, "cut": mine[0].cut,
-                    "reward": interval([cell.reward for cell in mine])._asdict(),
+                    "reward": mean_interval([cell.reward for cell in mine])._asdict(),
                     "latency_ms": {
                         name: _finite(float(np.mean([cell.latency_ms[name] for cell in mine])))
                         for name in ("p50", "p95", "p99")

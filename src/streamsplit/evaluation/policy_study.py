@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from streamsplit.config import Settings, nearest, section, setting
 from streamsplit.errors import ConfigError, CutError
+from streamsplit.evaluation.statistics import MeanInterval, mean_interval
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.simulation.conditions import SimulationSettings
 from streamsplit.simulation.device import SimulatedDevice, Step
@@ -203,26 +204,6 @@ def make_contestant(policy: str, cut: str, material: Material, settings: StudySe
     }[policy]()
 
 
-class Interval(NamedTuple):
-    """A mean over seeds with its 95 % interval (Student's t); the interval is nan with one seed."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of a few independent values."""
-    from scipy.stats import t as student
-
-    array = np.asarray(values, float)
-    mean = float(array.mean())
-    if len(array) < 2:
-        return Interval(mean, math.nan, math.nan)
-    half = float(student.ppf(0.975, len(array) - 1)) * float(array.std(ddof=1)) / math.sqrt(len(array))
-    return Interval(mean, mean - half, mean + half)
-
-
 def of(cells: Sequence[Cell], policy: str, device: str) -> list[Cell]:
     """The cells of one policy on one device, by seed."""
     return sorted((c for c in cells if c.policy == policy and c.device == device), key=lambda cell: cell.seed)
@@ -231,7 +212,7 @@ def of(cells: Sequence[Cell], policy: str, device: str) -> list[Cell]:
 def verdict(cells: Sequence[Cell], device: str, policy: str = "ppo") -> dict[str, Any]:
     """How `policy` stands on one device class against the best fixed cut, the look-ahead oracle and its rivals."""
     own = of(cells, policy, device)
-    mine = interval([cell.reward for cell in own])
+    mine = mean_interval([cell.reward for cell in own])
     found: dict[str, Any] = {"device": device, "reward": mine._asdict()}
     fixed, oracle = of(cells, FIXED, device), of(cells, "look-ahead", device)
     if fixed and oracle:
@@ -247,7 +228,7 @@ def verdict(cells: Sequence[Cell], device: str, policy: str = "ppo") -> dict[str
         theirs = of(cells, rival, device)
         if not theirs:
             continue
-        other = interval([cell.reward for cell in theirs])
+        other = mean_interval([cell.reward for cell in theirs])
         paired = paired_difference(of(cells, policy, device), theirs)
         found[f"over_{rival}"] = {
             "difference": mine.mean - other.mean,
@@ -257,11 +238,11 @@ def verdict(cells: Sequence[Cell], device: str, policy: str = "ppo") -> dict[str
     return found
 
 
-def paired_difference(mine: Sequence[Cell], theirs: Sequence[Cell]) -> Interval:
+def paired_difference(mine: Sequence[Cell], theirs: Sequence[Cell]) -> MeanInterval:
     """Mean difference of rewards over traces (averaged over seeds first), with its 95 % interval: same surroundings."""
     ours = np.mean([cell.run_rewards for cell in mine], axis=0)
     others = np.mean([cell.run_rewards for cell in theirs], axis=0)
-    return interval((ours - others).tolist())
+    return mean_interval((ours - others).tolist())
 
 
 _held: tuple[Material, StudySettings] | None = None

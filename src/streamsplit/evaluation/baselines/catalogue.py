@@ -34,6 +34,7 @@ METHODS: tuple[Method, ...] = (
     SplitTraining("fsl", "split training at a fixed cut"),
     heuristic_split(),
     StreamSplit(),
+    StreamSplit("streamsplit_merge", "the same, devices ship what they learned too", merge=True),
     ServerOnly("server_only_same_windows", "server only, as many windows as a device", "windows"),
     ServerOnly("server_only_same_updates", "server only, as many updates as a device", "updates"),
     ServerOnly("server_only", "server only, to convergence", "convergence"),

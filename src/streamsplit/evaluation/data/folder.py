@@ -31,6 +31,12 @@ def find_labelled(settings: PrepareSettings) -> Found:
     """Any `<label>/*` folder; sources as `load_labelled_folder` tells them, parts to be dealt out."""
     root = Path(settings.source)
     found = Found(clips=load_labelled_folder(root), left_out=_empty_labels(root))
+    nested = sorted({clip.label for clip in found.clips if clip.path.parent != root / clip.label})
+    if nested:
+        found.facts["folders in class folders"] = (
+            f"in {', '.join(nested)}; they count as source recordings, not as classes. Where they are classes, prepare "
+            "each folder above them on its own"
+        )
     if any(clip.fold is None for clip in found.clips):  # some names without one: folds would not cover all
         found.clips = [clip._replace(fold=None) for clip in found.clips]
     return found
