@@ -19,7 +19,6 @@ from streamsplit.learning.rank import effective_rank
 from streamsplit.refinement.aggregation import Alignment, device_alignment
 from streamsplit.refinement.batch import (
     embed_features,
-    embed_windows,
     frozen_copy,
     frozen_targets,
     label_numbers,
@@ -33,6 +32,13 @@ from streamsplit.refinement.lineage import Known, Lineage, Weights
 from streamsplit.refinement.prototypes import Prototypes
 from streamsplit.refinement.reservoir import Reservoir, StoredWindow
 from streamsplit.refinement.settings import RefinerSettings as RefinerSettings
+from streamsplit.refinement.split_step import (
+    AskedWindows,
+    SplitGradient,
+    crossing_leaf,
+    embed_with_leaves,
+    split_gradients,
+)
 from streamsplit.weights.delta import make_delta, pack_full
 from streamsplit.weights.revision import encoder_weights, load_weights, revision_of
 
@@ -53,6 +59,7 @@ class RefineReport(NamedTuple):
     samples: int
     devices: int
     skipped: str = ""  # why no optimiser step was made; "" when one was
+    gradients: tuple[SplitGradient, ...] = ()  # for the windows of the batch that asked
 
 
 class Published(NamedTuple):
@@ -101,6 +108,7 @@ class Refiner:
         self.steps_since_publish = 0
         self.samples_since_publish = 0
         self.bad_batches = 0
+        self.asked = AskedWindows()
         self._ready: dict[str, SplitEncoder] = {}
 
     @property
@@ -167,6 +175,21 @@ class Refiner:
             self.prototypes.observe(z)
         return used or z is not None
 
+    def ask(
+        self, device: str, window: int, crossing: Crossing, block: int, revision: str, *, starts: bool = False
+    ) -> bool:
+        """Has a coming step return the gradient at the cut of a window that crossed after `block`; see `split_step`.
+
+        False where the crossing is of an earlier embedding space. Raises RevisionError and EncoderError as `add` does.
+        """
+        if self.lineage.get(revision).space != self.space:
+            return False
+        item = stored_crossing(self.encoder, device, window, crossing, block, revision, starts)
+        if not np.isfinite(item.h).all():
+            raise EncoderError("got a crossing out of half precision's range, expected what `add` can keep")
+        self.asked.add(item)
+        return True
+
     def label(self, device: str, window: int, at_ms: float, label: str) -> bool:
         """Names a collected window that arrived at `at_ms`, for the label loss; False where it is not held."""
         return self.reservoir.label(device, window, at_ms, label)
@@ -184,12 +207,15 @@ class Refiner:
     def step(self) -> RefineReport:
         """One optimiser step on temporal pairs of all devices.
 
-        Features train the whole encoder, a crossing only the blocks above its cut. A batch whose loss or gradients are
-        not finite changes nothing and is counted in `bad_batches`; windows that cause it are dropped.
+        Features train the whole encoder, a crossing only the blocks above its cut. Up to half of the pairs are windows
+        that `ask`ed, and the report carries their gradients. A batch whose loss or gradients are not finite changes
+        nothing and is counted in `bad_batches`; windows that cause it are dropped.
         """
         options = self.settings
-        pairs = self.reservoir.pairs(
-            self.random, options.batch_windows // 2,
+        wanted = options.batch_windows // 2
+        asked = self.asked.pairs(self.reservoir, self.random, wanted // 2, options) if len(self.asked) else []
+        pairs = asked + self.reservoir.pairs(
+            self.random, wanted - len(asked),
             min_gap=options.positive_min_gap, max_gap=options.positive_max_gap, decay=options.positive_decay,
         )  # fmt: skip
         if len(pairs) < 2:
@@ -199,7 +225,8 @@ class Refiner:
         frames = np.array([item.window for item in batch], dtype=np.int64)
         targets = frozen_targets(self.teacher, batch) if options.target_weight else None
         self.optimiser.zero_grad(set_to_none=True)
-        z = embed_windows(self.encoder, batch)
+        leaves = {row: crossing_leaf(batch[row], next(self.encoder.parameters()).device) for row in range(len(asked))}
+        z = embed_with_leaves(self.encoder, batch, leaves)
         first, second = z[: len(pairs)], z[len(pairs) :]
         task = options.contrast_weight * pair_info_nce(
             first, second, frames, devices, options.temperature, options.mask_windows
@@ -222,6 +249,7 @@ class Refiner:
         norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), options.gradient_norm)
         if not bool(torch.isfinite(norm)):
             return self._skip("got a gradient with NaN or infinity, expected finite numbers", len(batch), different)
+        returned = split_gradients(batch, leaves)
         self.optimiser.step()
         self.steps += 1
         self.steps_since_publish += 1
@@ -229,6 +257,7 @@ class Refiner:
         return RefineReport(
             self.steps, loss.total.item(), loss.task.item(), target.item(), loss.wasserstein.item(),
             loss.laplacian.item(), effective_rank(z.detach().cpu().numpy()), len(batch), different,
+            gradients=returned,
         )  # fmt: skip
 
     def warm_start(self) -> bool:
@@ -252,6 +281,7 @@ class Refiner:
         self.teacher = frozen_copy(self.encoder)
         self.optimiser = self._new_optimiser()
         self.reservoir.drop(lambda item: item.block > 0)
+        self.asked.clear()
         self._forget_targets()
         self._restart_statistics()
         return True

@@ -105,6 +105,18 @@ class Reservoir:
                     break
         return pairs
 
+    def partner(
+        self, rng: np.random.Generator, item: StoredWindow, *, min_gap: int = 1, max_gap: int = 4, decay: float = 0.5
+    ) -> StoredWindow | None:
+        """A window close in time to `item`, which need not be held itself, drawn as in `pairs`; None without one."""
+        held: dict[int, StoredWindow] = {}
+        first, last = item.window - max_gap, item.window + max_gap
+        for number in range(first // self.stretch, last // self.stretch + 1):
+            held.update(self._stretches.get((item.device, number), {}))
+        held[item.window] = item
+        partner = _draw_partner(rng, held, item.window, min_gap, max_gap, decay)
+        return None if partner is None else held[partner]
+
     def items(self) -> Iterator[StoredWindow]:
         """Every window, by device and number."""
         for device, held in sorted(self._by_device().items()):
