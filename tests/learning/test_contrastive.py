@@ -116,9 +116,11 @@ def test_sigma_squared_is_the_variance_of_mini_batch_gradients() -> None:
     layer = torch.nn.Linear(4, 1, bias=False)
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     meter = GradientVariance()
+    meter.watch(layer.parameters())
     for row in x:
-        (layer(row[None]).sum() / 6).backward()  # the gradient is the row itself
-        meter.after_backward(layer.parameters(), 1 / 6)
-    meter.after_step(1 / 6)
+        with meter.mini_batch(1 / 6):
+            (layer(row[None]).sum() / 6).backward()  # the gradient is the row itself
+    assert layer.weight.grad is not None
+    meter.after_step(float(layer.weight.grad.norm()), 1 / 6)
     assert meter.sigma2 == pytest.approx(float(x.var(0, unbiased=True).sum()), rel=1e-4)
     assert meter.mean_norm2 == pytest.approx(float(x.mean(0).square().sum()), rel=1e-4)

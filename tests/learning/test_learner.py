@@ -274,7 +274,7 @@ def test_cpu_load_lowers_the_rate_of_a_step() -> None:
     for load, rate in ((0.0, 1e-3), (0.85, 5e-4), (1.0, 6.25e-5)):
         for _ in range(2):
             learner.learn(cpu_load=load)
-        assert learner._optimiser.param_groups[1]["lr"] == pytest.approx(rate)
+        assert learner._updates.optimiser.groups[1].rate == pytest.approx(rate)
 
 
 def test_a_new_revision_keeps_what_was_learned_here() -> None:

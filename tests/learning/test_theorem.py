@@ -8,13 +8,14 @@ from streamsplit.learning.theorem import TRACE_ROWS, GradientVariance
 def run(meter, gradients):
     """Feeds gradients [steps, n, d] as a learner does: accumulated in .grad, each scaled by 1 / n."""
     weight = torch.zeros(gradients.shape[2], requires_grad=True)
+    meter.watch([weight])
     for step in gradients:
         scale = 1.0 / len(step)
         weight.grad = None
         for own in step:
-            (weight @ torch.as_tensor(own) * scale).backward()
-            meter.after_backward([weight], scale)
-        meter.after_step(scale)
+            with meter.mini_batch(scale):
+                (weight @ torch.as_tensor(own) * scale).backward()
+        meter.after_step(float(weight.grad.norm()), scale)
     return meter
 
 
@@ -52,7 +53,7 @@ def test_a_saved_trace_goes_on_where_it_was():
     whole = run(GradientVariance(), x)
     half = run(GradientVariance(), x[:277])
     other = GradientVariance()
-    other.load_state({name: array.copy() for name, array in half.state().items()}, [])
+    other.load_state({name: array.copy() for name, array in half.state().items()})
     run(other, x[277:])
     for one, two in zip(whole.trace(), other.trace(), strict=True):
         assert np.array_equal(one, two)
@@ -62,7 +63,7 @@ def test_a_saved_trace_goes_on_where_it_was():
 def test_a_state_without_a_trace_starts_one():
     meter = run(GradientVariance(), draw(3))
     old = GradientVariance()
-    old.load_state({"scalars": meter.state()["scalars"]}, [])
+    old.load_state({"scalars": meter.state()["scalars"]})
     assert old.sigma2 == meter.sigma2 and len(old.trace().step) == 0
 
 

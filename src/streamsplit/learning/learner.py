@@ -7,30 +7,25 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from streamsplit.audio.augment import Augmenter, AugmentLevel, budget_level
+from streamsplit.audio.augment import Augmenter, AugmentLevel
 from streamsplit.encoders.base import BANDS, SplitEncoder
 from streamsplit.encoders.crossing import Crossing
 from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduced
 from streamsplit.errors import CheckpointError, EncoderError
 from streamsplit.learning import snapshot
 from streamsplit.learning.collapse import CollapseWatch
-from streamsplit.learning.contrastive import (
-    consistency,
-    cross_window_loss,
-    load_adaptive_rate,
-    streaming_info_nce,
-)
+from streamsplit.learning.loss import StreamLoss
 from streamsplit.learning.memory import NegativeMemory, make_memory
 from streamsplit.learning.momentum import follow, make_key
-from streamsplit.learning.optimiser import load_optimiser_state, make_optimiser, optimiser_state
 from streamsplit.learning.rank import RunningRank
 from streamsplit.learning.settings import LearnerSettings
-from streamsplit.learning.shuffle import Batch, ShuffleBuffer
+from streamsplit.learning.shuffle import ShuffleBuffer
 from streamsplit.learning.target import CrossWindowTarget
 from streamsplit.learning.theorem import GradientVariance
-from streamsplit.learning.uncertainty import Components, PrototypeUncertainty
+from streamsplit.learning.uncertainty import PrototypeUncertainty
+from streamsplit.learning.updates import Updates
 from streamsplit.weights.revision import Weights, check_same_layout, encoder_weights, load_weights
 
 __all__ = ["EdgeLearner", "LearnerSettings", "Observed"]
@@ -68,20 +63,17 @@ class EdgeLearner:
         self.rank = RunningRank(encoder.embedding_dim)
         self.heard = RunningRank(self.target.dim)  # of the fixed target: how much the sound itself varies
         self.collapse = CollapseWatch()  # of the rank against that of what is heard, both about the origin
-        self.variance = GradientVariance()
         self.prototypes = PrototypeUncertainty(encoder.embedding_dim)
-        self.steps = 0
         self.space = 0
-        self.windows_learned = 0  # anchors that took part in an optimiser step
         self.started = not self.settings.warm_start
-        self.last_loss: float | None = None  # mean over the last optimiser step's mini-batches
         self._rng = np.random.default_rng(seed)
         self._augmenter = Augmenter(rng=self._rng)
         self._base = encoder_weights(encoder)
         self._changed = False
-        self._accumulated = 0
-        self._losses: list[float] = []
-        self._make_optimiser()
+        self._updates = Updates(self.query, self.target, self.settings)
+        self._loss = StreamLoss(
+            self.query, self.key, self.memory, self.target, self.prototypes, self._augmenter, self.settings
+        )
 
     # ---- inference (key encoder) ----
 
@@ -111,15 +103,7 @@ class EdgeLearner:
             k = self.key.num_blocks if k is None else k
             augmented = self._augmenter.features(features, AugmentLevel.STANDARD)
             other = self.key.exit_embedding(self.encode_to(augmented, k), k)[0].numpy()
-        return self.prototypes.value(self._parts(z, other))
-
-    def _parts(self, z: Array, other: Array | None) -> Components:
-        """v1's parts; the mixture's means stand in until the server's prototypes have come."""
-        stand_in = None
-        if not len(self.prototypes.prototypes):
-            mixture = self.memory.mixture
-            stand_in = mixture.means[mixture.weights > 0]
-        return self.prototypes.components(z, other, stand_in)
+        return self.prototypes.value(self.prototypes.components(z, other, self.memory.mixture.live_means))
 
     @property
     def base(self) -> Weights:
@@ -130,6 +114,26 @@ class EdgeLearner:
     def effective_rank(self) -> float:
         """Directions that recent embeddings use, 1..d; a fall toward 1 is collapse. 0 before 16 windows."""
         return self.rank.value
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps so far."""
+        return self._updates.steps
+
+    @property
+    def windows_learned(self) -> int:
+        """Anchors of all mini-batches so far."""
+        return self._updates.windows
+
+    @property
+    def last_loss(self) -> float | None:
+        """Mean over the last optimiser step's mini-batches, None before the first step."""
+        return self._updates.last_loss
+
+    @property
+    def variance(self) -> GradientVariance:
+        """The mini-batch gradient's variance, with its trace over the run."""
+        return self._updates.variance
 
     @property
     def sigma2(self) -> float | None:
@@ -174,20 +178,20 @@ class EdgeLearner:
         )
         if batch is None:
             return None
-        scale = 1.0 / s.accumulate
-        loss = self._loss(batch, self._level(cpu_load, memory_load))
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            self._drop_gradients()
-            raise EncoderError(f"got a loss of {value}, expected a finite one; restore the last snapshot")
-        (loss * scale).backward()
-        self.variance.after_backward(self._parameters, scale)
-        self._losses.append(value)
-        self._accumulated += 1
-        self.windows_learned += len(batch.times)
-        if self._accumulated >= s.accumulate:
-            self._step(cpu_load)
-        return value
+        loss = self._loss(batch, self._loss.level(cpu_load, memory_load), self._rng)
+        if self._updates.add(loss, len(batch.times), cpu_load):
+            follow(self.key, self.query, s.momentum)
+            self._changed = True
+        return float(loss.detach())
+
+    def take_gradient(self, features: Array, k: int, gradient: Crossing, weight: float = 1.0) -> None:
+        """Carries a server's gradients at the cut after block k back through blocks 1..k, for windows [n, f, t].
+
+        They join the optimiser step under way, each with `weight` times the say of one window of its mini-batches.
+        Raises EncoderError if they do not fit.
+        """
+        share = weight / (self.settings.batch_windows * self.settings.accumulate)
+        self._updates.returned.add(self.query, self._updates.parameters, features, k, gradient, share)
 
     def observe(
         self,
@@ -208,67 +212,6 @@ class EdgeLearner:
             self.learn(now_ms, cpu_load)
             loss = self.last_loss if self.steps > before else None
         return Observed(z, uncertainty, loss, self.steps, self.effective_rank)
-
-    def _level(self, cpu_load: float, memory_load: float) -> AugmentLevel | None:
-        name = self.settings.augment
-        if name == "none":
-            return None
-        return budget_level(1.0 - cpu_load, 1.0 - memory_load) if name == "auto" else AugmentLevel[name.upper()]
-
-    def _loss(self, batch: Batch, level: AugmentLevel | None) -> Tensor:
-        """`level` is what is done to the second view, None nothing; the target that is predicted stays as heard."""
-        s = self.settings
-        query = self.query(torch.from_numpy(batch.anchor_features))
-        partner = batch.partner_features
-        if level is not None:
-            partner = np.stack([self._augmenter.features(window, level) for window in partner])
-        with torch.no_grad():
-            positive = self.key(torch.from_numpy(partner))
-        total = query.new_zeros(())
-        if s.contrast_weight:
-            negatives, weights = self.memory.negatives(query.detach().numpy(), batch.times, s.negatives, self._rng)
-            each = streaming_info_nce(
-                query,
-                positive,
-                temperature=s.temperature,
-                negatives=torch.from_numpy(negatives),
-                weights=torch.from_numpy(weights),
-                excluded=torch.from_numpy(batch.excluded),
-                reduce=False,
-            )
-            self._credit(query.detach().numpy(), positive.numpy(), each.detach().numpy())
-            total = total + s.contrast_weight * each.mean()
-        if s.consistency_weight:
-            total = total + s.consistency_weight * consistency(query, positive)
-        predicted = self.target.predict(query)
-        for weight, windows in ((s.target_weight, batch.partner_features), (s.own_weight, batch.anchor_features)):
-            if weight:
-                total = total + weight * cross_window_loss(predicted, torch.from_numpy(self.target(windows)))
-        return total
-
-    def _credit(self, query: Array, positive: Array, losses: Array) -> None:
-        """v1: the parts of the uncertainty that go with a high loss gain weight; the positive is the other view."""
-        if self.settings.uncertainty == "v1":
-            for z, other, loss in zip(query, positive, losses, strict=True):
-                self.prototypes.learn(self._parts(z, other), float(loss))
-
-    def _step(self, cpu_load: float) -> None:
-        for group in self._optimiser.param_groups:
-            group["lr"] = load_adaptive_rate(group["full_rate"], cpu_load)
-        self.variance.after_step(1.0 / self.settings.accumulate)
-        nn.utils.clip_grad_norm_(self._parameters, self.settings.gradient_clip)
-        self._optimiser.step()
-        follow(self.key, self.query, self.settings.momentum)
-        self.last_loss = float(np.mean(self._losses))
-        self._drop_gradients()
-        self.steps += 1
-        self._changed = True
-
-    def _drop_gradients(self) -> None:
-        self._optimiser.zero_grad(set_to_none=True)
-        self.variance.forget()
-        self._losses = []
-        self._accumulated = 0
 
     # ---- starting, and a server's revisions ----
 
@@ -295,8 +238,7 @@ class EdgeLearner:
     def _new_space(self) -> None:
         """Embeddings do not compare with earlier ones: memories start anew, from the buffer's windows."""
         self.space += 1
-        self._drop_gradients()
-        self._make_optimiser()
+        self._updates.restart()
         self.memory.clear()
         self.prototypes.forget_prototypes()
         self.rank.clear()
@@ -331,7 +273,7 @@ class EdgeLearner:
         base = self._base if base is None else base
         check_same_layout(weights, {name: array.shape for name, array in self._base.items()})
         check_same_layout(base, {name: array.shape for name, array in self._base.items()})
-        self._drop_gradients()
+        self._updates.drop()
         for module in (self.query, self.key):
             if breaks_space or not self._changed:
                 load_weights(module, weights)
@@ -367,16 +309,13 @@ class EdgeLearner:
             **snapshot.nest("heard", self.heard.state()),
             **snapshot.nest("collapse", self.collapse.state()),
             **snapshot.nest("prototypes", self.prototypes.state()),
-            **snapshot.nest("variance", self.variance.state()),
-            **optimiser_state(self._optimiser, self._parameters),
+            **self._updates.arrays(),
         }
-        rates = [group["full_rate"] for group in self._optimiser.param_groups]
         record = {
-            "rates": rates,
+            **self._updates.record(),
             "settings": self.settings.as_dict(), "encoder": self.query.name, "rng": self._rng.bit_generator.state,
-            "memory_rng": self.memory.rng_state(), "steps": self.steps, "space": self.space, "started": self.started,
-            "windows_learned": self.windows_learned, "changed": self._changed, "accumulated": self._accumulated,
-            "losses": self._losses, "last_loss": self.last_loss, "seed": self.seed,
+            "memory_rng": self.memory.rng_state(), "space": self.space, "started": self.started,
+            "changed": self._changed, "seed": self.seed,
         }  # fmt: skip
         return snapshot.seal(arrays, record)
 
@@ -403,23 +342,17 @@ class EdgeLearner:
         else:  # an older snapshot
             self._hear_anew()
             self.collapse.clear()
-        self._make_optimiser()
-        load_optimiser_state(self._optimiser, self._parameters, arrays, record["rates"])
-        self.variance.load_state(snapshot.under("variance", arrays), self._parameters)
+        self._updates.load(arrays, record)
         self._rng.bit_generator.state = record["rng"]
         self.memory.load_rng_state(record["memory_rng"])
-        self.steps, self.space, self.started = record["steps"], record["space"], record["started"]
-        self.windows_learned, self._changed = record["windows_learned"], record["changed"]
-        self._accumulated, self._losses = record["accumulated"], list(record["losses"])
-        self.last_loss, self.seed = record["last_loss"], record["seed"]
+        self.space, self.started, self._changed = record["space"], record["started"], record["changed"]
+        self.seed = record["seed"]
 
     def state_bytes(self) -> int:
         """Bytes this learner holds between two windows: weights, optimiser, memory, buffer, statistics; bounded."""
         weights = sum(array.nbytes for array in self._base.values())
-        trained = sum(4 * parameter.numel() for parameter in self._parameters)
-        held = (self.memory, self.buffer, self.target, self.rank, self.heard, self.prototypes)
-        gradients_and_moments = 5 * trained  # gradient, its two sums for sigma^2, Adam's two moments
-        return 3 * weights + gradients_and_moments + sum(part.state_bytes() for part in held)
+        held = (self._updates, self.memory, self.buffer, self.target, self.rank, self.heard, self.prototypes)
+        return 3 * weights + sum(part.state_bytes() for part in held)
 
     # ---- inside ----
 
@@ -427,11 +360,6 @@ class EdgeLearner:
     def _embed_batch(self, windows: Array) -> Array:
         z: Array = self.key(torch.from_numpy(windows)).numpy()
         return z
-
-    def _make_optimiser(self) -> None:
-        self._optimiser, self._parameters = make_optimiser(
-            self.query, self.target.predictor.parameters(), self.settings
-        )
 
 
 def _as_batch(features: Array) -> Tensor:

@@ -93,6 +93,11 @@ class GaussianMixture:
         return self._means.copy()
 
     @property
+    def live_means(self) -> Array:
+        """mu [n, d] of the components that are not free."""
+        return self._means[self._claims > 0]
+
+    @property
     def variances(self) -> Array:
         """sigma^2 [C, d], floored."""
         return self._variances(np.arange(self.components))

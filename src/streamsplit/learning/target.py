@@ -24,7 +24,8 @@ class CrossWindowTarget:
     def __init__(self, embedding_dim: int, dim: int = 128, ridge: float = 0.1) -> None:
         self.dim = dim
         self.ridge = ridge
-        self.predictor: nn.Linear = nn.utils.skip_init(nn.Linear, embedding_dim, dim)
+        with torch.random.fork_rng(devices=[]):  # skip_init would load torch's symbolic shapes, some 40 MB
+            self.predictor = nn.Linear(embedding_dim, dim)
         self._matrix = np.zeros((dim, 0), np.float32)
         self._mean = np.zeros(0, np.float32)
         with torch.no_grad():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 TRACE_ROWS = 256  # at most; 6 KB
 
@@ -34,7 +35,9 @@ class GradientVariance:
         self.rate = rate
         self.sigma2: float | None = None
         self.mean_norm2: float | None = None  # ||mean g||^2 of the last optimiser step
-        self._before: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+        self._watching = False
+        self._own: Tensor | None = None  # squared norm of the mini-batch's gradient so far
         self._sum_norm2 = 0.0
         self._count = 0
         self._rows = np.zeros((0, 3))  # sigma2, mean_norm2, noise_norm2
@@ -50,21 +53,32 @@ class GradientVariance:
             last = np.append(last, len(self._rows) * self._stride + self._opened)
         return GradientTrace(last, *rows.T.copy())
 
-    @torch.no_grad()
-    def after_backward(self, parameters: Iterable[Tensor], scale: float) -> None:
-        """Call after each backward; gradients accumulate in `.grad`, each mini-batch's loss multiplied by `scale`."""
-        total = _flat_gradient(parameters)
-        own = total if self._before is None else total - self._before
-        self._sum_norm2 += float(own.square().sum()) / scale**2
-        self._before = total
+    def watch(self, parameters: Iterable[Tensor]) -> None:
+        """Takes up the parameters whose gradients count, in place of those before.
+
+        Each tells its mini-batch's own gradient before it is added to `.grad`: nothing as large as the parameters is
+        kept.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [parameter.register_hook(self._see) for parameter in parameters if parameter.requires_grad]
+
+    @contextmanager
+    def mini_batch(self, scale: float) -> Iterator[None]:
+        """Around one mini-batch's backward pass, whose loss is multiplied by `scale`; other gradients do not count."""
+        self._own, self._watching = None, True
+        try:
+            yield
+        finally:
+            self._watching = False
+        self._sum_norm2 += 0.0 if self._own is None else float(self._own) / scale**2
         self._count += 1
 
-    @torch.no_grad()
-    def after_step(self, scale: float) -> None:
-        """Call once per optimiser step, before gradients are cleared."""
-        if self._before is not None and self._count > 1:
+    def after_step(self, norm: float, scale: float) -> None:
+        """Call once per optimiser step, with the norm of the accumulated gradients before they are clipped."""
+        if self._count > 1:
             n = self._count
-            mean = float((self._before / (scale * n)).square().sum())
+            mean = (norm / (scale * n)) ** 2
             sigma2 = max(0.0, (self._sum_norm2 / n - mean) * n / (n - 1))
             self.sigma2 = sigma2 if self.sigma2 is None else self.sigma2 + self.rate * (sigma2 - self.sigma2)
             self.mean_norm2 = mean
@@ -73,10 +87,10 @@ class GradientVariance:
 
     def forget(self) -> None:
         """Drops a half-done accumulation."""
-        self._before, self._sum_norm2, self._count = None, 0.0, 0
+        self._sum_norm2, self._count = 0.0, 0
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that `load_state` needs, but for the gradients themselves."""
+        """Everything that `load_state` needs."""
         known = [np.nan if value is None else value for value in (self.sigma2, self.mean_norm2)]
         return {
             "scalars": np.array([*known, self._sum_norm2, self._count]),
@@ -84,13 +98,12 @@ class GradientVariance:
             "open": np.array([*self._open, self._opened, self._stride]),
         }
 
-    def load_state(self, state: dict[str, np.ndarray], parameters: Iterable[Tensor]) -> None:
-        """Continues from `state()`, with the gradients accumulated so far in `.grad`; older states have no trace."""
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continues from `state()`; older states have no trace."""
         sigma2, mean_norm2, self._sum_norm2, count = (float(value) for value in state["scalars"])
         self.sigma2 = None if np.isnan(sigma2) else sigma2
         self.mean_norm2 = None if np.isnan(mean_norm2) else mean_norm2
         self._count = int(count)
-        self._before = _flat_gradient(parameters) if self._count else None
         rows, opened = state.get("trace", np.zeros((0, 3))), state.get("open", np.array([0.0, 0.0, 0.0, 0.0, 1.0]))
         self._rows, self._open = np.array(rows, np.float64), np.array(opened[:3], np.float64)
         self._opened, self._stride = int(opened[3]), int(opened[4])
@@ -106,6 +119,7 @@ class GradientVariance:
             self._rows = (self._rows[::2] + self._rows[1::2]) / 2
             self._stride *= 2
 
-
-def _flat_gradient(parameters: Iterable[Tensor]) -> Tensor:
-    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in parameters])
+    def _see(self, gradient: Tensor) -> None:
+        if self._watching:
+            norm2 = gradient.detach().square().sum()
+            self._own = norm2 if self._own is None else self._own + norm2

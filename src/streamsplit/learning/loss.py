@@ -1,0 +1,79 @@
+"""What a mini-batch of the device's stream costs: contrast, consistency, and the prediction of fixed statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from streamsplit.audio.augment import Augmenter, AugmentLevel, budget_level
+from streamsplit.learning.contrastive import consistency, cross_window_loss, streaming_info_nce
+from streamsplit.learning.memory import NegativeMemory
+from streamsplit.learning.settings import LearnerSettings
+from streamsplit.learning.shuffle import Batch
+from streamsplit.learning.target import CrossWindowTarget
+from streamsplit.learning.uncertainty import PrototypeUncertainty
+
+Array = NDArray[np.float32]
+
+
+class StreamLoss:
+    """The loss of a batch drawn from the shuffle buffer, through the query and the key encoder it was made for."""
+
+    def __init__(
+        self, query: nn.Module, key: nn.Module, memory: NegativeMemory, target: CrossWindowTarget,
+        prototypes: PrototypeUncertainty, augmenter: Augmenter, settings: LearnerSettings,
+    ) -> None:  # fmt: skip
+        self._query, self._key = query, key
+        self._memory, self._target, self._prototypes = memory, target, prototypes
+        self._augmenter, self._settings = augmenter, settings
+
+    def level(self, cpu_load: float, memory_load: float) -> AugmentLevel | None:
+        """What is done to the second view, None for nothing; 'auto' follows both loads in 0..1."""
+        name = self._settings.augment
+        if name == "none":
+            return None
+        return budget_level(1.0 - cpu_load, 1.0 - memory_load) if name == "auto" else AugmentLevel[name.upper()]
+
+    def __call__(self, batch: Batch, level: AugmentLevel | None, rng: np.random.Generator) -> Tensor:
+        """A scalar with a graph. `level` is of the second view only: the target that is predicted stays as heard."""
+        s = self._settings
+        query: Tensor = self._query(torch.from_numpy(batch.anchor_features))
+        partner = batch.partner_features
+        if level is not None:
+            partner = np.stack([self._augmenter.features(window, level) for window in partner])
+        with torch.no_grad():
+            positive: Tensor = self._key(torch.from_numpy(partner))
+        total = query.new_zeros(())
+        if s.contrast_weight:
+            total = total + s.contrast_weight * self._contrast(query, positive, batch, rng)
+        if s.consistency_weight:
+            total = total + s.consistency_weight * consistency(query, positive)
+        predicted = self._target.predict(query)
+        for weight, windows in ((s.target_weight, batch.partner_features), (s.own_weight, batch.anchor_features)):
+            if weight:
+                total = total + weight * cross_window_loss(predicted, torch.from_numpy(self._target(windows)))
+        return total
+
+    def _contrast(self, query: Tensor, positive: Tensor, batch: Batch, rng: np.random.Generator) -> Tensor:
+        anchors = query.detach().numpy()
+        negatives, weights = self._memory.negatives(anchors, batch.times, self._settings.negatives, rng)
+        each = streaming_info_nce(
+            query,
+            positive,
+            temperature=self._settings.temperature,
+            negatives=torch.from_numpy(negatives),
+            weights=torch.from_numpy(weights),
+            excluded=torch.from_numpy(batch.excluded),
+            reduce=False,
+        )
+        self._credit(anchors, positive.numpy(), each.detach().numpy())
+        return each.mean()
+
+    def _credit(self, query: Array, positive: Array, losses: Array) -> None:
+        """v1: the parts of the uncertainty that go with a high loss gain weight; the positive is the other view."""
+        if self._settings.uncertainty == "v1":
+            for z, other, loss in zip(query, positive, losses, strict=True):
+                parts = self._prototypes.components(z, other, self._memory.mixture.live_means)
+                self._prototypes.learn(parts, float(loss))
