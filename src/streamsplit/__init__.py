@@ -24,6 +24,8 @@ _HOMES = {
     "MobileNetV3ServerEncoder": "streamsplit.facade.encoders",
     "MetricsCollector": "streamsplit.evaluation.metrics",
     "evaluate_embeddings": "streamsplit.evaluation.metrics",
+    "load_pretrained": "streamsplit.facade.pretrained",
+    "save_pretrained": "streamsplit.facade.pretrained",
 }
 
 __all__ = [
@@ -42,6 +44,8 @@ __all__ = [
     "TrainingConfig",
     "__version__",
     "evaluate_embeddings",
+    "load_pretrained",
+    "save_pretrained",
 ]
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from streamsplit.facade.edge import EdgeModule
     from streamsplit.facade.edge_trainer import EdgeTrainer, TrainingConfig
     from streamsplit.facade.encoders import MobileNetV3EdgeEncoder, MobileNetV3ServerEncoder
+    from streamsplit.facade.pretrained import load_pretrained, save_pretrained
     from streamsplit.facade.server import ServerModule
     from streamsplit.facade.server_trainer import ServerTrainer, ServerTrainingConfig
     from streamsplit.facade.splitting import DynamicSplittingAgent

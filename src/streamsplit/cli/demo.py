@@ -17,7 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live-seconds", type=float, help="length of the live phase (default: 60)")
     parser.add_argument("--learn-seconds", type=float, help="synthetic sound per device in fast forward (default: 300)")
     parser.add_argument("--trace", help="CSV of measured links for the live phase (default: generated links)")
-    parser.add_argument("--encoder", choices=("mobilenet", "resnet18"), help="(default: mobilenet)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--encoder", choices=("mobilenet", "resnet18"), help="(default: mobilenet)")
+    start.add_argument(
+        "--pretrained", nargs="?", const="default", metavar="NAME",
+        help="start from a published encoder: the packaged one, another's name, or a .safetensors file",
+    )  # fmt: skip
     parser.add_argument("--port", type=int, help="of the live page (default: any free port)")
     parser.add_argument("--seed", type=int, help="(default: 0)")
     parser.add_argument("--quick", action="store_true", help="a short run to see that everything works")
@@ -38,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         "trace": arguments.trace,
         "learn_s": arguments.learn_seconds,
         "encoder": arguments.encoder,
+        "pretrained": arguments.pretrained,
         "port": arguments.port,
         "seed": arguments.seed,
     }

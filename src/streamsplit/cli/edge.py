@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy-file", type=Path, metavar="FILE", help="a file of `streamsplit train-policy` (policy 'ppo')"
     )
     parser.add_argument("--cut", help="send every window at this cut, such as 6:int8 (policy 'fixed')")
+    parser.add_argument(
+        "--pretrained", nargs="?", const="default", metavar="NAME",
+        help="start from a published encoder, as the server must too: the packaged one, another's name, or a file",
+    )  # fmt: skip
     parser.add_argument("--journal", type=Path, help="write a line of JSON per window, result and learning step here")
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     parser.add_argument("--json", action="store_true", help="a line of JSON on stdout every --interval and at the end")
@@ -111,7 +115,9 @@ def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings
         agent["cut"] = args.cut
     if agent:
         splitting = dataclasses.replace(splitting, agent=dataclasses.replace(splitting.agent, **agent))
+    encoder = settings.encoder if args.pretrained is None else settings.encoder.starting_from(args.pretrained)
     return settings.replace(
+        encoder=encoder,
         device=dataclasses.replace(settings.device, **device),
         audio=dataclasses.replace(settings.audio, **audio),
         server=dataclasses.replace(settings.server, **server),

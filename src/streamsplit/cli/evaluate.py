@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--data", type=Path, help="prepared data, esc10/ and fsdd/, or <label>/<audio> (default: none)")
     where.add_argument("--audioset-path", type=Path, help="AudioSet: prepared data, or <label>/<audio>")
     where.add_argument("--ondevice-path", type=Path, help="recordings of devices: prepared data, or <label>/<audio>")
-    parser.add_argument("--model-path", type=Path, help="safetensors of an encoder to judge as one more row")
+    parser.add_argument(
+        "--model-path", metavar="NAME", help="an encoder to judge as one more row: a safetensors file, or 'default'"
+    )
     parser.add_argument("--output-dir", type=Path, default=Path("results"), help="(default: results)")
     parser.add_argument("--plot", action="store_true", help="t-SNE maps and the confusion matrix in the report too")
     parser.add_argument("--seeds", type=int, help="(default: 5, with --quick 1)")
@@ -157,10 +159,11 @@ def refuse_unprepared(root: Path) -> None:
         raise ConfigError(f"{root}: got {what}, expected prepared data; run `{shlex.join(words)}` and give that folder")
 
 
-def _given(path: Path | None) -> list[Method]:
+def _given(name: str | None) -> list[Method]:
     from streamsplit.evaluation.baselines.checkpoint import GivenEncoder
+    from streamsplit.weights.pretrained import pretrained_file
 
-    return [] if path is None else [GivenEncoder(path)]
+    return [] if name is None else [GivenEncoder(pretrained_file(name))]
 
 
 def _about(corpus: Corpus) -> dict[str, Any]:

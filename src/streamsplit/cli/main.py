@@ -19,6 +19,7 @@ COMMANDS = {
     "edge": "listen, learn and stream as one device",
     "profile": "measure what every cut costs on this machine",
     "data": "make folders of sound into data sets: fair splits, a card, nothing copied",
+    "export-onnx": "write an encoder as ONNX, whole or cut in two, and check it against torch",
     "train-policy": "train the policy that chooses cuts, by PPO in simulation",
     "evaluate": "compare ways to learn an embedding, baselines included, on labelled sound",
     "evaluate-policy": "compare policies on links that none of them has seen",
@@ -27,7 +28,7 @@ COMMANDS = {
 EXTRAS = {
     "torch": "learn", "starlette": "server", "uvicorn": "server", "prometheus_client": "server", "sklearn": "server",
     "matplotlib": "server", "sounddevice": "mic", "av": "media", "gymnasium": "train", "stable_baselines3": "train",
-    "scipy": "server",
+    "scipy": "server", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
 }  # fmt: skip
 
 

@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="YAML file (see configs/server.yaml); default settings without one")
     parser.add_argument("--port", type=int, help="listen here (0: any free port)")
     parser.add_argument("--log-level", choices=LOG_LEVELS)
+    parser.add_argument(
+        "--pretrained", nargs="?", const="default", metavar="NAME",
+        help="a new data folder starts from a published encoder: the packaged one, another's name, or a file",
+    )  # fmt: skip
     device = parser.add_mutually_exclusive_group()
     device.add_argument("--gpu", action="store_true", help="compute on CUDA; an error where there is none")
     device.add_argument("--cpu-only", action="store_true", help="never use a GPU")
@@ -90,7 +94,8 @@ def overridden(settings: ServerSettings, args: argparse.Namespace) -> ServerSett
     if args.log_level is not None:
         changes["log_level"] = args.log_level
     device = "cuda" if args.gpu else "cpu" if args.cpu_only else settings.device
-    return settings.replace(device=device, server=dataclasses.replace(settings.server, **changes))
+    encoder = settings.encoder if args.pretrained is None else settings.encoder.starting_from(args.pretrained)
+    return settings.replace(device=device, server=dataclasses.replace(settings.server, **changes), encoder=encoder)
 
 
 def _require_cuda() -> None:

@@ -154,11 +154,11 @@ class EncoderModel:
     def __init__(self, settings: EdgeSettings) -> None:
         import torch
 
-        from streamsplit.encoders.factory import make_encoder
         from streamsplit.learning.learner import EdgeLearner
+        from streamsplit.weights.pretrained import start_encoder
 
         torch.set_num_threads(settings.device.threads)
-        encoder = make_encoder(settings.encoder)
+        encoder = start_encoder(settings.encoder)
         self.name = settings.encoder.name
         self.num_blocks = encoder.num_blocks
         self.bottlenecks = tuple(encoder.bottlenecks)

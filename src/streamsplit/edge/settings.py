@@ -15,7 +15,6 @@ from streamsplit.config import Settings, section, setting
 from streamsplit.edge.emulation import EmulationSettings
 from streamsplit.edge.monitor import MonitorSettings
 from streamsplit.edge.queue import QueueSettings
-from streamsplit.encoders.factory import EncoderSettings
 from streamsplit.errors import ConfigError
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.splitting.bandit import BanditSettings
@@ -34,6 +33,7 @@ from streamsplit.splitting.policy import (
 )
 from streamsplit.splitting.steady import SteadySettings
 from streamsplit.splitting.transmission import GateSettings
+from streamsplit.weights.pretrained import StartSettings
 
 TOKEN_VARIABLE = "STREAMSPLIT_TOKEN"
 POLICY_KEY_VARIABLE = "STREAMSPLIT_POLICY_KEY"
@@ -110,7 +110,7 @@ class AudioSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceEncoderSettings(EncoderSettings):
+class DeviceEncoderSettings(StartSettings):
     """The encoder that device and server share; they must agree on it."""
 
     enabled: bool = setting(True)  # false: no torch needed; windows cross before the first block
@@ -121,7 +121,8 @@ class TrainingSettings(LearnerSettings):
     """Learning on the device: all of the learner's own settings, and when it gets time.
 
     `warm_start` counts only where splitting is off: otherwise the server's first revision starts the projection for the
-    whole fleet. `memory`, `components`, `bank_least` and `bank_entries` are set in memory_bank.
+    whole fleet; a published encoder brings a fitted one. `memory`, `components`, `bank_least` and `bank_entries` are
+    set in memory_bank.
     """
 
     enabled: bool = setting(True)  # false: the encoder and the memory still run
@@ -274,7 +275,8 @@ class EdgeSettings(Settings):
         values = {item.name: getattr(training, item.name) for item in fields(LearnerSettings)}
         if training.batch_size is not None:
             values["accumulate"] = max(1, training.batch_size // training.batch_windows)
-        values["warm_start"] = training.warm_start and not self.splitting.enabled
+        fitted = self.splitting.enabled or bool(self.encoder.pretrained)
+        values["warm_start"] = training.warm_start and not fitted
         values["memory"], values["components"] = memory.kind, memory.components
         values["bank_least"], values["bank_entries"] = memory.min_size, memory.max_size
         return LearnerSettings(**values)

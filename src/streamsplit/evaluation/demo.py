@@ -1,4 +1,4 @@
-"""The demo: one server, three emulated devices on shaped links, from untrained weights to a report."""
+"""The demo: one server, three emulated devices on shaped links, from untrained or published weights to a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from streamsplit.config import Settings, setting
 from streamsplit.edge.journal import read_journal
-from streamsplit.encoders.factory import EncoderSettings, make_encoder
+from streamsplit.encoders.factory import NUM_BLOCKS, make_encoder
 from streamsplit.errors import CheckpointError, StreamSplitError
 from streamsplit.evaluation import fleet, study
 from streamsplit.evaluation.fleet import FLEET, FleetDevice
@@ -28,6 +28,7 @@ from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.server.models import RevisionFiles
 from streamsplit.server.refiner_loop import current_revision
+from streamsplit.weights.pretrained import StartSettings, start_encoder
 from streamsplit.weights.revision import load_weights
 
 MAP_POINTS = 600
@@ -47,6 +48,7 @@ class DemoSettings(Settings):
     probe_scenes: int = setting(450, low=45)  # synthetic scenes to train the probe on, and as many to test it
     trace: str = setting("")  # CSV of measured links; "" = generated ones
     encoder: str = setting("mobilenet", choices=("mobilenet", "resnet18"))
+    pretrained: str = setting("")  # published encoder to start from, by name or path, in place of `encoder`
     port: int = setting(0, low=0, high=65535)  # of the server's page; 0 = any free port
     seed: int = setting(0, low=0)
 
@@ -54,6 +56,7 @@ class DemoSettings(Settings):
 def run_demo(settings: DemoSettings, progress: Progress) -> dict[str, Any]:
     """Runs everything; returns what run.json holds (also saved in the run's folder, key 'folder')."""
     started = time.time()
+    start = fleet.start_settings(settings.encoder, settings.pretrained)
     folder = Path(settings.output_dir) / time.strftime("%Y%m%d-%H%M%S", time.localtime(started))
     folder.mkdir(parents=True)
     sound = _prepare_sound(settings, folder)
@@ -64,7 +67,12 @@ def run_demo(settings: DemoSettings, progress: Progress) -> dict[str, Any]:
     server_yaml = fleet.write_yaml(
         folder / "server.yaml",
         fleet.server_settings(
-            folder=folder / "server", port=port, token=token, encoder=settings.encoder, seed=settings.seed
+            folder=folder / "server",
+            port=port,
+            token=token,
+            encoder=settings.encoder,
+            seed=settings.seed,
+            pretrained=settings.pretrained,
         ),
     )
     with ExitStack() as stack:
@@ -80,7 +88,7 @@ def run_demo(settings: DemoSettings, progress: Progress) -> dict[str, Any]:
         status = read_json_url(page + "api/status") or {}
     server.check()
     progress("probing what was learned", None, 0.0)
-    rows, maps = _probe(settings, folder, sound)
+    rows, maps = _probe(settings, start, folder, sound)
     result = {
         "meta": {
             "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
@@ -90,7 +98,7 @@ def run_demo(settings: DemoSettings, progress: Progress) -> dict[str, Any]:
             "learn_phase_s": round(learn_s, 1),
             "settings": settings.as_dict(),
             "seed": settings.seed,
-            "num_blocks": make_encoder(EncoderSettings(name=settings.encoder)).num_blocks,
+            "num_blocks": NUM_BLOCKS[start.name],
             "streamsplit": revision_of_code(),
             "machine": machine(),
         },
@@ -177,6 +185,7 @@ class _Run:
                 encoder=self.settings.encoder,
                 journal=_journal(self.folder, device, phase),
                 loop=loop,
+                pretrained=self.settings.pretrained,
             )
             path = fleet.write_yaml(self.folder / f"{device.id}-{phase}.yaml", sections)
             log = self.folder / "logs" / f"{device.id}-{phase}.log"
@@ -251,23 +260,24 @@ def _device_row(
     }
 
 
-def _probe(settings: DemoSettings, folder: Path, sound: _Sound) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    untrained = make_encoder(EncoderSettings(name=settings.encoder))
-    learned = make_encoder(EncoderSettings(name=settings.encoder))
+def _probe(
+    settings: DemoSettings, start: StartSettings, folder: Path, sound: _Sound
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    learned = make_encoder(start)
     named = current_revision(folder / "server")
     if named is None:
         raise CheckpointError(f"{folder / 'server'}: the server left no checkpoint; see {folder}/logs/server.log")
     load_weights(learned, RevisionFiles(folder / "server" / "revisions").weights(named[0]))
-    rows, vectors = study.compare(
-        sound.probe,
-        [("encoder, untrained", "before", untrained), ("encoder, learned", "after", learned)],
-        seed=settings.seed,
-    )
+    before = "pretrained" if start.pretrained else "untrained"
+    encoders = [(f"encoder, {before}", "before", start_encoder(start)), ("encoder, learned", "after", learned)]
+    if start.pretrained:
+        encoders.insert(0, ("encoder, untrained", "baseline", make_encoder(start)))
+    rows, vectors = study.compare(sound.probe, encoders, seed=settings.seed)
     labels = [item.label for item in sound.probe.test for _ in item.windows]
     keep = np.random.default_rng(settings.seed).permutation(len(labels))[:MAP_POINTS]
     maps = [
         [title, [[round(float(x), 3) for x in point] for point in study.map_2d(vectors[name][keep], settings.seed)]]
-        for title, name in (("untrained", "encoder, untrained"), ("learned", "encoder, learned"))
+        for title, name in ((before, f"encoder, {before}"), ("learned", "encoder, learned"))
     ]
     return rows, {"method": "t-SNE", "maps": maps, "labels": [labels[index] for index in keep]}
 

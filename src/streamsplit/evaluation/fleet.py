@@ -13,6 +13,7 @@ from streamsplit.audio.files import AUDIO_SUFFIXES
 from streamsplit.errors import AudioError
 from streamsplit.evaluation.datasets import Clip
 from streamsplit.network.trace import BandwidthTrace, constant_trace, generate_trace, read_trace, trace_runs
+from streamsplit.weights.pretrained import StartSettings, architecture
 
 LEARN_LINK_BPS = 100e6  # fast-forward has no real time to shape: the learning phase has a good link
 
@@ -111,6 +112,7 @@ def device_settings(
     encoder: str,
     journal: Path,
     loop: bool,
+    pretrained: str = "",
 ) -> dict[str, Any]:
     """The sections of the device's YAML file for one phase."""
     emulation: dict[str, Any] = {"enabled": True, "memory": device.memory}
@@ -125,19 +127,21 @@ def device_settings(
             "journal": str(journal),
         },
         "audio": {"source": source, "seed": seed, "loop": loop},
-        "encoder": {"name": encoder},
+        "encoder": _encoder_section(encoder, pretrained),
         "server": {"url": url, "token": token, "first_backoff_s": 0.2, "longest_backoff_s": 2.0},
         "emulation": emulation,
         "monitor": {"report_s": 2.0},
     }
 
 
-def server_settings(*, folder: Path, port: int, token: str, encoder: str, seed: int) -> dict[str, Any]:
+def server_settings(
+    *, folder: Path, port: int, token: str, encoder: str, seed: int, pretrained: str = ""
+) -> dict[str, Any]:
     """The sections of the server's YAML file: learns quickly, since the demo is short."""
     return {
         "server": {"port": port, "data_dir": str(folder)},
         "auth": {"shared_token": token},
-        "encoder": {"name": encoder},
+        "encoder": _encoder_section(encoder, pretrained),
         "training": {
             "batch_size": 64,
             "warm_start_windows": 256,
@@ -148,6 +152,18 @@ def server_settings(*, folder: Path, port: int, token: str, encoder: str, seed: 
             "seed": seed,
         },
     }
+
+
+def start_settings(encoder: str, pretrained: str = "") -> StartSettings:
+    """The encoder of one name from its seed, or the published one, whose own name counts then."""
+    return StartSettings().starting_from(pretrained) if pretrained else StartSettings(name=encoder)
+
+
+def _encoder_section(encoder: str, pretrained: str) -> dict[str, Any]:
+    if not pretrained:
+        return {"name": encoder}
+    values = architecture(start_settings(encoder, pretrained)) | {"pretrained": pretrained}
+    return values | {"bottlenecks": list(values["bottlenecks"])}
 
 
 def write_yaml(path: Path, sections: Mapping[str, Any]) -> Path:

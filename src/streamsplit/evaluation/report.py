@@ -45,7 +45,10 @@ def _headline(run: Mapping[str, Any]) -> str:
     after = next(row for row in run["probe"] if row["kind"] == "after")
     integrity = run["integrity"]
     tiles = [
-        (f"{before['accuracy']:.2f} → {after['accuracy']:.2f}", "probe on held-out sound, untrained → learned"),
+        (
+            f"{before['accuracy']:.2f} → {after['accuracy']:.2f}",
+            f"probe on held-out sound, {before['name'].removeprefix('encoder, ')} → learned",
+        ),
         (f"{_saved(sent, seconds, plots.PCM_BYTES_PER_S)}", f"of PCM16's bytes sent ({_rate(sent, seconds)} a device)"),
         (f"{_saved(sent, seconds, plots.OPUS_BYTES_PER_S)}", "of Opus 24 kbit/s's bytes"),
         (f"{_rate(received, seconds)}", "down a device: results, statistics, weights"),

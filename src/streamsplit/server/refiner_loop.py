@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from streamsplit.encoders.crossing import Crossing
-from streamsplit.encoders.factory import make_encoder
 from streamsplit.errors import CheckpointError, StreamSplitError
 from streamsplit.refinement.buffer import BufferSettings
 from streamsplit.refinement.hybrid import HybridSettings
@@ -24,6 +23,7 @@ from streamsplit.server.checkpoint import read_file, read_json, write_atomic, wr
 from streamsplit.server.jobs import Sample
 from streamsplit.server.models import RevisionFiles, torch_device, weights_file
 from streamsplit.server.settings import ServerSettings
+from streamsplit.weights.pretrained import start_encoder
 from streamsplit.weights.revision import Weights
 
 LOG = logging.getLogger(__name__)
@@ -184,9 +184,11 @@ class _Loop:
         self._training = settings.training
         self._folder = settings.data_path / "checkpoints"
         self._files = RevisionFiles(settings.data_path / "revisions")
-        encoder = make_encoder(settings.encoder).to(torch_device(settings.device))
+        encoder = start_encoder(settings.encoder).to(torch_device(settings.device))
         self._refiner = Refiner(encoder, refiner_settings(settings), settings.training.seed)
         self._resumed = self._restore()
+        if settings.encoder.pretrained and not self._resumed:
+            _begin_fitted(self._refiner, settings.encoder.first_space)
         self._unpublished: Published | None = None
         now = time.monotonic()
         self._step_due = now
@@ -393,6 +395,12 @@ class _Loop:
 
     def _send(self, message: Any) -> None:
         self._connection.send(message)
+
+
+def _begin_fitted(refiner: Refiner, space: int) -> None:
+    """Has a refiner begin with a projection that is fitted already: published weights keep their space."""
+    refiner.warm_started, refiner.space = True, space
+    refiner.lineage.add(refiner.lineage.latest._replace(space=space))
 
 
 def _distances(published: Published) -> dict[str, float]:

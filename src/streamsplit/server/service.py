@@ -8,7 +8,6 @@ import logging
 import time
 from typing import Any
 
-from streamsplit.encoders.factory import make_encoder
 from streamsplit.errors import CheckpointError, StreamSplitError
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.server import mixture_file
@@ -27,6 +26,7 @@ from streamsplit.server.settings import ServerSettings
 from streamsplit.server.store import Store
 from streamsplit.server.weight_service import WeightService
 from streamsplit.weights.delta import pack_full
+from streamsplit.weights.pretrained import start_encoder
 from streamsplit.weights.revision import Weights, encoder_weights, revision_of, revision_prefix
 from streamsplit.wire.messages import Prototypes
 
@@ -122,14 +122,14 @@ class StreamServer:
         )
 
     def _first_revision(self) -> tuple[str, int, Weights]:
-        """What the last checkpoint names, else the encoder as every device makes it from the same seed."""
+        """What the last checkpoint names, else the encoder as devices make it, from the seed or a published file."""
         named = current_revision(self.settings.data_path)
         if named is not None:
             revision, space = named
             weights = self.files.weights(revision)
         else:
-            weights = encoder_weights(make_encoder(self.settings.encoder))
-            revision, space = revision_of(weights), 0
+            weights = encoder_weights(start_encoder(self.settings.encoder))
+            revision, space = revision_of(weights), self.settings.encoder.first_space
             if revision not in self.files:
                 full, exact = pack_full(weights, "fp32")
                 self.files.write(revision, weights_file(exact), full, None, "")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamsplit.config import Settings, section, setting
-from streamsplit.encoders.factory import EncoderSettings
 from streamsplit.errors import ConfigError
 from streamsplit.splitting.policy_push import MAX_VERSION
+from streamsplit.weights.pretrained import StartSettings
 from streamsplit.weights.transfer import CHUNK_DATA_BYTES, DEFAULT_CHUNK_BYTES
 from streamsplit.wire.types import MAX_FRAME_BYTES
 
@@ -190,7 +190,7 @@ class ServerSettings(Settings):
     server: ListenSettings = section(ListenSettings)
     auth: AuthSettings = section(AuthSettings)
     audio: SignalSettings = section(SignalSettings)
-    encoder: EncoderSettings = section(EncoderSettings)
+    encoder: StartSettings = section(StartSettings)
     training: TrainingSettings = section(TrainingSettings)
     loss: LossSettings = section(LossSettings)
     aggregation: AggregationSettings = section(AggregationSettings)

@@ -14,11 +14,15 @@ from streamsplit.encoders.factory import ENCODERS
 from streamsplit.errors import CheckpointError, RevisionError
 from streamsplit.evaluation.baselines.base import Budget, Effort, Outcome, Progress, Stopwatch, embedder, encoder_of
 from streamsplit.evaluation.corpus import Corpus
+from streamsplit.weights.pretrained import is_published, pretrained_encoder, read_pretrained
 from streamsplit.weights.revision import load_weights
 
 
 class GivenEncoder:
-    """The encoder in a safetensors file of weights by name, as a server keeps its revisions; raises CheckpointError."""
+    """The encoder in a safetensors file: weights by name, as a server keeps its revisions, or a published encoder.
+
+    Raises CheckpointError.
+    """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
@@ -44,6 +48,8 @@ def read_encoder(path: Path) -> tuple[SplitEncoder, str]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); give a safetensors file") from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is not a safetensors file of weights ({error})") from None
+    if is_published(path):
+        return pretrained_encoder(read_pretrained(path)), hashlib.sha256(data).hexdigest()
     reasons = []
     for name in ENCODERS:
         encoder = encoder_of(0, name)
