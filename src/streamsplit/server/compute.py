@@ -29,6 +29,7 @@ from streamsplit.wire.messages import Gmm
 from streamsplit.wire.types import FrameType
 
 LOG = logging.getLogger(__name__)
+GRADIENT_ENCODINGS = frozenset({Encoding.FP32, Encoding.FP16, Encoding.INT8, Encoding.BOTTLENECK_INT8})
 NORM_TOLERANCE = 0.05  # of an embedding's norm; int8 of 128 values stays well within
 T = TypeVar("T")
 
@@ -221,10 +222,6 @@ class ComputeWorker:
 
     def _prepare(self, job: Job) -> _Prepared:
         """Decodes one window; raises ProtocolError or CutError with what to tell the device."""
-        if job.frame_type is FrameType.GRADIENT:
-            raise ProtocolError(
-                "bad_media", "gradients are not taken; send the embedding, or learning as a local revision"
-            )
         header, payload = unpack_media(job.payload)
         current = self.shelf.current
         depth = current.encoder.num_blocks
@@ -232,6 +229,12 @@ class ComputeWorker:
         if not 0 <= header.block <= depth or encoding is Encoding.NONE:
             raise CutError(f"got cut {header.block}:{encoding.label}, expected block 0..{depth} and something to carry")
         Cut(header.block, encoding).check(depth)
+        if job.frame_type is FrameType.GRADIENT and not (0 < header.block < depth and encoding in GRADIENT_ENCODINGS):
+            raise ProtocolError(
+                "bad_media",
+                f"got cut {header.block}:{encoding.label}, expected activations after block 1..{depth - 1}: there are "
+                "no gradients to return elsewhere; send AUDIO, FEATURES or EMBEDDING",
+            )
         if header.block == 0:
             window = job.stream.assembler.add(header, payload)
             crossing = Crossing(torch.from_numpy(window)[None, None], torch.zeros(1, current.encoder.embedding_dim))
@@ -297,7 +300,8 @@ class ComputeWorker:
         starts = bool(header.flags & MediaFlag.STARTS)
         if item.crossing is None:
             return Sample(*about, header.resolution, None, None, None, embedding, starts)
-        return Sample.of_crossing(*about, header.resolution, item.crossing, embedding, starts)
+        sample = Sample.of_crossing(*about, header.resolution, item.crossing, embedding, starts)
+        return sample._replace(wants_gradient=job.frame_type is FrameType.GRADIENT)
 
     def _current_gmm(self) -> Gmm | None:
         """The mixture's statistics for a device; made once per change, None before the cold start is over."""

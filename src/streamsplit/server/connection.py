@@ -65,6 +65,7 @@ class Link:
         self.steered = False  # told to send features, see Gateway.steer
         self.policy_sent = 0  # version of the policy sent in this connection
         self.policy_refused = 0  # version that the device had no use for: not sent again in this session
+        self.takes_gradients = False  # offered in this connection, see gradients.GradientReturns
         self.local: tuple[Revision, WeightTransfer] | None = None
 
     @property

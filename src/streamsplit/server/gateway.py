@@ -1,7 +1,8 @@
 """The gateway: WebSockets in, windows to the worker, acknowledgements and results out; everything in the event loop.
 
 Here is what becomes of an event. The parts have files of their own: `connection` (reading and writing), `handshake`
-(who is let in), `roster` (who is known), `transfers` (weights), `results` (what a device is told), `backpressure`.
+(who is let in), `roster` (who is known), `transfers` (weights), `results` (what a device is told), `gradients` (what
+goes back to a device that learns), `backpressure`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from streamsplit.server.backpressure import Backpressure
 from streamsplit.server.compute import ComputeWorker
 from streamsplit.server.connection import Connection, Link, Pump, now_ms
 from streamsplit.server.fleet import cut_name
+from streamsplit.server.gradients import GradientReturns
 from streamsplit.server.handshake import Doorkeeper
 from streamsplit.server.jobs import Done, Job
 from streamsplit.server.metrics import Metrics
@@ -68,6 +70,7 @@ class Gateway:
         self.links = self._roster.links
         self._door = Doorkeeper(settings, self._roster, weights=weights, store=store, metrics=metrics)
         self._transfers = Transfers(weights, store=store, metrics=metrics, merge=merge, start=self._start)
+        self.gradients = GradientReturns(self.links, settings.training, metrics)
         self._results = StoredResults(store, self._start)
         self._backpressure = Backpressure(settings, compute=compute, store=store, metrics=metrics)
         self._pump = Pump(
@@ -93,7 +96,9 @@ class Gateway:
     async def serve(self, websocket: WebSocket) -> None:
         """The WebSocket endpoint: lives as long as the connection."""
         await websocket.accept()
-        connection = Connection(websocket, ServerSession(now_ms(), self._session_settings))
+        connection = Connection(
+            websocket, ServerSession(now_ms(), self._session_settings, refuses=self.gradients.refuses)
+        )
         self._connections.add(connection)
         writer = asyncio.create_task(self._pump.write(connection))
         try:
@@ -163,6 +168,8 @@ class Gateway:
         elif isinstance(event, events.MediaReceived) and link is not None:
             if event.frame.type is FrameType.WEIGHTS:
                 self._transfers.on_chunk(link, event.frame.payload)
+            elif event.frame.type is FrameType.GRAD_BACK:
+                self.gradients.on_frame(link, event.frame.payload)
         elif isinstance(event, (events.Acked, events.ReplayDropped)) and link is not None:
             self._results.send_again(connection, link)
         elif isinstance(event, events.Closed):

@@ -126,6 +126,7 @@ class Doorkeeper:
         link.announced = ""
         link.steered = False
         link.policy_sent = 0
+        link.takes_gradients = False
         device.hello = hello
         device.connected = True
         device.connections += 1

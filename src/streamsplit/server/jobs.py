@@ -109,6 +109,7 @@ class Sample(NamedTuple):
     partial: np.ndarray | None  # [d] float32
     embedding: np.ndarray  # [d] float32, as the server completed it
     starts: bool = False  # first window after a gap or of a new clip
+    wants_gradient: bool = False  # the device waits for the loss's gradient at its cut
 
     @classmethod
     def of_crossing(

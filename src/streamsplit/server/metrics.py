@@ -46,6 +46,9 @@ class Metrics:
         self.refiner_dropped = Gauge(
             "streamsplit_refiner_samples_dropped", "Windows not learned from", registry=registry
         )
+        self.gradients = Counter(
+            "streamsplit_gradients", "Gradients for windows that asked for one", ["outcome"], registry=registry
+        )
         self.revisions = Counter("streamsplit_revisions", "Revisions published", registry=registry)
         self.checkpoints = Counter("streamsplit_checkpoints", "Checkpoints", ["outcome"], registry=registry)
         self.transfers = Counter("streamsplit_weight_transfers", "Weight transfers", ["direction"], registry=registry)

@@ -15,16 +15,19 @@ import numpy as np
 import torch
 
 from streamsplit.encoders.crossing import Crossing
-from streamsplit.errors import CheckpointError, StreamSplitError
+from streamsplit.errors import CheckpointError, EncoderError, StreamSplitError
+from streamsplit.learning.returned import ReturnedGradient, pack_gradient
 from streamsplit.refinement.buffer import BufferSettings
 from streamsplit.refinement.hybrid import HybridSettings
 from streamsplit.refinement.refiner import Published, Refiner, RefinerSettings
+from streamsplit.refinement.split_step import SplitGradient
 from streamsplit.server.checkpoint import read_file, read_json, write_atomic, write_json
 from streamsplit.server.jobs import Sample
 from streamsplit.server.models import RevisionFiles, torch_device, weights_file
 from streamsplit.server.settings import ServerSettings
 from streamsplit.weights.pretrained import start_encoder
-from streamsplit.weights.revision import Weights
+from streamsplit.weights.revision import Weights, revision_prefix
+from streamsplit.wire.media import Encoding
 
 LOG = logging.getLogger(__name__)
 CHECKPOINT = "refiner.safetensors"
@@ -117,6 +120,13 @@ class Centres(NamedTuple):
     centres: np.ndarray
 
 
+class Gradients(NamedTuple):
+    """What one step gave for windows that asked: (device, GRAD_BACK payload); and how many since get none."""
+
+    returned: list[tuple[str, bytes]]
+    unanswered: int
+
+
 class Trouble(NamedTuple):
     """Something failed and the loop goes on; `kind` is an event's kind."""
 
@@ -198,6 +208,7 @@ class _Loop:
         self._prototypes_due = now
         self._prototypes_changed = True
         self._refused = 0
+        self._unanswered = 0
 
     def run(self) -> None:
         refiner = self._refiner
@@ -276,6 +287,16 @@ class _Loop:
                     LOG.info("refiner: %d windows not used, the last one because: %s", self._refused, error)
             else:
                 self._dirty = self._prototypes_changed = True
+                if crossing is not None and sample.wants_gradient and self._training.return_gradients:
+                    self._ask(sample, crossing)
+
+    def _ask(self, sample: Sample, crossing: Crossing) -> None:
+        try:
+            self._refiner.ask(
+                sample.device, sample.window, crossing, sample.block, sample.revision, starts=sample.starts
+            )
+        except EncoderError as error:
+            LOG.info("refiner: no gradient for window %d of %s: %s", sample.window, sample.device, error)
 
     def _label(self, message: Label) -> None:
         for device, window, at_ms in message.windows:
@@ -311,6 +332,19 @@ class _Loop:
                 len(self._refiner.reservoir),
             )
         )
+
+        self._return(report.gradients)
+
+    def _return(self, gradients: tuple[SplitGradient, ...]) -> None:
+        """Packs what a step gave for windows that asked; says also when some will get nothing."""
+        encoding = Encoding[self._training.gradient_encoding.upper()]
+        packed = []
+        for item, gradient in gradients:
+            returned = ReturnedGradient(item.window, revision_prefix(item.revision), item.block, gradient)
+            packed.append((item.device, pack_gradient(returned, encoding)))
+        unanswered, self._unanswered = self._refiner.asked.unanswered - self._unanswered, self._refiner.asked.unanswered
+        if packed or unanswered:
+            self._send(Gradients(packed, unanswered))
 
     def _publish(self) -> None:
         """Makes and writes a revision; one whose files cannot be written is tried again and announced only then."""

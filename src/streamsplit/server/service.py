@@ -20,7 +20,16 @@ from streamsplit.server.metrics import Metrics
 from streamsplit.server.models import EncoderShelf, RevisionFiles, torch_device, weights_file
 from streamsplit.server.policy_shelf import PolicyShelf
 from streamsplit.server.records import Commit, WindowRecord
-from streamsplit.server.refiner_loop import Centres, NewRevision, Progress, Saved, Started, Trouble, current_revision
+from streamsplit.server.refiner_loop import (
+    Centres,
+    Gradients,
+    NewRevision,
+    Progress,
+    Saved,
+    Started,
+    Trouble,
+    current_revision,
+)
 from streamsplit.server.refiner_worker import RefinerWorker
 from streamsplit.server.settings import ServerSettings
 from streamsplit.server.store import Store
@@ -181,6 +190,8 @@ class StreamServer:
             if not message.skipped:
                 self.metrics.refiner_loss.set(message.loss)
                 self.metrics.refiner_rank.set(message.effective_rank)
+        elif isinstance(message, Gradients):
+            self.gateway.gradients.send(message.returned, message.unanswered)
         elif isinstance(message, Saved):
             self.last_checkpoint_unix_s = time.time()
             self.metrics.checkpoints.labels("written").inc()

@@ -80,6 +80,8 @@ class TrainingSettings(Settings):
     publish_steps: int = setting(20, low=1)  # optimiser steps from one published revision to the next
     publish_interval_s: float = setting(600.0, low=0.0)  # least time between revisions of 1.2 MB each
     checkpoint_interval_s: float = setting(60.0, low=0.1)
+    return_gradients: bool = setting(True)  # the loss's gradient at the cut, to devices that ask for it
+    gradient_encoding: str = setting("fp16", choices=("fp16", "fp32"))  # of what is returned
     worker: str = setting("process", choices=("process", "thread"))
     threads: int = setting(1, low=1, high=256)
     seed: int = setting(0, low=0)
