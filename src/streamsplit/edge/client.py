@@ -21,9 +21,10 @@ from streamsplit.errors import ConnectionRefused, StoreError
 from streamsplit.splitting.link import LinkEstimator
 from streamsplit.wire.events import Acked, Closed, MediaReceived, MessageReceived, Missed, Opened, RoundTrip
 from streamsplit.wire.frame import Frame, numbered_sequence
+from streamsplit.wire.gradient import OFFER
 from streamsplit.wire.messages import Hello, Message, Welcome
 from streamsplit.wire.session import ClientSession
-from streamsplit.wire.types import FrameFlag, FrameType, Priority
+from streamsplit.wire.types import OPTIONAL_TYPES, FrameFlag, FrameType, Priority
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class ClientOwner(Protocol):
         """A control message or RESULT."""
 
     async def media(self, frame: Frame) -> None:
-        """A WEIGHTS chunk."""
+        """A WEIGHTS chunk, or GRAD_BACK where the device takes it."""
 
     async def acked(self, event: Acked) -> None:
         """The queue has forgotten everything through `event.through`."""
@@ -70,14 +71,18 @@ class EdgeClient:
         link: LinkEstimator,
         *,
         seed: int | None = None,
+        gradients: Callable[[], bool] | None = None,
     ) -> None:
+        """`gradients` says whether the server of this connection returns any; None: the device takes none at all."""
         self.settings = settings
         self.bytes = ByteCount()
         self.link = link
         self.connections = 0
         self._queue = queue
         self._owner = owner
-        self._session = ClientSession(now_ms=_now_ms())
+        self._gradients = gradients
+        refuses = OPTIONAL_TYPES if gradients is None else OPTIONAL_TYPES - {FrameType.GRAD_BACK}
+        self._session = ClientSession(now_ms=_now_ms(), refuses=refuses)
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._random = random.Random(seed)
@@ -108,6 +113,12 @@ class EdgeClient:
     def send(self, message: Message) -> bool:
         """Queues a control message; False when the link is down (nothing was queued). Event loop only."""
         sent = self._session.send(message)
+        self._wake.set()
+        return sent
+
+    def offer_gradients(self) -> bool:
+        """Tells the server that this device takes gradients; False when the link is down. Event loop only."""
+        sent = self._session.send_media(FrameType.GRAD_BACK, OFFER)
         self._wake.set()
         return sent
 
@@ -227,13 +238,21 @@ class EdgeClient:
         while self._queue.next_sequence > session.next_sequence and (credit := session.credit(_now_ms())) > 0:
             after, limit = session.next_sequence - 1, min(credit, _FEED_WINDOWS)
             rows = await self._in_thread(partial(self._queue.after, after, limit))
-            if not all(session.send_window(r.frame_type, r.sequence, r.timestamp_ms, r.payload) for r in rows):
+            if not all(
+                session.send_window(self._known_type(r.frame_type), r.sequence, r.timestamp_ms, r.payload) for r in rows
+            ):
                 break
         if session.is_open and not session.queued_bytes(Priority.BULK):
             chunk = self._owner.next_chunk()
             if chunk is not None:
                 data, last = chunk
                 session.send_media(FrameType.WEIGHTS, data, flags=FrameFlag.FINAL if last else FrameFlag.NONE)
+
+    def _known_type(self, kind: FrameType) -> FrameType:
+        """A window that asked for a gradient goes without the wish where the server does not know of gradients."""
+        if kind is FrameType.GRADIENT and not (self._gradients is not None and self._gradients()):
+            return FrameType.FEATURES
+        return kind
 
     async def _last_words(self, socket: ClientConnection) -> None:
         while batch := self._session.bytes_to_send(_BATCH_BYTES, _now_ms()):

@@ -31,6 +31,11 @@ class Counters:
     loss: float = math.nan
     effective_rank: float = math.nan
     learner_steps: int = 0
+    gradients_asked: int = 0  # windows sent with the wish for the server's gradient
+    gradients_applied: int = 0  # gradients that came and went into the accumulation
+    gradients_late: int = 0  # that came for no window waiting: too late, twice, or never asked for
+    gradients_stale: int = 0  # of an embedding space that was replaced meanwhile
+    gradients_refused: int = 0  # damaged, of a wrong shape, not finite
     cut: str = ""
     decisions: int = 0
     cut_changes: int = 0
@@ -80,6 +85,8 @@ class EdgeStatus(NamedTuple):
     cut_changes: int = 0
     fallbacks: int = 0  # decisions made in the policy's place
     regret: float = math.nan  # mean, in units of the reward
+    gradients_asked: int = 0
+    gradients_applied: int = 0
 
 
 class RunSummary(NamedTuple):

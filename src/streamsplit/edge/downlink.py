@@ -17,6 +17,7 @@ import numpy as np
 
 from streamsplit.edge.counters import Counters
 from streamsplit.edge.decisions import Arrival, Decisions
+from streamsplit.edge.gradients import GradientExchange
 from streamsplit.edge.model import DeviceModel
 from streamsplit.edge.pipeline import WindowPipeline
 from streamsplit.edge.policies import DevicePolicy
@@ -26,6 +27,7 @@ from streamsplit.edge.sync import Arrived, WeightDownload, WeightUpload
 from streamsplit.errors import ProtocolError, RevisionError, StoreError, StreamSplitError
 from streamsplit.wire.events import Acked
 from streamsplit.wire.frame import Frame
+from streamsplit.wire.gradient import OFFER
 from streamsplit.wire.messages import (
     Error,
     Gmm,
@@ -49,6 +51,7 @@ class Sender(Protocol):
     """The client, as far as answers go."""
 
     def send(self, message: Message) -> bool: ...
+    def offer_gradients(self) -> bool: ...
 
 
 class Downlink:
@@ -69,7 +72,9 @@ class Downlink:
         problem: Callable[[str], None],
         software: str,
         bandwidth_bps: Callable[[], float] = lambda: math.nan,
+        gradients: GradientExchange | None = None,
     ) -> None:
+        self._gradients = gradients if gradients is not None and gradients.offers else None
         self.download = WeightDownload(model.revision)
         self.upload = WeightUpload()
         self.client: Sender | None = None
@@ -111,9 +116,13 @@ class Downlink:
         log.info("%s: connected (%s)", self._settings.device.id, "resumed" if welcome.resumed else "new session")
         self._send(self.download.resume())
         self._send(self.upload.reconnected())
+        if self._gradients is not None and self.client is not None:
+            self.client.offer_gradients()
 
     def closed(self, reason: str) -> None:
         """The connection is gone."""
+        if self._gradients is not None:
+            self._gradients.grant(False)
         self._note("link", up=False, reason=reason)
 
     async def acked(self, event: Acked) -> None:
@@ -148,7 +157,12 @@ class Downlink:
             await self._on_error(message)
 
     async def media(self, frame: Frame) -> None:
-        """A WEIGHTS chunk."""
+        """A WEIGHTS chunk, or GRAD_BACK: the server's answer to our offer (empty), or a gradient."""
+        if frame.type is FrameType.GRAD_BACK and self._gradients is not None:
+            if frame.payload == OFFER:
+                self._gradients.grant(True)
+            else:
+                self._gradients.arrived(frame.payload)
         if frame.type is not FrameType.WEIGHTS:
             return
         try:
@@ -198,6 +212,9 @@ class Downlink:
             self._hand_over(partial(self._guarded, "result", partial(self._remember, result)))
 
     async def _on_error(self, error: Error) -> None:
+        if error.code == "unsupported" and self._gradients is not None:  # no other optional type goes up from here
+            log.info("%s: this server returns no gradients", self._settings.device.id)
+            return
         self.problem(f"server: {error.code}: {error.detail}")
         if error.sequence and await self._take(error.sequence):
             with self._counters.lock:

@@ -11,11 +11,13 @@ from functools import partial
 from streamsplit.audio.windows import Window
 from streamsplit.edge.counters import Counters
 from streamsplit.edge.emulation import Emulator, RealDevice
-from streamsplit.edge.model import DeviceModel, EncoderModel
+from streamsplit.edge.gradients import GradientExchange
+from streamsplit.edge.model import DeviceModel, EncoderModel, Learned
 from streamsplit.edge.pipeline import Outcome
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.snapshot import load_snapshot, save_snapshot
 from streamsplit.errors import CheckpointError, EncoderError, StreamSplitError
+from streamsplit.wire.types import FrameType
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,9 @@ class LearningLoop:
         *,
         paced: bool,
         behind: Callable[[], bool],
+        gradients: GradientExchange | None = None,
     ) -> None:
+        self._gradients = gradients
         self._paced = paced
         self._behind = behind
         self._length = settings.audio.window_frames
@@ -57,6 +61,8 @@ class LearningLoop:
     def heard(self, window: Window, outcome: Outcome) -> None:
         """Remembers a window; without real time, learns every `learn_every_windows`. Worker thread."""
         self._cpu, self._memory = outcome.observation.cpu, outcome.observation.memory
+        if self._gradients is not None and outcome.frame_type is FrameType.GRADIENT:
+            self._gradients.asked(window, outcome)
         continuous = window.new_frames < self._length and not self._fresh
         self._fresh = False
         remember = partial(self._model.remember, window.features, outcome.z, outcome.window, continuous=continuous)
@@ -131,7 +137,7 @@ class LearningLoop:
         if not (self._settings.enabled and isinstance(model, EncoderModel)):
             return 0.0
         try:
-            learned, spent = self._device.run(lambda: model.learn(cpu, self._memory))
+            learned, spent = self._device.run(partial(self._one_batch, model, cpu))
         except EncoderError as error:
             self._problem(f"learning went wrong and goes on from the last snapshot: {error}")
             self.restore()
@@ -150,3 +156,9 @@ class LearningLoop:
             sigma2=learned.sigma2, ms=spent.device_ms,
         )  # fmt: skip
         return spent.device_ms
+
+    def _one_batch(self, model: EncoderModel, cpu: float) -> Learned | None:
+        """What the server returned, then a mini-batch of the device's own."""
+        if self._gradients is not None:
+            self._gradients.apply(model)
+        return model.learn(cpu, self._memory)

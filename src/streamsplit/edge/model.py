@@ -220,6 +220,28 @@ class EncoderModel:
             self._learner.memory.add(z, index)
             self._learner.rank.observe(z)
 
+    @property
+    def space(self) -> int:
+        """Number of the embedding space; another one means that earlier embeddings and gradients do not compare."""
+        return self._learner.space
+
+    @property
+    def learns(self) -> bool:
+        """Whether learning has begun."""
+        return self._learner.target.ready
+
+    def take_gradient(self, features: np.ndarray, k: int, gradient: Crossing, space: int, weight: float) -> bool:
+        """Carries gradients at the cut after block k back through the query encoder, for windows [n, f, t].
+
+        They go into the optimiser step that is under way. False, without doing anything, if the space is no longer
+        the one they were asked for in; raises EncoderError if they do not fit.
+        """
+        with self._lock:
+            if space != self._learner.space:
+                return False
+            self._learner.take_gradient(features, k, gradient, weight)
+            return True
+
     def learn(self, cpu: float, memory: float = 0.0) -> Learned | None:
         """One mini-batch under these loads (0..1); None before learning has begun.
 

@@ -99,7 +99,10 @@ class WindowPipeline:
         exit_rule: ExitRule | None = None,
         log: DecisionLog | None = None,
         constraints: ConstraintSettings | None = None,
+        asks: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`asks` says whether a gradient may be asked for along with uncertain windows that cross as activations."""
+        self.asks = asks
         self.model, self.policy, self.gate, self.worker, self.chain = model, policy, gate, worker, chain
         self.exit_rule = exit_rule or ExitRule()
         self.log = log
@@ -141,6 +144,8 @@ class WindowPipeline:
         if packed is None:
             self.skipped += 1
         else:
+            if self._wants_gradient(cut, packed, gate, forward.uncertainty):
+                packed = packed._replace(frame_type=FrameType.GRADIENT)
             header = self._header(window, index, cut, packed, forward.uncertainty, edge_ms)
             payload = pack_media(header, packed.payload)
             frame_bytes = HEADER_BYTES + len(payload)
@@ -208,6 +213,13 @@ class WindowPipeline:
         elif cut.encoding is Encoding.EXIT_FP16 and not (sure and self.model.ready_for(cut)):
             forward, cut = self._reduce(window, forward, cut)
         return forward, cut, gate, self._pack(window, forward, cut)
+
+    def _wants_gradient(self, cut: Cut, packed: Packed, gate: GateDecision, uncertainty: float) -> bool:
+        """v2: what the gate lets through; v1: U > U_th and N > N_min. Only between two blocks there is a gradient."""
+        if packed.frame_type is not FrameType.FEATURES or cut.block == 0 or gate.action is not Transmission.SEND:
+            return False
+        uncertain = self.gate.settings.version == "v2" or uncertainty > gate.threshold
+        return uncertain and self.asks()
 
     def _reduce(self, window: Window, forward: Forward, cut: Cut) -> tuple[Forward, Cut]:
         """The least that can stand for the window: its embedding, or without an encoder the smallest cut there is."""

@@ -26,6 +26,7 @@ from streamsplit.edge.counters import Counters, EdgeStatus, RunSummary
 from streamsplit.edge.decisions import Decisions
 from streamsplit.edge.downlink import Downlink
 from streamsplit.edge.emulation import Emulator, RealDevice
+from streamsplit.edge.gradients import GradientExchange
 from streamsplit.edge.inlet import AudioInlet
 from streamsplit.edge.journal import Journal
 from streamsplit.edge.learning import LearningLoop
@@ -89,6 +90,7 @@ class EdgeRuntime:
         possible = self.table.supported(self.model.bottlenecks if self.model.name else None)
         self.policies = DevicePolicy(settings, possible, self.problem, strict=strict_policy)
         self.queue = OfflineQueue(settings.queue_path, settings.queue)
+        self.gradients = GradientExchange(settings.training, self.model, self.counters, self.problem)
         decisions = DecisionLog(
             self.device.device, settings.splitting.agent.objective, settings.constraints, interval_ms=audio.stride_ms,
             whole_factor=audio.window_frames / audio.stride_frames,
@@ -96,6 +98,7 @@ class EdgeRuntime:
         self.pipeline = WindowPipeline(
             self.model, self.table, self.policies.policy, UncertaintyGate(settings.splitting.gate), self.device,
             PieceChain(audio.window_frames, audio.stride_frames), log=decisions, constraints=settings.constraints,
+            asks=self.gradients.asks,
         )  # fmt: skip
         self.decisions = Decisions(
             decisions, self.counters, policy=lambda: self.pipeline.policy, link=lambda: self._link_estimate,
@@ -105,7 +108,7 @@ class EdgeRuntime:
         self.inlet = AudioInlet(source, paced=self.paced, buffer_s=settings.audio.buffer_s)
         self.learning = LearningLoop(
             settings, self.model, self.device, self.counters, self.note, self.problem, paced=self.paced,
-            behind=lambda: self.inlet.waiting_ms > 2 * settings.audio.block_ms,
+            behind=lambda: self.inlet.waiting_ms > 2 * settings.audio.block_ms, gradients=self.gradients,
         )  # fmt: skip
         self.link = LinkEstimator(settings.splitting.link)
         self._link_estimate = self.link.estimate(_now_ms())
@@ -203,6 +206,7 @@ class EdgeRuntime:
             energy_mj=counters.energy_mj, revision=self.model.revision, dropped_audio_ms=self.inlet.dropped_ms,
             problem=counters.last_problem, policy=self.policies.name, decisions=counters.decisions,
             cut_changes=counters.cut_changes, fallbacks=self.policies.fallbacks, regret=counters.regret,
+            gradients_asked=counters.gradients_asked, gradients_applied=counters.gradients_applied,
         )  # fmt: skip
 
     def note(self, kind: str, **values: Any) -> None:
@@ -240,9 +244,12 @@ class EdgeRuntime:
         self._downlink = Downlink(
             self.settings, self.queue, self.model, self.pipeline, self.policies, self.decisions, self.counters,
             hand_over=self._inbox.put, note=self.note, problem=self.problem, software=f"streamsplit {__version__}",
-            bandwidth_bps=lambda: self._link_estimate.bandwidth_bps,
+            bandwidth_bps=lambda: self._link_estimate.bandwidth_bps, gradients=self.gradients,
         )  # fmt: skip
-        self.client = EdgeClient(self.settings.server, self.queue, self._downlink, self.link)
+        self.client = EdgeClient(
+            self.settings.server, self.queue, self._downlink, self.link,
+            gradients=(lambda: self.gradients.granted) if self.gradients.offers else None,
+        )  # fmt: skip
         self._downlink.client = self.client
 
     async def _until_heard(

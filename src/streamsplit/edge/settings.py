@@ -131,6 +131,9 @@ class TrainingSettings(LearnerSettings):
     highest_cpu: float = setting(0.9, low=0.0, high=1.0)  # no learning above this load
     learn_every_windows: int = setting(4, low=1)  # without real time (speed 0): a mini-batch every so many windows
     snapshot_s: float = setting(300.0, low=1.0)  # how often the learner is saved (about 30 MB)
+    ask_gradients: bool = setting(True)  # of the server's loss, for uncertain windows that cross between two blocks
+    gradient_weight: float = setting(1.0, low=0.0, high=100.0)  # of such a window, beside one of a mini-batch
+    pending_gradients: int = setting(32, low=1, high=1024)  # windows that may wait for theirs; 25.6 KB each
     seed: int = setting(0, low=0)
 
 
