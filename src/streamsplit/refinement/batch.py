@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.base import BANDS, SplitEncoder
 from streamsplit.encoders.crossing import Crossing
 from streamsplit.errors import EncoderError
 from streamsplit.refinement.reservoir import StoredWindow
@@ -85,6 +86,18 @@ def embed_features(encoder: SplitEncoder, features: np.ndarray, batch: int = 64)
             for part in np.split(features, range(batch, len(features), batch))
         ]
     return torch.cat(parts).cpu().numpy()
+
+
+def full_resolution(items: Iterable[StoredWindow], most: int) -> np.ndarray:
+    """Up to `most` full-resolution windows [n, 128, t] of the most frequent length, evenly spread over `items`."""
+    held = [item.h for item in items if item.block == 0 and item.h.shape[0] == BANDS]
+    if not held:
+        return np.empty((0, BANDS, 0), dtype=np.float32)
+    lengths = [h.shape for h in held]
+    usual = max(set(lengths), key=lengths.count)
+    held = [h for h in held if h.shape == usual]
+    chosen = np.unique(np.linspace(0, len(held) - 1, min(most, len(held))).round().astype(int))
+    return np.stack([held[row] for row in chosen]).astype(np.float32)
 
 
 def label_numbers(batch: list[StoredWindow]) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from streamsplit.refinement.batch import (
     embed_features,
     frozen_copy,
     frozen_targets,
+    full_resolution,
     label_numbers,
     stored_crossing,
     stored_features,
@@ -30,11 +30,12 @@ from streamsplit.refinement.federated import LocalMerge
 from streamsplit.refinement.hybrid import hybrid_loss, label_loss, pair_info_nce, target_loss
 from streamsplit.refinement.lineage import Known, Lineage, Weights
 from streamsplit.refinement.prototypes import Prototypes
+from streamsplit.refinement.reports import Published as Published
+from streamsplit.refinement.reports import RefineReport as RefineReport
 from streamsplit.refinement.reservoir import Reservoir, StoredWindow
 from streamsplit.refinement.settings import RefinerSettings as RefinerSettings
 from streamsplit.refinement.split_step import (
     AskedWindows,
-    SplitGradient,
     crossing_leaf,
     embed_with_leaves,
     split_gradients,
@@ -42,39 +43,7 @@ from streamsplit.refinement.split_step import (
 from streamsplit.weights.delta import make_delta, pack_full
 from streamsplit.weights.revision import encoder_weights, load_weights, revision_of
 
-FULL_BANDS = 128
 ALIGNED_DEVICES = 16  # pairs grow with the square
-
-
-class RefineReport(NamedTuple):
-    """One call of `step`: unweighted parts of the loss, effective rank and size of the batch, and what was wrong."""
-
-    step: int
-    loss: float
-    task: float  # contrast + target + labels, weighted
-    target: float  # 1 - cosine to the frozen embedding of the other window
-    wasserstein: float
-    laplacian: float
-    effective_rank: float  # of the batch
-    samples: int
-    devices: int
-    skipped: str = ""  # why no optimiser step was made; "" when one was
-    gradients: tuple[SplitGradient, ...] = ()  # for the windows of the batch that asked
-
-
-class Published(NamedTuple):
-    """A revision as it goes out; `delta` applies to `base` and gives exactly `weights`, as does `full`."""
-
-    revision: str
-    base: str | None
-    weights: Weights
-    delta: bytes | None
-    full: bytes
-    breaks_space: bool
-    effective_rank: float  # of up to 256 collected windows; NaN without any
-    merged_devices: int = 0
-    note: str = ""  # why nothing new was published; "" otherwise
-    alignment: Alignment | None = None  # of the devices heard last; None with fewer than two
 
 
 class Refiner:
@@ -269,7 +238,7 @@ class Refiner:
         wanted = self.settings.warm_start_windows
         if self.warm_started or not wanted:
             return False
-        windows = self._full_windows(max(wanted, 1024))
+        windows = full_resolution(self.reservoir.items(), max(wanted, 1024))
         if len(windows) < wanted:
             return False
         fit_projection(self.encoder, windows, int(self.random.integers(2**31)))
@@ -299,7 +268,7 @@ class Refiner:
             return self._again("nothing was learned since")
         if merged.devices:
             load_weights(self.encoder, merged.weights)
-        windows = self._full_windows(256)
+        windows = full_resolution(self.reservoir.items(), 256)
         rank = math.nan
         if len(windows):
             rank = effective_rank(embed_features(self.encoder, windows))
@@ -367,17 +336,6 @@ class Refiner:
     def _new_optimiser(self) -> torch.optim.Adam:
         return torch.optim.Adam(self.encoder.parameters(), lr=self.settings.learning_rate)
 
-    def _full_windows(self, most: int) -> np.ndarray:
-        """Up to `most` collected full-resolution windows [n, 128, t], evenly spread over what is held."""
-        held = [item.h for item in self.reservoir.items() if item.block == 0 and item.h.shape[0] == FULL_BANDS]
-        if not held:
-            return np.empty((0, FULL_BANDS, 0), dtype=np.float32)
-        lengths = [h.shape for h in held]
-        usual = max(set(lengths), key=lengths.count)
-        held = [h for h in held if h.shape == usual]
-        chosen = np.unique(np.linspace(0, len(held) - 1, min(most, len(held))).round().astype(int))
-        return np.stack([held[row] for row in chosen]).astype(np.float32)
-
     def _forget_targets(self) -> None:
         for item in self.reservoir.items():
             item.target = None
@@ -390,7 +348,7 @@ class Refiner:
 
     def _seed_statistics(self) -> None:
         """Starts mixture and prototypes of a new space from the collected windows, so that they are not empty."""
-        windows = self._full_windows(512)
+        windows = full_resolution(self.reservoir.items(), 512)
         if len(windows):
             z = embed_features(self.known_encoder(self.revision), windows)
             z = z[self.random.permutation(len(z))]
