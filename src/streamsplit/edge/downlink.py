@@ -18,7 +18,7 @@ import numpy as np
 from streamsplit.edge.counters import Counters
 from streamsplit.edge.decisions import Arrival, Decisions
 from streamsplit.edge.gradients import GradientExchange
-from streamsplit.edge.model import DeviceModel
+from streamsplit.edge.model import DeviceModel, EncoderModel
 from streamsplit.edge.pipeline import WindowPipeline
 from streamsplit.edge.policies import DevicePolicy
 from streamsplit.edge.queue import OfflineQueue
@@ -147,6 +147,8 @@ class Downlink:
         elif isinstance(message, WeightsRequest):
             if not self.upload.requested(message, _now_ms()):
                 self._send(Error(code="bad_transfer", detail=f"revision {message.revision[:12]} is not offered"))
+            elif self.upload.confirmed == message.revision and isinstance(self._model, EncoderModel):
+                self._hand_over(partial(self._model.learning_taken, message.revision))
         elif isinstance(message, Policy):
             self._hand_over(partial(self._guarded, "policy", partial(self._on_policy, message)))
         elif isinstance(message, PolicyPush):

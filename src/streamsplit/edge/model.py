@@ -12,7 +12,7 @@ from streamsplit.edge.settings import EdgeSettings
 from streamsplit.errors import CutError, MissingExtraError, ProtocolError, RevisionError
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.splitting.cut import Cut
-from streamsplit.weights.delta import Packed, make_delta
+from streamsplit.weights.delta import Packed, apply_delta, make_delta
 from streamsplit.weights.revision import Weights, revision_of
 from streamsplit.wire.media import Encoding
 from streamsplit.wire.messages import Gmm, Prototypes
@@ -167,6 +167,8 @@ class EncoderModel:
         self._lock = threading.RLock()
         self._learned_before = 0  # windows learned from when the revision was adopted
         self._early_prototypes: Prototypes | None = None  # of a revision that is not adopted yet
+        self._offered: tuple[str, bytes] | None = None  # learning as it was last packed: its revision, its delta
+        self._taken: bytes | None = None  # the delta on the present revision that the server holds
         self._no_grad = torch.no_grad
 
     @property
@@ -292,9 +294,15 @@ class EncoderModel:
         return self._learner.base
 
     def adopt(self, weights: Weights, revision: str, *, breaks_space: bool) -> None:
-        """Takes over a server revision, local learning on top unless it breaks the space; raises RevisionError."""
+        """Takes over a server revision, local learning on top unless it breaks the space; raises RevisionError.
+
+        What the server has taken of that learning is not put on top: it comes in revisions, averaged with others',
+        and would otherwise be merged again and again.
+        """
         with self._lock:
-            self._learner.adopt(weights, breaks_space=breaks_space)
+            since = None if self._taken is None or breaks_space else apply_delta(self._learner.base, self._taken)
+            self._learner.adopt(weights, base=since, breaks_space=breaks_space)
+            self._offered = self._taken = None
             self._revision = revision
             self._learned_before = self._learner.windows_learned
             early = self._early_prototypes
@@ -310,7 +318,17 @@ class EncoderModel:
         if difference is None or samples < 1:
             return None
         packed = make_delta(base, {name: base[name] + change for name, change in difference.items()})
-        return packed, revision_of(packed.result), revision, samples
+        result = revision_of(packed.result)
+        with self._lock:
+            if revision == self._revision:
+                self._offered = result, packed.payload
+        return packed, result, revision, samples
+
+    def learning_taken(self, revision: str) -> None:
+        """The server holds all of the learning that was packed as `revision`."""
+        with self._lock:
+            if self._offered is not None and self._offered[0] == revision:
+                self._taken = self._offered[1]
 
     def snapshot(self) -> bytes:
         """The learner's exact state."""
@@ -321,6 +339,7 @@ class EncoderModel:
         """Goes on from a snapshot; raises CheckpointError, before any change, if it does not fit."""
         with self._lock:
             self._learner.restore(data)
+            self._offered = self._taken = None
             self._revision = revision_of(self._learner.base)
             self._learned_before = self._learner.windows_learned
 

@@ -124,6 +124,7 @@ class WeightUpload:
         self._payload = b""
         self._sender: PacedSender | None = None  # None until the server asks
         self._past = ""  # revision of an offer that is over; confirmations of it may still come
+        self.confirmed = ""  # revision of the last offer that the server has whole
 
     @property
     def under_way(self) -> bool:
@@ -150,6 +151,7 @@ class WeightUpload:
             sender = PacedSender(self._offer.revision, base, self._payload, request.offset)
         self._sender = sender
         if sender.done:
+            self.confirmed = request.revision
             self.drop()
         return True
 
