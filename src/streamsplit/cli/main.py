@@ -20,6 +20,7 @@ COMMANDS = {
     "profile": "measure what every cut costs on this machine",
     "data": "make folders of sound into data sets: fair splits, a card, nothing copied",
     "export-onnx": "write an encoder as ONNX, whole or cut in two, and check it against torch",
+    "pretrain": "learn an encoder from folders of sound, without labels, to start from",
     "train-policy": "train the policy that chooses cuts, by PPO in simulation",
     "evaluate": "compare ways to learn an embedding, baselines included, on labelled sound",
     "evaluate-policy": "compare policies on links that none of them has seen",

@@ -62,10 +62,13 @@ def fixed_vector(features: np.ndarray) -> np.ndarray:
     Each of the two is centred and scaled to its norm in FIXED_WEIGHTS, so that loudness takes no part.
     """
     parts = (five_statistics(features), course(features))
-    return np.concatenate([_scaled(part, norm) for part, norm in zip(parts, FIXED_WEIGHTS, strict=True)], axis=-1)
+    return np.concatenate(
+        [scaled_to_norm(part, norm) for part, norm in zip(parts, FIXED_WEIGHTS, strict=True)], axis=-1
+    )
 
 
-def _scaled(group: np.ndarray, norm: float) -> np.ndarray:
+def scaled_to_norm(group: np.ndarray, norm: float) -> np.ndarray:
+    """Each row of a group [.., g] centred and scaled to the norm, float32."""
     centred = group - group.mean(-1, keepdims=True)
     deviation = np.maximum(np.sqrt(np.square(centred).mean(-1, keepdims=True)), _SMALLEST)
     scaled: np.ndarray = (centred / deviation * (norm / np.sqrt(group.shape[-1]))).astype(np.float32)

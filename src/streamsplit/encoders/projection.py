@@ -24,16 +24,31 @@ def fit_projection(encoder: SplitEncoder, windows: np.ndarray, seed: int = 0) ->
     EncoderError on fewer than two distinct windows.
     """
     pca = fit_pca(collect_readouts(encoder, windows), encoder.embedding_dim, seed)
-    offset = 0
-    with torch.no_grad():
-        for project in encoder.readout_projections():
-            columns = slice(offset, offset + project.in_features)
-            project.weight.copy_(torch.from_numpy(pca.matrix[:, columns]))
-            project.bias.copy_(torch.from_numpy(-pca.matrix[:, columns] @ pca.mean[columns]))
-            offset += project.in_features
-        for head in (*encoder.exit_heads(), encoder.from_reduced):
-            set_identity(head)
+    _set_projections(encoder, pca.matrix, pca.mean, np.zeros(encoder.embedding_dim, np.float32))
     return pca
+
+
+def fit_projection_to(encoder: SplitEncoder, windows: np.ndarray, targets: np.ndarray, ridge: float = 0.3) -> float:
+    """Sets the readouts' projections to the ridge regression of targets [n, d] on log-mel windows [n, f, t].
+
+    As `fit_projection`, where something else than the readouts' own variance says what matters: the embedding space
+    changes altogether. `ridge` is a share of the readouts' variance. Returns the mean cosine to the targets on these
+    windows; raises EncoderError on fewer than two windows or targets of another shape.
+    """
+    if len(windows) < 2 or targets.shape != (len(windows), encoder.embedding_dim):
+        raise EncoderError(
+            f"got {len(windows)} windows and targets of shape {targets.shape}, expected at least 2 and as many targets "
+            f"of {encoder.embedding_dim}"
+        )
+    readouts = collect_readouts(encoder, windows).astype(np.float64)
+    mean, target_mean = readouts.mean(0), targets.mean(0, dtype=np.float64)
+    centred = readouts - mean
+    gram = centred @ centred.T  # [n, n]: fewer windows than statistics is the usual case
+    penalty = ridge * np.trace(gram) / len(gram) + np.finfo(np.float64).tiny
+    matrix = (centred.T @ np.linalg.solve(gram + penalty * np.eye(len(gram)), targets - target_mean)).T  # [d, g]
+    _set_projections(encoder, matrix.astype(np.float32), mean.astype(np.float32), target_mean.astype(np.float32))
+    fitted = centred @ matrix.T + target_mean
+    return float((_unit(fitted) * _unit(targets)).sum(1).mean())
 
 
 def fit_exits(encoder: SplitEncoder, windows: np.ndarray, ridge: float = RIDGE) -> list[float]:
@@ -88,6 +103,20 @@ def collect_readouts(encoder: SplitEncoder, windows: np.ndarray) -> np.ndarray:
             x = torch.from_numpy(np.asarray(windows[start : start + _BATCH], np.float32)).to(device)
             parts.append(encoder.readout_features(x).cpu().numpy())
     return np.concatenate(parts)
+
+
+def _set_projections(encoder: SplitEncoder, matrix: np.ndarray, mean: np.ndarray, offset: np.ndarray) -> None:
+    """Makes the readouts' sum matrix (statistics - mean) + offset, [d, g], [g] and [d]; exits become the identity."""
+    start = 0
+    with torch.no_grad():
+        for number, project in enumerate(encoder.readout_projections()):
+            columns = slice(start, start + project.in_features)
+            bias = -matrix[:, columns] @ mean[columns] + (offset if number == 0 else 0.0)
+            project.weight.copy_(torch.from_numpy(matrix[:, columns]))
+            project.bias.copy_(torch.from_numpy(bias))
+            start += project.in_features
+        for head in (*encoder.exit_heads(), encoder.from_reduced):
+            set_identity(head)
 
 
 def _partial_sums(encoder: SplitEncoder, windows: np.ndarray) -> list[np.ndarray]:
