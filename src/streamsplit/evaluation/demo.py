@@ -176,17 +176,11 @@ class _Run:
             proxy.start_in_thread()
             host, port = proxy.address
             sections = fleet.device_settings(
-                device,
-                folder=self.folder / "devices" / device.id,
-                url=f"ws://{host}:{port}/v1/stream",
-                token=self.token,
-                source=source,
-                seed=self.settings.seed + 10 * index + (5 if phase == "live" else 0),
-                encoder=self.settings.encoder,
-                journal=_journal(self.folder, device, phase),
-                loop=loop,
-                pretrained=self.settings.pretrained,
-            )
+                device, folder=self.folder / "devices" / device.id, url=f"ws://{host}:{port}/v1/stream",
+                token=self.token, source=source, seed=self.settings.seed + 10 * index + (5 if phase == "live" else 0),
+                encoder=self.settings.encoder, pretrained=self.settings.pretrained,
+                journal=_journal(self.folder, device, phase), loop=loop,
+            )  # fmt: skip
             path = fleet.write_yaml(self.folder / f"{device.id}-{phase}.yaml", sections)
             log = self.folder / "logs" / f"{device.id}-{phase}.log"
             children.append(Child(device.id, ["edge", "--config", str(path), "--speed", f"{speed:g}"], log))
