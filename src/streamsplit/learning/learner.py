@@ -16,6 +16,7 @@ from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduc
 from streamsplit.errors import CheckpointError, EncoderError
 from streamsplit.learning import snapshot
 from streamsplit.learning.collapse import CollapseWatch
+from streamsplit.learning.heap import trim_heap
 from streamsplit.learning.loss import StreamLoss
 from streamsplit.learning.memory import NegativeMemory, make_memory
 from streamsplit.learning.momentum import follow, make_key
@@ -156,6 +157,7 @@ class EdgeLearner:
             self.rank.observe(np.asarray(z, np.float32))
         if not self.target.ready and len(self.buffer) >= self.settings.warm_start_windows:
             self._start()
+            trim_heap()
         elif self.target.ready:
             self._watch(features, index)
 
@@ -286,6 +288,7 @@ class EdgeLearner:
             self._new_space()
             if self.target.ready:
                 self._fit_predictor()
+            trim_heap()
 
     def local_difference(self) -> Weights | None:
         """What learning changed in the query encoder since the last adopted revision; None when nothing did."""

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from streamsplit.errors import ConfigError, ProtocolError
+from streamsplit.learning.density import SHRINK, DiagonalMixture, posterior_entropy, softmax
 from streamsplit.learning.reduction import reduce_components
+from streamsplit.learning.seeding import k_means
+
+__all__ = ["GaussianMixture", "posterior_entropy"]
 
 Array = NDArray[np.float32]
-SIMILARITY_TEMPERATURE = 0.1  # that of the contrastive loss
-_LOG_2PI = math.log(2.0 * math.pi)
 _DEAD_SHARE = 0.1  # of a fair share 1/C: a component that claims less is dead
 _GRACE = 10  # x C observations that a new component has to prove itself
 _NOVELTY = 2.0  # x the typical squared distance to the claiming mean: what no component explains
-_SHRINK = 4.0  # observations that the pooled variance counts for in every component's variance
 _CLAIM = 1e-4  # responsibilities below this move nothing
 _REFRESH = 32  # observations between two looks at the distances among components
 
 
-class GaussianMixture:
+class GaussianMixture(DiagonalMixture):
     """C diagonal Gaussians over embeddings, updated per embedding in O(C d); nothing else is stored.
 
     Online EM on responsibility-weighted sufficient statistics (count, sum, squared sum, held as mean and centred
@@ -47,96 +46,23 @@ class GaussianMixture:
                 f"got components={components}, dim={dim}, rate={rate}, cold_start={cold_start}; expected at least 2 "
                 "components, 1 dimension, a rate between 0 and 1 and a cold start of at least 2 embeddings"
             )
-        self.components, self.dim, self.rate, self.cold_start = components, dim, rate, cold_start
-        self.variance_floor = 0.01 / dim if variance_floor is None else variance_floor
+        self.rate, self.cold_start = rate, cold_start
         self.rng = np.random.default_rng(seed)
-        self._scale: float | None = None
-        self._scale_at = 0
-        self.clear()
+        super().__init__(components, dim, variance_floor)
+        self._clear_course()
 
     def clear(self) -> None:
         """Forgets everything; the next embeddings are a cold start again."""
-        c, d = self.components, self.dim
-        self._counts = np.zeros(c)  # evidence behind mean and variance, saturates at 1 / rate
-        self._claims = np.zeros(c)  # evidence behind the weights, window C / rate
-        self._means = np.zeros((c, d), np.float32)
-        self._squares = np.zeros((c, d), np.float32)  # centred squared sums
-        self._pooled = 0.0  # typical within-component variance per dimension
-        self._born = np.zeros(c, np.int64)
-        self._seen = 0
+        self._clear_statistics()
+        self._clear_course()
+
+    def _clear_course(self) -> None:
+        self._scale: float | None = None  # typical squared distance among components
+        self._scale_at = 0
+        self._born = np.zeros(self.components, np.int64)
         self._worst: Array | None = None
         self._worst_ratio = 0.0
         self._pending: list[Array] = []
-        self._invalidate()
-
-    # ---- what it knows ----
-
-    @property
-    def ready(self) -> bool:
-        """True once the cold start is over."""
-        return bool(self._claims.any())
-
-    @property
-    def observations(self) -> int:
-        """Embeddings seen so far."""
-        return self._seen
-
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """pi [C], sums to 1 once ready; free components have 0."""
-        total = self._claims.sum()
-        return self._claims / total if total > 0 else self._claims.copy()
-
-    @property
-    def means(self) -> Array:
-        """mu [C, d]."""
-        return self._means.copy()
-
-    @property
-    def live_means(self) -> Array:
-        """mu [n, d] of the components that are not free."""
-        return self._means[self._claims > 0]
-
-    @property
-    def variances(self) -> Array:
-        """sigma^2 [C, d], floored."""
-        return self._variances(np.arange(self.components))
-
-    def log_density(self, z: Array) -> float:
-        """log p(z) in nats; -inf before the cold start is over."""
-        return float(self.log_densities(self._check(z)[None])[0])
-
-    def log_densities(self, z: Array) -> NDArray[np.float64]:
-        """log p of each row of z [n, d]."""
-        if not self.ready:
-            return np.full(len(z), -np.inf)
-        live = self._claims > 0
-        joint = z @ self._tilt[live].T - 0.5 * ((z * z) @ self._precision[live].T) + self._offset[live]
-        joint = joint + np.log(self.weights[live])
-        peak = joint.max(1, keepdims=True)
-        density: NDArray[np.float64] = peak[:, 0] + np.log(np.exp(joint - peak).sum(1))
-        return density
-
-    def posterior(self, z: Array) -> NDArray[np.float64]:
-        """p(c | z) [C]; uniform before the cold start is over."""
-        z = self._check(z)
-        if not self.ready:
-            return np.full(self.components, 1.0 / self.components)
-        return _softmax(self._joint(z))
-
-    def entropy(self, z: Array, temperature: float = SIMILARITY_TEMPERATURE) -> float:
-        """Uncertainty of an embedding, in nats, in [0, log C]: to which component does it belong (v2)?
-
-        Entropy of p(c | z) ~ exp(cos(z, mu_c) / temperature), log C before the cold start is over. Not of the
-        Gaussians' posterior as in the paper: in 128 dimensions that is one-hot for nearly every window, and one broad
-        component near the origin claims most of them, so its entropy tells nothing (docs/design.md).
-        """
-        z = self._check(z)
-        if not self.ready:
-            return math.log(self.components)
-        means = self._means[self._claims > 0]
-        length = np.maximum(np.linalg.norm(means, axis=1) * np.linalg.norm(z), 1e-12)
-        return posterior_entropy(_softmax((means @ z / length).astype(np.float64) / temperature))
 
     # ---- learning ----
 
@@ -150,7 +76,7 @@ class GaussianMixture:
                 self._seed_components(np.stack(self._pending))
                 self._pending = []
             return np.full(self.components, 1.0 / self.components)
-        posterior = _softmax(self._joint(z))
+        posterior = softmax(self._joint(z))
         claimed = np.flatnonzero(posterior > _CLAIM)
         share = posterior[claimed]
         offset = z - self._means[claimed]
@@ -184,13 +110,7 @@ class GaussianMixture:
     def _seed_components(self, points: Array) -> None:
         """k-means (k-means++ start, a few rounds) on the first embeddings; half as many components as embeddings."""
         count = min(self.components, max(2, len(points) // 2))
-        centres = _spread_centres(points, count, self.rng)
-        for _ in range(5):
-            owner = _squared_distances(points, centres).argmin(1)
-            for c in range(count):
-                if (owner == c).any():
-                    centres[c] = points[owner == c].mean(0)
-        owner = _squared_distances(points, centres).argmin(1)
+        owner = k_means(points, count, self.rng)
         for c in range(count):
             members = points[owner == c]
             if len(members):
@@ -200,7 +120,8 @@ class GaussianMixture:
         within = self._squares.sum(0) / max(len(points) - count, 1)
         self._pooled = max(float(within.mean()), self.variance_floor)
         self._born[:] = self._seen
-        self._invalidate()
+        self._scale, self._scale_at = None, 0
+        self._forget_cache()
 
     def _reseed(self, z: Array) -> bool:
         """Gives a free or dead component to `z`; False when none is."""
@@ -272,7 +193,7 @@ class GaussianMixture:
         if not far.any():
             return law
         score = np.log(self._claims[live][far]) - to_own[far] / (2.0 * temperature**2 * scale)
-        law[live[far]] = _softmax(score)
+        law[live[far]] = softmax(score)
         return law
 
     def _typical_distance(self) -> float:
@@ -348,13 +269,6 @@ class GaussianMixture:
 
     # ---- inside ----
 
-    def _check(self, z: Array) -> Array:
-        z = np.asarray(z, np.float32)
-        if z.shape != (self.dim,) or not np.isfinite(z).all():
-            raise ConfigError(f"got an embedding of shape {z.shape} (finite: {bool(np.isfinite(z).all())}), "
-                              f"expected [{self.dim}] finite numbers")  # fmt: skip
-        return z
-
     def _assign(self, pi: np.ndarray, means: np.ndarray, variances: np.ndarray, counts: np.ndarray) -> None:
         """Takes over given parameters; unused components stay free."""
         n = len(pi)
@@ -364,67 +278,9 @@ class GaussianMixture:
         self._claims[:n] = pi * self.components / self.rate
         self._means[:n] = means
         self._pooled = max(float(pi @ variances.mean(1)), self.variance_floor)
-        raw = (self._counts[:n, None] + _SHRINK) * np.maximum(variances, self.variance_floor) - _SHRINK * self._pooled
+        raw = (self._counts[:n, None] + SHRINK) * np.maximum(variances, self.variance_floor) - SHRINK * self._pooled
         self._squares[:n] = np.where(live[:, None], raw, 0.0)  # may be negative: undoes the shrinkage exactly
         self._seen = self.cold_start
         self._born[:] = self._seen
-        self._invalidate()
-
-    def _variances(self, rows: NDArray[np.intp]) -> Array:
-        total = (self._counts[rows] + _SHRINK)[:, None].astype(np.float32)
-        shrunk = (self._squares[rows] + np.float32(_SHRINK * self._pooled)) / total
-        return np.maximum(shrunk, np.float32(self.variance_floor))
-
-    def _invalidate(self) -> None:
         self._scale, self._scale_at = None, 0
-        self._precision = np.ones((self.components, self.dim), np.float32)
-        self._tilt = np.zeros((self.components, self.dim), np.float32)
-        self._offset = np.full(self.components, -np.inf)
-        self._refresh(np.arange(self.components))
-
-    def _refresh(self, rows: NDArray[np.intp]) -> None:
-        """Recomputes the cached natural parameters of some components."""
-        rows = rows[self._claims[rows] > 0]
-        if not len(rows):
-            return
-        variances, means = self._variances(rows), self._means[rows]
-        self._precision[rows] = 1.0 / variances
-        self._tilt[rows] = means / variances
-        quadratic = (means * means / variances).sum(1, dtype=np.float64)
-        self._offset[rows] = -0.5 * (quadratic + np.log(variances).sum(1, dtype=np.float64) + self.dim * _LOG_2PI)
-
-    def _joint(self, z: Array) -> NDArray[np.float64]:
-        """log pi_c + log N(z; mu_c, sigma_c^2) [C]; -inf for free components."""
-        live = self._claims > 0
-        joint = np.full(self.components, -np.inf)
-        density = self._tilt @ z - 0.5 * (self._precision @ (z * z)) + self._offset
-        joint[live] = density[live] + np.log(self._claims[live] / self._claims.sum())
-        return joint
-
-
-def posterior_entropy(posterior: NDArray[np.float64]) -> float:
-    """-sum p log p in nats."""
-    p = posterior[posterior > 0]
-    return max(0.0, float(-(p * np.log(p)).sum()))
-
-
-def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    raised = np.exp(scores - scores.max())
-    return raised / raised.sum()
-
-
-def _squared_distances(a: Array, b: Array) -> Array:
-    cross = a @ b.T
-    return np.maximum((a * a).sum(1)[:, None] - 2.0 * cross + (b * b).sum(1)[None], 0.0)
-
-
-def _spread_centres(points: Array, count: int, rng: np.random.Generator) -> Array:
-    """k-means++: centres far apart, each drawn with probability ~ squared distance to those chosen."""
-    chosen = [int(rng.integers(len(points)))]
-    nearest = _squared_distances(points, points[chosen])[:, 0].astype(np.float64)
-    while len(chosen) < count:
-        total = nearest.sum()
-        pick = int(rng.choice(len(points), p=nearest / total)) if total > 0 else int(rng.integers(len(points)))
-        chosen.append(pick)
-        nearest = np.minimum(nearest, _squared_distances(points, points[pick : pick + 1])[:, 0])
-    return points[chosen].copy()
+        self._forget_cache()

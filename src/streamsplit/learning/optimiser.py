@@ -35,8 +35,9 @@ class Adam:
     def __init__(self, groups: Sequence[ParameterGroup]) -> None:
         self.groups = list(groups)
         self.parameters = [parameter for group in groups for parameter in group.parameters]
-        self._moments: dict[int, tuple[Tensor, Tensor]] = {}  # by position: of the gradient, of its square
-        self._steps: dict[int, int] = {}
+        # of the gradient and of its square, now and not at the first step, when they would hold apart a fragmented heap
+        self._moments = [(_zeros_like(parameter), _zeros_like(parameter)) for parameter in self.parameters]
+        self._steps = [0] * len(self.parameters)
 
     def slow_down(self, cpu_load: float) -> None:
         """Sets the next step's rates for a processor's load in 0..1, see `load_adaptive_rate`."""
@@ -64,7 +65,7 @@ class Adam:
         for position, parameter in enumerate(self.parameters):
             if parameter.grad is not None:
                 arrays[f"gradient/{position}"] = parameter.grad.numpy()
-            if position in self._moments:
+            if self._steps[position]:
                 first, second = self._moments[position]
                 arrays[f"optimiser/{position}/exp_avg"] = first.numpy()
                 arrays[f"optimiser/{position}/exp_avg_sq"] = second.numpy()
@@ -76,21 +77,21 @@ class Adam:
         for group, rate in zip(self.groups, rates, strict=True):
             group.full_rate = rate
         self.drop_gradients()
-        self._moments, self._steps = {}, {}
         for position, parameter in enumerate(self.parameters):
             gradient = arrays.get(f"gradient/{position}")
             if gradient is not None:
                 parameter.grad = _like(gradient, parameter)
             held = snapshot.under(f"optimiser/{position}", arrays)
-            if held:
-                self._moments[position] = _like(held["exp_avg"], parameter), _like(held["exp_avg_sq"], parameter)
-                self._steps[position] = int(held["step"].item())
+            for moment, name in zip(self._moments[position], ("exp_avg", "exp_avg_sq"), strict=True):
+                if held:
+                    moment.copy_(torch.from_numpy(held[name]))
+                else:
+                    moment.zero_()
+            self._steps[position] = int(held["step"].item()) if held else 0
 
     def _move(self, position: int, parameter: Tensor, gradient: Tensor, rate: float) -> None:
-        if position not in self._moments:
-            self._moments[position] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         first, second = self._moments[position]
-        steps = self._steps[position] = self._steps.get(position, 0) + 1
+        self._steps[position] = steps = self._steps[position] + 1
         first.lerp_(gradient, 1.0 - BETA1)
         second.mul_(BETA2).addcmul_(gradient, gradient, value=1.0 - BETA2)
         root = second.sqrt().div_((1.0 - BETA2**steps) ** 0.5).add_(EPS)
@@ -107,13 +108,18 @@ def make_optimiser(encoder: SplitEncoder, predictor: Iterable[Tensor], settings:
     projections = encoder.readout_projections()
     readouts: list[Tensor] = [project.weight for project in projections]
     others: list[Tensor] = [*(project.bias for project in projections), *predictor]
-    encoder.blocks.requires_grad_(settings.trained == "all")
+    encoder.blocks.requires_grad_(False)
     if settings.trained == "all":
-        others += encoder.blocks.parameters()
+        learning = encoder.blocks[settings.frozen_blocks :].requires_grad_(True)
+        others += learning.parameters()
     squares = sum(float(p.detach().square().sum()) for p in readouts)
     size = (squares / sum(p.numel() for p in readouts)) ** 0.5
     rates = ((readouts, settings.readout_rate * size), (others, settings.learning_rate))
     return Adam([ParameterGroup(group, rate, rate) for group, rate in rates])
+
+
+def _zeros_like(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter, requires_grad=False)
 
 
 def _like(values: np.ndarray, parameter: Tensor) -> Tensor:

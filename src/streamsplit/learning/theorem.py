@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -37,7 +38,7 @@ class GradientVariance:
         self.mean_norm2: float | None = None  # ||mean g||^2 of the last optimiser step
         self._handles: list[RemovableHandle] = []
         self._watching = False
-        self._own: Tensor | None = None  # squared norm of the mini-batch's gradient so far
+        self._norms: list[Tensor] = []  # of the mini-batch's gradient, parameter by parameter
         self._sum_norm2 = 0.0
         self._count = 0
         self._rows = np.zeros((0, 3))  # sigma2, mean_norm2, noise_norm2
@@ -66,12 +67,13 @@ class GradientVariance:
     @contextmanager
     def mini_batch(self, scale: float) -> Iterator[None]:
         """Around one mini-batch's backward pass, whose loss is multiplied by `scale`; other gradients do not count."""
-        self._own, self._watching = None, True
+        self._norms, self._watching = [], True
         try:
             yield
         finally:
             self._watching = False
-        self._sum_norm2 += 0.0 if self._own is None else float(self._own) / scale**2
+        if self._norms:
+            self._sum_norm2 += float(torch.stack(self._norms).square().sum()) / scale**2
         self._count += 1
 
     def after_step(self, norm: float, scale: float) -> None:
@@ -121,5 +123,4 @@ class GradientVariance:
 
     def _see(self, gradient: Tensor) -> None:
         if self._watching:
-            norm2 = gradient.detach().square().sum()
-            self._own = norm2 if self._own is None else self._own + norm2
+            self._norms.append(torch.linalg.vector_norm(gradient))
