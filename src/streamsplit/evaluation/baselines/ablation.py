@@ -39,7 +39,7 @@ TERMS = {
     "sw_lap": Term("SW + Laplacian", "sw", laplacian=True),
 }
 ARRIVALS = {
-    "dense": Arrival("all windows, in order", 1.0),
+    "dense": Arrival("all windows after the start, in order", 1.0),
     "sparse": Arrival("uncertain windows, late, reordered, some lost", SHARE_SENT, late_windows=96, lost_share=0.1),
 }
 

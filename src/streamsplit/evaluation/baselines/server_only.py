@@ -57,8 +57,12 @@ class ServerOnly:
         held_out = HeldOut(seed) if self.until == "convergence" else None
         self._hear(corpus, learn, budget, seed, refiner, held_out, effort)
         refiner.warm_start()
-        best: tuple[float, Weights] | None = None
         stale, note = 0, ""
+        if held_out is not None and not held_out.pairs(refiner.settings):
+            held_out, note = None, "no pairs held out: not stopped before the most updates"
+        best: tuple[float, Weights] | None = None
+        if held_out is not None:  # the start counts too: learning that makes it no better leaves it as it is
+            best = (held_out.loss(refiner), encoder_weights(refiner.encoder))
         limit = budget.converge_updates if self.until == "convergence" else budget.updates
         while refiner.steps < limit and not (self.until == "windows" and effort.windows >= budget.windows):
             report = refiner.step()
@@ -67,10 +71,14 @@ class ServerOnly:
                 break
             effort.windows += report.samples
             ranks.see(report.effective_rank)
-            if held_out is not None and refiner.steps % CHECK_EVERY == 0:
+            if (
+                held_out is not None
+                and best is not None
+                and (refiner.steps % CHECK_EVERY == 0 or refiner.steps == limit)
+            ):
                 loss = held_out.loss(refiner)
-                stale = 0 if best is None or loss < BETTER * best[0] else stale + 1
-                if best is None or loss < best[0]:
+                stale = 0 if loss < BETTER * best[0] else stale + 1
+                if loss < best[0]:
                     best = (loss, encoder_weights(refiner.encoder))
                 if stale >= PATIENCE:
                     note = f"converged after {refiner.steps} updates, held-out loss {best[0]:.3f}"
@@ -122,15 +130,17 @@ class HeldOut:
 
     @torch.no_grad()
     def loss(self, refiner: Refiner) -> float:
-        """The refiner's task loss on the same pairs every time."""
-        s = refiner.settings
+        """The refiner's task loss on the same pairs every time; there must be some."""
+        settings = refiner.settings
+        return float(task_loss(refiner.encoder, refiner.teacher, self.pairs(settings), settings))
+
+    def pairs(self, settings: RefinerSettings) -> list[tuple[StoredWindow, StoredWindow]]:
+        """Windows close in time, the same every time; none where there would be a single pair."""
         pairs = self._reservoir.pairs(
             np.random.default_rng(self._seed), HELD_OUT_PAIRS,
-            min_gap=s.positive_min_gap, max_gap=s.positive_max_gap, decay=s.positive_decay,
+            min_gap=settings.positive_min_gap, max_gap=settings.positive_max_gap, decay=settings.positive_decay,
         )  # fmt: skip
-        if len(pairs) < 2:
-            return float("inf")
-        return float(task_loss(refiner.encoder, refiner.teacher, pairs, s))
+        return pairs if len(pairs) > 1 else []
 
 
 def task_loss(

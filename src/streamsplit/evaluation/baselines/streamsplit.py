@@ -35,6 +35,8 @@ from streamsplit.weights.revision import Weights
 from streamsplit.wire.media import Encoding
 
 SHARE_SENT = 0.245  # of the windows heard, the start's among them
+START_SHARE = 0.75  # of what may go up, at most, for the start
+START_RUN = 2  # windows in a row that go up for the start; as many do not after them
 PUBLISH_STEPS = 50  # of the server, between two revisions
 ENCODING = Encoding.LOGMEL_INT8
 REFINER = RefinerSettings(
@@ -45,10 +47,11 @@ REFINER = RefinerSettings(
 class StreamSplit:
     """The whole: mixture memories and learning on the devices, features of uncertain windows up, revisions down.
 
-    Until the server's first revision every window goes up: its projection starts from them. After that each device's
-    gate lets through what its memory is least sure of, so that `SHARE_SENT` of everything heard has crossed in the end.
+    Until the server's first revision every second pair of neighbouring windows goes up: its projection starts from
+    them, and a few windows in a row hold too few sounds for that. After that each device's gate lets through what its
+    memory is least sure of, so that `SHARE_SENT` of everything heard has crossed in the end.
     With `merge`, devices ship what they learned, as int8 differences, before every revision. `share_sent` 1 sends
-    everything; after the start windows may reach the server late, in another order, or never (`late_windows`,
+    everything after the start; then windows may reach the server late, in another order, or never (`late_windows`,
     `lost_share`).
     """
 
@@ -88,11 +91,13 @@ class _Run:
         self.watch, self.effort, self.ranks = Stopwatch(), Effort(), Ranks()
         self.allowed = math.floor(method.share_sent * budget.heard)
         few = math.floor(min(SHARE_SENT, method.share_sent) * budget.heard)  # the start does not depend on what follows
-        self.start = min(method.refiner.warm_start_windows, few // 2)
+        self.start = min(method.refiner.warm_start_windows, math.floor(START_SHARE * few))
+        self.start_heard = 2 * self.start
         settings = method.refiner.replace(batch_windows=budget.server_batch, warm_start_windows=self.start)
         self.refiner = Refiner(encoder_of(seed), settings, seed)
         self.revision = self.refiner.revision
-        share = max(0.0, (self.allowed - self.start) / max(1, budget.heard - self.start))
+        share = (self.allowed - self.start) / max(1, budget.heard - self.start_heard)
+        share = min(1.0, max(0.0, share))
         gate = GateSettings(
             enabled=share < 1.0, percentile=100.0 * (1.0 - share), warm_up_windows=1, longest_silence_windows=0
         )
@@ -115,7 +120,7 @@ class _Run:
         features = self.corpus.learn.batch(slice(row, row + 1))[0]
         z = device.learner.embed(features)
         hear(device.learner, self.corpus, row, window, continuous, self.effort)
-        device.sent_last = self._sends(device, z)
+        device.sent_last = self._sends(device, window, z)
         if device.sent_last:
             heard = unpack_features(pack_features(features, ENCODING))
             sent = Sent(device.name, window, heard, z, self.revision, device.starts)
@@ -133,9 +138,9 @@ class _Run:
         self.ranks.see(device.learner.effective_rank)
         self._serve(number)
 
-    def _sends(self, device: _Device, z: np.ndarray) -> bool:
+    def _sends(self, device: _Device, window: int, z: np.ndarray) -> bool:
         if not self.refiner.warm_started:
-            return True
+            return window // START_RUN % 2 == 0
         cold = not device.learner.memory.mixture.ready  # all windows are equally unknown then: the gate learns nothing
         uncertainty = math.nan if cold else device.learner.uncertainty(z)
         action = device.gate.decide(Observation(uncertainty=uncertainty)).action
@@ -147,7 +152,8 @@ class _Run:
             self._publish()
         if not refiner.warm_started:
             return
-        due = self.budget.updates * (number + 1 - self.start) / max(1, self.budget.heard - self.start)
+        since = number + 1 - self.start_heard
+        due = self.budget.updates * since / max(1, self.budget.heard - self.start_heard)
         while refiner.steps < min(due, self.budget.updates) and refiner.ready():
             report = refiner.step()
             if report.skipped:
