@@ -330,3 +330,20 @@ def test_impossible_settings_are_refused() -> None:
         LearnerSettings(warm_start_windows=300, buffer_windows=256)
     with pytest.raises(ConfigError, match="memory"):
         LearnerSettings(memory="queue")
+
+
+def test_context_learns_from_embeddings_and_results_and_is_kept_in_a_snapshot() -> None:
+    learner = make(uncertainty="context", warm_start=False)
+    windows = sounds(160)
+    feed(learner, windows[:100], learn=False)
+    measure = learner.context
+    assert measure is not None and not measure.ready
+    for index, window in enumerate(windows[100:]):
+        learner.hold(learner.embed(window), 100 + index)  # as a RESULT brings it
+    assert measure.ready
+    z = learner.embed(windows[0])
+    assert learner.uncertainty(z) == measure.value(z)
+    other = make(uncertainty="context", warm_start=False)
+    other.restore(learner.snapshot())
+    assert other.uncertainty(z) == learner.uncertainty(z)
+    assert make(uncertainty="v2").context is None

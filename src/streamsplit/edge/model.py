@@ -219,8 +219,7 @@ class EncoderModel:
         if z.shape != (self._learner.key.embedding_dim,) or not np.isfinite(z).all():
             raise CutError(f"got an embedding of shape {z.shape}, expected [{self._learner.key.embedding_dim}] finite")
         with self._lock:
-            self._learner.memory.add(z, index)
-            self._learner.rank.observe(z)
+            self._learner.hold(z, index)
 
     @property
     def space(self) -> int:

@@ -93,8 +93,7 @@ class EdgeModule:
     def result(self, z: np.ndarray, window: int) -> None:
         """The server's embedding [d] of a window that was cut: the memory learns from it."""
         with self._lock:
-            self.learner.memory.add(z, window)
-            self.learner.rank.observe(z)
+            self.learner.hold(z, window)
 
     def cross(self, window: Window, cut: Cut, *, alone: bool = False) -> dict[str, Any]:
         """Computes `window` to `cut` and packs it; without a payload where the cut sends nothing. Raises CutError.

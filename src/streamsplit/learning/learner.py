@@ -16,6 +16,7 @@ from streamsplit.encoders.projection import fit_exits, fit_projection, fit_reduc
 from streamsplit.errors import CheckpointError, EncoderError
 from streamsplit.learning import snapshot
 from streamsplit.learning.collapse import CollapseWatch
+from streamsplit.learning.context import ContextUncertainty
 from streamsplit.learning.heap import trim_heap
 from streamsplit.learning.loss import StreamLoss
 from streamsplit.learning.memory import NegativeMemory, make_memory
@@ -65,6 +66,7 @@ class EdgeLearner:
         self.heard = RunningRank(self.target.dim)  # of the fixed target: how much the sound itself varies
         self.collapse = CollapseWatch()  # of the rank against that of what is heard, both about the origin
         self.prototypes = PrototypeUncertainty(encoder.embedding_dim)
+        self.context = ContextUncertainty(encoder.embedding_dim) if self.settings.uncertainty == "context" else None
         self.space = 0
         self.started = not self.settings.warm_start
         self._rng = np.random.default_rng(seed)
@@ -95,8 +97,10 @@ class EdgeLearner:
 
         v2: entropy in nats over the memory's components, log C while it is cold; see GaussianMixture.entropy.
         v1: see PrototypeUncertainty; its first part needs the window's features. `z` is then the early exit after block
-        `k` (None: the embedding), and the augmented copy is computed as far.
+        `k` (None: the embedding), and the augmented copy is computed as far. context: see ContextUncertainty.
         """
+        if self.context is not None:
+            return self.context.value(z)
         if self.settings.uncertainty == "v2":
             return self.memory.mixture.entropy(z, self.settings.entropy_temperature)
         other: Array | None = None
@@ -153,13 +157,19 @@ class EdgeLearner:
         """
         self.buffer.add(features, index, self._rng, continuous=continuous)
         if z is not None:
-            self.memory.add(z, index)
-            self.rank.observe(np.asarray(z, np.float32))
+            self.hold(z, index)
         if not self.target.ready and len(self.buffer) >= self.settings.warm_start_windows:
             self._start()
             trim_heap()
         elif self.target.ready:
             self._watch(features, index)
+
+    def hold(self, z: Array, index: int) -> None:
+        """Takes the embedding [d] of window `index` into everything that remembers embeddings."""
+        self.memory.add(z, index)
+        self.rank.observe(np.asarray(z, np.float32))
+        if self.context is not None:
+            self.context.observe(z, index)
 
     def _watch(self, features: Array, index: int) -> None:
         self.heard.observe(self.target(np.asarray(features, np.float32)[None])[0])
@@ -243,12 +253,13 @@ class EdgeLearner:
         self._updates.restart()
         self.memory.clear()
         self.prototypes.forget_prototypes()
+        if self.context is not None:
+            self.context.clear()
         self.rank.clear()
         self.collapse.clear()
         for indices, windows in self.buffer.in_order():
             for index, z in zip(indices, self._embed_batch(windows), strict=True):
-                self.memory.add(z, int(index))
-                self.rank.observe(z)
+                self.hold(z, int(index))
 
     def _hear_anew(self) -> None:
         self.heard.clear()
@@ -312,6 +323,7 @@ class EdgeLearner:
             **snapshot.nest("heard", self.heard.state()),
             **snapshot.nest("collapse", self.collapse.state()),
             **snapshot.nest("prototypes", self.prototypes.state()),
+            **(snapshot.nest("context", self.context.state()) if self.context is not None else {}),
             **self._updates.arrays(),
         }
         record = {
@@ -339,6 +351,8 @@ class EdgeLearner:
         self._base = snapshot.under("base", arrays)
         for name in ("memory", "buffer", "target", "rank", "prototypes"):
             getattr(self, name).load_state(snapshot.under(name, arrays))
+        if self.context is not None:
+            self.context.load_state(snapshot.under("context", arrays))
         if snapshot.under("heard", arrays):
             self.heard.load_state(snapshot.under("heard", arrays))
             self.collapse.load_state(snapshot.under("collapse", arrays))
@@ -355,7 +369,8 @@ class EdgeLearner:
         """Bytes this learner holds between two windows: weights, optimiser, memory, buffer, statistics; bounded."""
         weights = sum(array.nbytes for array in self._base.values())
         held = (self._updates, self.memory, self.buffer, self.target, self.rank, self.heard, self.prototypes)
-        return 3 * weights + sum(part.state_bytes() for part in held)
+        context = self.context.state_bytes() if self.context is not None else 0
+        return 3 * weights + context + sum(part.state_bytes() for part in held)
 
     # ---- inside ----
 

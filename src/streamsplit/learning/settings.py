@@ -13,7 +13,7 @@ class LearnerSettings(Settings):
     """What the device learns with. Where a default is not the papers', measurements decided (docs/design.md)."""
 
     memory: str = setting("mixture", choices=("mixture", "bank"))  # v2, v1
-    uncertainty: str = setting("v2", choices=("v2", "v1"))
+    uncertainty: str = setting("v2", choices=("v2", "v1", "context"))  # context: see ContextUncertainty
     entropy_temperature: float = setting(0.1, low=0.01, high=10.0)  # v2: see GaussianMixture.entropy
     # memory
     components: int = setting(64, low=2, high=1024)
