@@ -1,11 +1,11 @@
 """Learning an encoder from recordings alone, before any device is heard: what is published starts from here.
 
 Two kinds of recordings teach two things. Clips of one sound each: two windows of a clip attract, other clips repel,
-under views that change voice, room and loudness. Speech of many speakers: a window says what its content would be if every
-speaker's voice and microphone were the same. That target is fixed statistics of the window with each band's mean and
-deviation over everything that this speaker (or device) said taken out, which a server can know and one window cannot:
-learning it from many speakers is what carries over to unheard ones. (Not in the papers; docs/design.md has what was
-measured, and what else was tried.)
+under views that change voice, room and loudness. Speech of many speakers: a window says what its content would be if
+every speaker's voice and microphone were the same. That target is fixed statistics of the window with each band's mean
+and deviation over everything that this speaker (or device) said taken out, which a server can know and one window
+cannot: learning it from many speakers is what carries over to unheard ones. (Not in the papers; docs/design.md has what
+was measured, and what else was tried.)
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class PretrainingSettings(Settings):
     ridge: float = setting(0.3, low=1e-4, high=100.0)  # of that start, see encoders.projection
     temperature: float = setting(0.1, low=0.01, high=2.0)
     contrast_weight: float = setting(1.0, low=0.0)  # clips of one sound only
+    neighbour_share: float = setting(0.0, low=0.0, high=1.0)  # of the positives' weight, for the batch's nearest clip
     target_weight: float = setting(4.0, low=0.0)
     learning_rate: float = setting(5e-4, low=1e-7, high=1.0)  # Adam, of the convolutions; cosine decay to 0
     readout_rate: float = setting(15.0, low=0.0, high=1000.0)  # x learning_rate x RMS of the projections' weights
@@ -206,10 +207,21 @@ class Pretraining:
         z = self.encoder(another_view(torch.from_numpy(heard), s.views, self.generator))
         own = torch.from_numpy(self.target(heard, kind.voices[rows]))
         other = own.roll(count, 0)
-        logits = (z @ z.T / s.temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), float("-inf"))
-        contrast = functional.cross_entropy(logits, (torch.arange(len(z)) + count) % len(z))
+        logits = (z @ z.T / s.temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), -1e9)
+        contrast = functional.cross_entropy(logits, self._positives(z.detach(), count))
         target = 1.0 - ((z * own).sum(1).mean() + (z * other).sum(1).mean()) / 2
         return s.contrast_weight * contrast + s.target_weight * target, contrast.item(), target.item(), z
+
+    def _positives(self, z: Tensor, count: int) -> Tensor:
+        """Law [2 n, 2 n] of each row's positives: its clip's other window, then the nearest other clip's."""
+        law = torch.eye(count).repeat(2, 2) * (1 - torch.eye(2 * count))
+        share = self.settings.neighbour_share
+        if share and count > 2:
+            clip = functional.normalize(z[:count] + z[count:], dim=1)
+            nearest = (clip @ clip.T).fill_diagonal_(-2.0).argmax(1)
+            beside = functional.one_hot(nearest, count).to(z.dtype).repeat(2, 2)
+            law = (1 - share) * law + share * beside / 2
+        return law
 
     def _of_speech(self, kind: _Kind) -> tuple[Tensor, float, float, Tensor]:
         s = self.settings
