@@ -13,7 +13,7 @@ from streamsplit.evaluation.baselines.base import encoder_of, pca_started
 from streamsplit.evaluation.corpus import Corpus, synthetic_corpus
 from streamsplit.evaluation.probe import fit_probe
 from streamsplit.evaluation.transmission_plot import transmission_figure
-from streamsplit.evaluation.uncertainty_study import curve_of, study_uncertainty
+from streamsplit.evaluation.uncertainty_study import CLASSIFIER, MEASURES, curve_of, curves_of, study_uncertainty
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,13 @@ def test_edge_and_server_answer_as_single_windows_do(corpus: Corpus) -> None:
         assert abs(point.accuracy - study.curve.server_accuracy) <= 1 - point.share + 1e-9
     curve, gate = curve_of(json.loads(json.dumps(study.as_dict())))
     assert np.allclose(curve.by_uncertainty, study.curve.by_uncertainty) and tuple(gate) == study.gate
-    assert transmission_figure(curve, gate).axes
+    curves = curves_of(json.loads(json.dumps(study.as_dict())))
+    assert set(curves) == {*MEASURES, CLASSIFIER}
+    assert np.allclose(curves["v2"].by_uncertainty, curve.by_uncertainty)  # the default is one of them
+    assert len({curve.edge_accuracy for curve in curves.values()}) == 1  # over the same windows
+    labels = [line.get_label() for line in transmission_figure(curve, gate, curves).axes[0].get_lines()]
+    assert all(f"by {name}" in labels for name in curves)
+    assert study.measures[CLASSIFIER].quality.auroc_error > 0.6
 
 
 def test_a_cut_outside_of_the_encoder_is_refused(corpus: Corpus) -> None:

@@ -20,7 +20,7 @@ from streamsplit.evaluation.study import map_2d
 from streamsplit.evaluation.theory_plots import convergence_figure, trace_figure
 from streamsplit.evaluation.theory_study import TheoryStudy
 from streamsplit.evaluation.transmission_plot import transmission_figure
-from streamsplit.evaluation.uncertainty_study import curve_of
+from streamsplit.evaluation.uncertainty_study import curve_of, curves_of
 
 FIGURES = ("probe", "precision_at_10", "precision_at_10_all", "silhouette", "effective_rank", "uniformity")
 EFFORT = (
@@ -159,34 +159,39 @@ def _uncertainty(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """A section a method whose uncertainty was studied: the first seed's curve, and every seed's figures."""
     parts = []
     header = (
-        "seed", "windows", "edge", "server", "Spearman, error", "Spearman, benefit", "AUROC, error", "AUROC, benefit",
-        "area above random, points", "of the oracle's",
+        "seed", "measure", "windows", "edge", "server", "Spearman, error", "Spearman, benefit", "AUROC, error",
+        "AUROC, benefit", "area above random, points", "of the oracle's",
     )  # fmt: skip
     for data, name in dict.fromkeys((cell["data"], cell["method"]) for cell in cells if "uncertainty" in cell):
         mine = [cell for cell in cells if cell["method"] == name]
-        rows = []
-        for cell in mine:
-            held = cell["uncertainty"]
-            quality, curve = held["quality"], held["curve"]
-            figures = [quality[key] for key in (
-                "spearman_error", "spearman_benefit", "auroc_error", "auroc_benefit")]  # fmt: skip
-            rows.append(
-                (
-                    str(cell["seed"]), str(curve["windows"]), f"{curve['edge_accuracy']:.3f}",
-                    f"{curve['server_accuracy']:.3f}", *map(_number, figures),
-                    _interval(held["area_interval"], 2, 100.0), _number(curve["area_of_oracle"]),
-                )
-            )  # fmt: skip
-        block = mine[0]["uncertainty"]["block"]
+        rows = [
+            _worth(str(cell["seed"]), measure, worth)
+            for cell in mine
+            for measure, worth in (cell["uncertainty"].get("measures") or {"own": cell["uncertainty"]}).items()
+        ]
+        first = mine[0]["uncertainty"]
         text = paragraph(
             f"Windows of the test part, one by one: the device answers by a probe on its early exit after block "
-            f"{block}, the server by one on the embedding; the memory has heard the stream. Intervals are over whole "
-            "recordings: one that holds 0 does not tell the uncertainty from chance."
+            f"{first['block']}, the server by one on the embedding; the memory has heard the stream. v2, v1 and "
+            "context are computed without labels; classifier is the doubt of the device's own probe, which needed "
+            "them. Intervals are over whole recordings: one that holds 0 does not tell the uncertainty from chance. "
+            "Where the server is hardly better than the device, windows are spoiled as often as repaired, and no "
+            "uncertainty can gain much."
         )
         caption = f"Share of windows sent against accuracy: {name}, seed {mine[0]['seed']}."
-        drawn = picture(transmission_figure(*curve_of(mine[0]["uncertainty"])), caption)
+        drawn = picture(transmission_figure(*curve_of(first), curves_of(first)), caption)
         parts.append(section(f"{data}: what the uncertainty of {name} is worth", text, table(header, rows), drawn))
     return parts
+
+
+def _worth(seed: str, measure: str, held: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of the uncertainty's table."""
+    quality, curve = held["quality"], held["curve"]
+    figures = [quality[key] for key in ("spearman_error", "spearman_benefit", "auroc_error", "auroc_benefit")]
+    return (
+        seed, measure, str(curve["windows"]), f"{curve['edge_accuracy']:.3f}", f"{curve['server_accuracy']:.3f}",
+        *map(_number, figures), _interval(held["area_interval"], 2, 100.0), _number(curve["area_of_oracle"]),
+    )  # fmt: skip
 
 
 def _theory(name: str, study: TheoryStudy) -> str:

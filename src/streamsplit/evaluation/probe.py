@@ -58,11 +58,23 @@ def fit_probe(
     train: np.ndarray, train_labels: Sequence[Any], *, groups: Sequence[Any] | None = None, seed: int = 0
 ) -> Callable[[np.ndarray], list[str]]:
     """The probe itself, chosen and trained as in `linear_probe`: vectors [m, d] to labels. Raises ConfigError."""
+    answer = fit_sure_probe(train, train_labels, groups=groups, seed=seed)
+    return lambda vectors: answer(vectors)[0]
+
+
+def fit_sure_probe(
+    train: np.ndarray, train_labels: Sequence[Any], *, groups: Sequence[Any] | None = None, seed: int = 0
+) -> Callable[[np.ndarray], tuple[list[str], np.ndarray]]:
+    """As `fit_probe`, with each answer's probability [m]. Raises ConfigError."""
     x, names = _checked(train, train_labels, "train")
     _two_classes(names, "in the training part")
-    chosen = _choose(x, names, _tied(groups, len(x)), seed)
-    model = _fit(x, names, chosen)
-    return lambda vectors: [str(label) for label in model.predict(np.asarray(vectors, np.float64))]
+    model = _fit(x, names, _choose(x, names, _tied(groups, len(x)), seed))
+
+    def answer(vectors: np.ndarray) -> tuple[list[str], np.ndarray]:
+        shares = model.predict_proba(np.asarray(vectors, np.float64))
+        return [str(label) for label in model.classes_[shares.argmax(1)]], shares.max(1)
+
+    return answer
 
 
 def cross_validated_probe(

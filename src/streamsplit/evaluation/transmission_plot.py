@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from streamsplit.evaluation.plots import GRID, PALETTE, axes_of
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def transmission_figure(curve: TransmissionCurve, gate: Sequence[GatePoint] = ()) -> Figure:
-    """Accuracy against the share of windows sent: the most uncertain, random with its interval, oracle, live gate."""
+def transmission_figure(
+    curve: TransmissionCurve, gate: Sequence[GatePoint] = (), others: Mapping[str, TransmissionCurve] | None = None
+) -> Figure:
+    """Accuracy against the share of windows sent: the most uncertain, random with its interval, oracle, live gate;
+    thinner, the most uncertain by `others`, measures of uncertainty over the same windows."""
     figure, axes = axes_of(7.2, 3.4)
     x = curve.shares
     axes.fill_between(x, curve.random_low, curve.random_high, color=GRID, lw=0, label="random, 95 % of orders")
@@ -22,6 +25,9 @@ def transmission_figure(curve: TransmissionCurve, gate: Sequence[GatePoint] = ()
     axes.plot(x, curve.oracle, color=PALETTE[2], lw=1.2, ls="--", label="oracle")
     said = "" if math.isnan(curve.area_of_oracle) else f" ({curve.area_of_oracle:.0%} of the oracle's area)"
     axes.plot(x, curve.by_uncertainty, color=PALETTE[0], lw=1.8, label=f"most uncertain first{said}")
+    for number, (name, other) in enumerate((others or {}).items()):
+        style = (0, (1 + number, 1))
+        axes.plot(other.shares, other.by_uncertainty, color=PALETTE[3], lw=1.0, ls=style, label=f"by {name}")
     if gate:
         shares, accuracies = [point.share for point in gate], [point.accuracy for point in gate]
         axes.scatter(shares, accuracies, s=18, color=PALETTE[1], zorder=3, label="live gate")

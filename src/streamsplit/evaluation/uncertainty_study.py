@@ -14,7 +14,7 @@ import torch
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.errors import ConfigError
 from streamsplit.evaluation.corpus import Corpus, Part
-from streamsplit.evaluation.probe import fit_probe
+from streamsplit.evaluation.probe import fit_sure_probe
 from streamsplit.evaluation.statistics import MeanInterval
 from streamsplit.evaluation.transmission import (
     GatePoint,
@@ -32,7 +32,24 @@ from streamsplit.learning.settings import LearnerSettings
 BLOCK = 4  # the device runs blocks 1..4 and answers by the early exit there
 TRAIN_WINDOWS = 600  # at most, that each probe is trained on
 HEARD_WINDOWS = 3000  # at most, that the memory has heard
+MEASURES = ("v2", "v1", "context")  # what a device can compute without labels: LearnerSettings.uncertainty
+CLASSIFIER = "classifier"  # 1 - probability of the device's own answer: needs a probe, and so labels, on the device
 _BATCH = 64
+
+
+class MeasureWorth(NamedTuple):
+    """What one measure of uncertainty is worth over the same windows."""
+
+    quality: UncertaintyQuality
+    curve: TransmissionCurve
+    interval: MeanInterval  # of the curve's area above random sending, over whole recordings
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; nan becomes None."""
+        return {
+            "quality": self.quality.as_dict(), "curve": self.curve.as_dict(),
+            "area_interval": self.interval.as_dict(),
+        }  # fmt: skip
 
 
 class UncertaintyStudy(NamedTuple):
@@ -44,6 +61,7 @@ class UncertaintyStudy(NamedTuple):
     interval: MeanInterval  # of the curve's area above random sending, over whole recordings
     gate: tuple[GatePoint, ...]  # over the same windows, so with its warm-up
     heard: int  # windows that the memory learned from
+    measures: Mapping[str, MeasureWorth]  # every measure, by name; the device's own is among them
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; nan becomes None."""
@@ -51,6 +69,7 @@ class UncertaintyStudy(NamedTuple):
         return {
             "block": self.block, "quality": self.quality.as_dict(), "curve": self.curve.as_dict(),
             "area_interval": self.interval.as_dict(), "gate": gate, "heard": self.heard,
+            "measures": {name: worth.as_dict() for name, worth in self.measures.items()},
         }  # fmt: skip
 
 
@@ -60,43 +79,60 @@ def study_uncertainty(
     """Hears the corpus's stream into a device's memory, then asks it about every test window at a cut after `block`.
 
     The device's answer is a probe's on the early exit, the server's a probe's on the embedding; both are trained on
-    windows of the training part. Test windows come as a stream, which is the order the live gate sees. Raises
-    ConfigError for a block that the encoder does not have.
+    windows of the training part. Test windows come as a stream, which is the order the live gate sees. Beside the
+    uncertainty that the learner's settings choose, all MEASURES are asked about the same windows, and the device's
+    own classifier (CLASSIFIER) for comparison. Raises ConfigError for a block that the encoder does not have.
     """
     if not 0 < block < encoder.num_blocks:
         raise ConfigError(f"got a cut after block {block}, expected 1..{encoder.num_blocks - 1} of {encoder.name}")
-    device = EdgeLearner(encoder, (learner or LearnerSettings()).replace(warm_start=False), seed)
+    settings = (learner or LearnerSettings()).replace(warm_start=False)
+    devices = {name: EdgeLearner(encoder, settings.replace(uncertainty=name), seed) for name in MEASURES}
+    device = devices[settings.uncertainty]
     heard = [row for row, _ in islice(corpus.stream(seed), min(HEARD_WINDOWS, len(corpus.learn.windows)))]
     _, remembered = _exits(device.key, corpus.learn, np.array(heard), block)
     for index, z in enumerate(remembered):
-        device.memory.add(z, index)
+        for each in devices.values():
+            each.hold(z, index)
     train_rows, test_rows = _drawn(len(corpus.train.windows), seed), _as_stream(corpus, seed)
     train, test = (
         _exits(device.key, part, rows, block)
         for part, rows in ((corpus.train, train_rows), (corpus.test, test_rows))
     )  # fmt: skip
     names, groups = _of_pieces(corpus.train, corpus.train.labels, train_rows), _sources(corpus.train, train_rows)
-    truth = _of_pieces(corpus.test, corpus.test.labels, test_rows)
-    edge_right, server_right = (
-        correct(fit_probe(known, names, groups=groups, seed=seed)(asked), truth)
-        for known, asked in zip(train, test, strict=True)
+    truth, recordings = _of_pieces(corpus.test, corpus.test.labels, test_rows), _sources(corpus.test, test_rows)
+    (edge_right, sure), (server_right, _) = (
+        (correct(said, truth), shares)
+        for said, shares in (
+            fit_sure_probe(known, names, groups=groups, seed=seed)(asked)
+            for known, asked in zip(train, test, strict=True)
+        )
     )
-    doubts = [device.uncertainty(z, features, block) for z, features in zip(
-        test[0], corpus.test.batch(test_rows), strict=True)]  # fmt: skip
-    return UncertaintyStudy(
-        block,
-        uncertainty_quality(doubts, edge_right, server_right),
-        transmission_curve(doubts, edge_right, server_right, seed=seed),
-        area_interval(doubts, edge_right, server_right, _sources(corpus.test, test_rows), seed=seed),
-        tuple(gate_curve(doubts, edge_right, server_right, after_warm_up=False, seed=seed)),
-        len(heard),
-    )
+    doubts = {
+        name: [each.uncertainty(z, features, block) for z, features in zip(
+            test[0], corpus.test.batch(test_rows), strict=True)]
+        for name, each in devices.items()
+    }  # fmt: skip
+    doubts[CLASSIFIER] = (1.0 - sure).tolist()
+    worth = {
+        name: MeasureWorth(
+            uncertainty_quality(values, edge_right, server_right),
+            transmission_curve(values, edge_right, server_right, seed=seed),
+            area_interval(values, edge_right, server_right, recordings, seed=seed),
+        )
+        for name, values in doubts.items()
+    }
+    gate = gate_curve(doubts[settings.uncertainty], edge_right, server_right, after_warm_up=False, seed=seed)
+    return UncertaintyStudy(block, *worth[settings.uncertainty], tuple(gate), len(heard), worth)
 
 
 def curve_of(held: Mapping[str, Any]) -> tuple[TransmissionCurve, list[GatePoint]]:
     """Curve and gate of an `as_dict()` that went through JSON."""
-    values = {name: _number(value) for name, value in held["curve"].items()}
-    return TransmissionCurve(**values), [GatePoint(**point) for point in held["gate"]]
+    return _curve(held), [GatePoint(**point) for point in held["gate"]]
+
+
+def curves_of(held: Mapping[str, Any]) -> dict[str, TransmissionCurve]:
+    """Every measure's curve, by name, of an `as_dict()` that went through JSON; none of one made without them."""
+    return {name: _curve(worth) for name, worth in held.get("measures", {}).items()}
 
 
 @torch.no_grad()
@@ -130,6 +166,10 @@ def _sources(part: Part, rows: np.ndarray) -> list[str]:
     """The recording of each window; its piece where one speaker made them all."""
     few = len(set(part.sources)) < 3
     return _of_pieces(part, tuple(map(str, range(len(part.sources)))) if few else part.sources, rows)
+
+
+def _curve(held: Mapping[str, Any]) -> TransmissionCurve:
+    return TransmissionCurve(**{name: _number(value) for name, value in held["curve"].items()})
 
 
 def _number(value: Any) -> Any:
