@@ -37,12 +37,14 @@ from streamsplit.evaluation.datasets import data_folder
 from streamsplit.evaluation.judge import judge
 from streamsplit.learning import snapshot
 from streamsplit.learning.learner import EdgeLearner
+from streamsplit.splitting.device import device_profile
 from streamsplit.weights.revision import Weights, encoder_weights, load_weights
 
 WINDOWS_PER_HOUR = 7_200
 DEVICES = 4  # of which one is heard: its share of the clips has a mix of its own
 GOAL_SHARE = 0.5  # of the rank at hour 1
 LOOK_EVERY = 16  # windows, as often as the running rank is renewed
+STRIDE_MS = 3_600_000 / WINDOWS_PER_HOUR
 MEGABYTE = 1e6
 FIGURES = ("probe", "precision_at_10", "silhouette", "effective_rank")
 
@@ -201,7 +203,10 @@ def verdict(hours: list[dict[str, Any]]) -> dict[str, Any]:
     figures["state_above_frozen_mb"] = hours[-1]["state_above_frozen_mb"]
     rates = [hour["learned_windows_per_cpu_s"] for hour in hours if hour["learned_windows_per_cpu_s"]]
     figures["learned_windows_per_cpu_s_median"] = float(np.median(rates)) if rates else None
-    figures["inference_ms_median"] = float(np.median([hour["inference_ms"] for hour in hours]))
+    figures["inference_ms_median"] = inference_ms = float(np.median([hour["inference_ms"] for hour in hours]))
+    if rates:  # one embedding and one anchor learned a window, on one core
+        host_ms = inference_ms + 1000 / float(np.median(rates))
+        figures["pi4_core_share"] = host_ms * device_profile("pi4").factor / STRIDE_MS
     return figures
 
 
