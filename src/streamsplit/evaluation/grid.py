@@ -16,12 +16,14 @@ import numpy as np
 from streamsplit.config import Settings, section, setting
 from streamsplit.errors import ConfigError
 from streamsplit.evaluation.baselines.base import Budget, Method, Outcome
-from streamsplit.evaluation.baselines.catalogue import NAMES, methods
+from streamsplit.evaluation.baselines.catalogue import NAMES, START, methods
+from streamsplit.evaluation.baselines.checkpoint import GivenEncoder
 from streamsplit.evaluation.corpus import Corpus
 from streamsplit.evaluation.hearing import HearingSettings
 from streamsplit.evaluation.judge import Judgement, judge, plain_figures
 from streamsplit.evaluation.provenance import machine, revision_of_code
 from streamsplit.evaluation.uncertainty_study import study_uncertainty
+from streamsplit.weights.pretrained import pretrained_file
 
 Progress = Callable[[int, int, str], None]  # cells done, cells in all, what was last
 FORMAT = 2
@@ -46,7 +48,7 @@ class GridSettings(Settings):
     @property
     def digest(self) -> str:
         """Names what every cell depends on."""
-        held = {"format": FORMAT, "budget": self.budget.as_dict(), "stream": self.stream.as_dict()}
+        held = {"format": FORMAT, "budget": self.budget.identity(), "stream": self.stream.as_dict()}
         return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -73,11 +75,12 @@ def run_grid(
 ) -> list[dict[str, Any]]:
     """Runs the cells that are not there yet and gives all of them, by data set, method and seed.
 
-    `extra` are methods that only this caller has, such as a given checkpoint. An interrupted run leaves its finished
-    cells. Raises ConfigError, before anything runs, where `output` holds cells of another budget, stream or data.
+    `extra` are methods that only this caller has, such as a given checkpoint; where the budget has a start, that is a
+    row of its own too. An interrupted run leaves its finished cells. Raises, before anything runs, ConfigError where
+    `output` holds cells of another budget, stream or data, CheckpointError where the start is no published encoder.
     """
     corpora = as_heard(corpora, settings)
-    contestants = methods(settings.methods) + list(extra)
+    contestants = methods(settings.methods) + start_row(settings.budget) + list(extra)
     wanted = [
         (corpus, contestant, CellName(corpus.name, contestant.name, seed))
         for seed in range(settings.seeds)  # a stopped run has few seeds of everything, not all of a few methods
@@ -101,6 +104,13 @@ def run_grid(
             progress(done + 1, len(wanted), f"{name.key}: probe {cells[name]['figures']['probe']:.3f}")
     order = {contestant.name: row for row, contestant in enumerate(contestants)}
     return [cells[name] for name in sorted(cells, key=lambda name: (name.data, order[name.method], name.seed))]
+
+
+def start_row(budget: Budget) -> list[Method]:
+    """The budget's published start as a method that learns nothing; none without a start. CheckpointError."""
+    if not budget.start:
+        return []
+    return [GivenEncoder(pretrained_file(budget.start), START, f"{budget.start_about}, the common start as it is")]
 
 
 def as_heard(corpora: Sequence[Corpus], settings: GridSettings) -> list[Corpus]:
@@ -197,7 +207,8 @@ def _cell(
         **name._asdict(), "about": contestant.about, "digest": settings.digest, "fingerprint": corpus.fingerprint,
         "held_out": corpus.held_out, "test_labels": list(corpus.test.labels), **plain_figures(judged),
         "effort": outcome.effort.as_dict(), "peak_rank": outcome.peak_rank, "last_rank": outcome.last_rank,
-        "notes": list(outcome.notes), "budget": settings.budget.as_dict(), "code": revision_of_code(),
+        "notes": list(outcome.notes), "budget": settings.budget.as_dict(),
+        "start": settings.budget.start_about, "code": revision_of_code(),
         "machine": machine(), "unix_s": round(time.time()),
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +16,9 @@ from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.encoders.projection import fit_projection
 from streamsplit.evaluation.corpus import Corpus
+from streamsplit.refinement.refiner import Refiner
+from streamsplit.refinement.settings import RefinerSettings
+from streamsplit.weights.pretrained import Pretrained, pretrained_encoder, read_pretrained
 
 Embed = Callable[[np.ndarray], np.ndarray]  # windows [n, f, t] float32 -> vectors [n, d]
 Progress = Callable[[float, str], None]  # share done in 0..1, and what was last
@@ -33,6 +37,21 @@ class Budget(Settings):
     converge_updates: int = setting(400, low=1)  # most steps of a server that trains to convergence
     server_batch: int = setting(256, low=4, high=4096)  # windows in a server's optimiser step
     devices: int = setting(3, low=1, high=64)  # where a method has several
+    start: str = setting("")  # published encoder, by name or path, that learning begins with; "": the seed's untrained
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on: the values, the start by its weights, whatever it is called; CheckpointError."""
+        values = self.as_dict()
+        del values["start"]
+        return values | ({"start": published(self.start).revision} if self.start else {})
+
+    @property
+    def start_about(self) -> str:
+        """The start in a few words, for people: '' without one; CheckpointError."""
+        if not self.start:
+            return ""
+        found = published(self.start)
+        return f"{found.card['name']} ({found.settings.name}, {found.revision[:8]})"
 
 
 @dataclass
@@ -110,8 +129,26 @@ class Stopwatch:
 
 
 def encoder_of(seed: int, name: str = "mobilenet") -> SplitEncoder:
-    """The encoder that all methods start from with this seed."""
+    """The untrained encoder of this seed."""
     return make_encoder(EncoderSettings(name=name, seed=seed))
+
+
+@lru_cache(maxsize=4)
+def published(name: str) -> Pretrained:
+    """The published encoder of this name or path, as it was when this process first read it; CheckpointError."""
+    return read_pretrained(name)
+
+
+def first_encoder(budget: Budget, seed: int) -> SplitEncoder:
+    """What every method that learns begins with: the budget's published encoder, or the untrained one of the seed."""
+    return pretrained_encoder(published(budget.start)) if budget.start else encoder_of(seed)
+
+
+def first_refiner(budget: Budget, settings: RefinerSettings, seed: int) -> Refiner:
+    """A server's learning around it; a published encoder keeps its space: its projection is not fitted anew."""
+    refiner = Refiner(first_encoder(budget, seed), settings, seed)
+    refiner.warm_started = bool(budget.start)
+    return refiner
 
 
 def embedder(encoder: torch.nn.Module) -> Embed:
@@ -138,6 +175,12 @@ def start_rows(corpus: Corpus, seed: int, devices: int = 1) -> list[int]:
     """The first START_WINDOWS rows of `learn.windows` that the devices hear."""
     budget = Budget(heard=START_WINDOWS)
     return [row for _, row, _ in heard_by(corpus, budget, seed, devices)]
+
+
+def fitted_encoder(corpus: Corpus, budget: Budget, seed: int) -> SplitEncoder:
+    """What devices begin with together: the budget's published encoder as it is, or the untrained one by PCA."""
+    encoder = first_encoder(budget, seed)
+    return encoder if budget.start else pca_started(encoder, corpus, seed, budget.devices)
 
 
 def pca_started(encoder: SplitEncoder, corpus: Corpus, seed: int, devices: int = 1) -> SplitEncoder:

@@ -24,11 +24,12 @@ class GivenEncoder:
     Raises CheckpointError.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, name: str = "", about: str = "") -> None:
+        """`name` and `about` are the row's; by default they say the file's name and hash, and the architecture."""
         path = Path(path)
         self._encoder, digest = read_encoder(path)
-        self.name = f"{path.stem}@{digest[:8]}"
-        self.about = f"given {self._encoder.name}"
+        self.name = name or f"{path.stem}@{digest[:8]}"
+        self.about = about or f"given {self._encoder.name}"
 
     def run(self, corpus: Corpus, budget: Budget, seed: int, progress: Progress) -> Outcome:
         """Takes no step."""

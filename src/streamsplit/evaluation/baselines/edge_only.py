@@ -11,6 +11,7 @@ from streamsplit.evaluation.baselines.base import (
     Stopwatch,
     embedder,
     encoder_of,
+    first_encoder,
     heard_by,
 )  # fmt: skip
 from streamsplit.evaluation.corpus import Corpus
@@ -29,13 +30,16 @@ class EdgeOnly:
     """A device by itself. It hears all the sound that other methods spread over several devices, which is kinder
     than what a device of a fleet hears."""
 
-    def __init__(self, name: str, about: str, settings: LearnerSettings, encoder: str = "mobilenet") -> None:
+    def __init__(self, name: str, about: str, settings: LearnerSettings, encoder: str = "") -> None:
+        """`encoder` names one of its own, which begins untrained whatever the budget's start."""
         self.name, self.about, self.settings, self.encoder = name, about, settings, encoder
 
     def run(self, corpus: Corpus, budget: Budget, seed: int, progress: Progress) -> Outcome:
-        """One mini-batch a window heard, until the budget is spent."""
+        """One mini-batch a window heard, until the budget is spent; a published start is not fitted to the sound."""
         watch, effort, ranks = Stopwatch(), Effort(), Ranks()
-        learner = EdgeLearner(encoder_of(seed, self.encoder), self.settings, seed)
+        encoder = encoder_of(seed, self.encoder) if self.encoder else first_encoder(budget, seed)
+        fitted = bool(budget.start and not self.encoder)
+        learner = EdgeLearner(encoder, self.settings.replace(warm_start=False) if fitted else self.settings, seed)
         for number, (_, row, continuous) in enumerate(heard_by(corpus, budget, seed)):
             hear(learner, corpus, row, number, continuous, effort)
             if learner.windows_learned < budget.windows and learner.steps < budget.updates:
@@ -43,8 +47,10 @@ class EdgeOnly:
             ranks.see(learner.effective_rank)
             progress((number + 1) / budget.heard, f"{learner.steps} updates")
         effort.windows, effort.updates, effort.cpu_s = learner.windows_learned, learner.steps, watch.read()
-        notes = ("one device hears all the sound",)
-        return Outcome(embedder(learner.key), effort, ranks.peak, ranks.last, notes, encoder=learner.key)
+        notes = ["one device hears all the sound"]
+        if budget.start and not fitted:
+            notes.append("begins untrained: the common start is of another architecture")
+        return Outcome(embedder(learner.key), effort, ranks.peak, ranks.last, tuple(notes), encoder=learner.key)
 
 
 def hear(learner: EdgeLearner, corpus: Corpus, row: int, number: int, continuous: bool, effort: Effort) -> None:

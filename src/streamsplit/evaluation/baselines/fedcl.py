@@ -18,9 +18,9 @@ from streamsplit.evaluation.baselines.base import (
     Ranks,
     Stopwatch,
     embedder,
-    encoder_of,
+    first_encoder,
+    fitted_encoder,
     heard_by,
-    pca_started,
     start_rows,
 )  # fmt: skip
 from streamsplit.evaluation.baselines.edge_only import hear
@@ -49,18 +49,24 @@ class FedCL:
     name, about = "fedcl", "FedAvg of contrastive learners"
 
     def run(self, corpus: Corpus, budget: Budget, seed: int, progress: Progress) -> Outcome:
-        """Each round every device hears its share, learns, and sends its weights; the average comes back."""
+        """Each round every device hears its share, learns, and sends its weights; the average comes back.
+
+        Before that the start's windows go up and its weights come down, unless all begin with published ones.
+        """
         watch, effort, ranks = Stopwatch(), Effort(), Ranks()
-        encoder = pca_started(encoder_of(seed), corpus, seed, budget.devices)
-        start = InputTraffic(corpus.learn, Encoding.LOGMEL_INT8)
-        effort.uplink_bytes += sum(start.bytes_of(row) for row in start_rows(corpus, seed, budget.devices))
-        effort.sent = START_WINDOWS
+        encoder = fitted_encoder(corpus, budget, seed)
         weights = encoder_weights(encoder)
         size = weights_bytes(weights)
-        learners = [EdgeLearner(encoder_of(seed), SETTINGS, seed + device) for device in range(budget.devices)]
-        for learner in learners:
-            learner.adopt(weights, breaks_space=True)
-            effort.downlink_bytes += size
+        learners = [
+            EdgeLearner(first_encoder(budget, seed), SETTINGS, seed + device) for device in range(budget.devices)
+        ]
+        if not budget.start:
+            start = InputTraffic(corpus.learn, Encoding.LOGMEL_INT8)
+            effort.uplink_bytes += sum(start.bytes_of(row) for row in start_rows(corpus, seed, budget.devices))
+            effort.sent = START_WINDOWS
+            for learner in learners:
+                learner.adopt(weights, breaks_space=True)
+                effort.downlink_bytes += size
         stream = list(heard_by(corpus, budget, seed, budget.devices))
         edges = np.linspace(0, len(stream), ROUNDS + 1).astype(int)
         for turn, (first, last) in enumerate(pairwise(edges.tolist())):

@@ -21,9 +21,8 @@ from streamsplit.evaluation.baselines.base import (
     Ranks,
     Stopwatch,
     embedder,
-    encoder_of,
+    fitted_encoder,
     heard_by,
-    pca_started,
     start_rows,
 )  # fmt: skip
 from streamsplit.evaluation.baselines.server_only import TASK_ONLY, pairs_loss
@@ -97,12 +96,16 @@ class SplitTraining:
         self._chooser = chooser or (lambda encoder, seed: lambda seconds: FIXED_CUT)
 
     def run(self, corpus: Corpus, budget: Budget, seed: int, progress: Progress) -> Outcome:
-        """Hears the stream into the devices' shuffle buffers and spreads the optimiser steps evenly over it."""
+        """Hears the stream into the devices' shuffle buffers and spreads the optimiser steps evenly over it.
+
+        The first START_WINDOWS only fill the buffers; they go up for the start, unless all begin with published ones.
+        """
         watch, effort, ranks = Stopwatch(), Effort(), Ranks()
-        encoder = pca_started(encoder_of(seed), corpus, seed, budget.devices)
-        start = InputTraffic(corpus.learn, Encoding.LOGMEL_INT8)
-        effort.uplink_bytes += sum(start.bytes_of(row) for row in start_rows(corpus, seed, budget.devices))
-        effort.downlink_bytes += budget.devices * weights_bytes(encoder_weights(encoder))
+        encoder = fitted_encoder(corpus, budget, seed)
+        if not budget.start:
+            start = InputTraffic(corpus.learn, Encoding.LOGMEL_INT8)
+            effort.uplink_bytes += sum(start.bytes_of(row) for row in start_rows(corpus, seed, budget.devices))
+            effort.downlink_bytes += budget.devices * weights_bytes(encoder_weights(encoder))
         teacher = frozen_copy(encoder)
         parameters = list(encoder.parameters())
         optimiser = torch.optim.Adam(parameters, lr=TASK_ONLY.learning_rate)
@@ -112,7 +115,7 @@ class SplitTraining:
         cut, device, turn = choose(0.0), 0, 0
         cuts: set[Cut] = set()
         limit = min(budget.updates, budget.windows // (2 * PAIRS))
-        sent: set[int] = set(range(START_WINDOWS))
+        sent: set[int] = set() if budget.start else set(range(START_WINDOWS))
         for number, (hearer, row, continuous) in enumerate(heard_by(corpus, budget, seed, budget.devices)):
             features = corpus.learn.batch(slice(row, row + 1))[0]
             buffers[hearer].add(features, number // budget.devices, random, continuous=continuous)

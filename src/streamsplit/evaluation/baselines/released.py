@@ -142,4 +142,5 @@ class Released:
                 effort.updates += 1
             progress(effort.updates / budget.updates, f"loss {float(loss.detach()):.3f}, rank {rank.value:.1f}")
         effort.cpu_s = watch.read()
-        return Outcome(embedder(encoder), effort, ranks.peak, ranks.last)
+        notes = ("begins untrained: its pooled encoder is its own",) if budget.start else ()
+        return Outcome(embedder(encoder), effort, ranks.peak, ranks.last, notes)

@@ -18,7 +18,7 @@ from streamsplit.evaluation.baselines.base import (
     Ranks,
     Stopwatch,
     embedder,
-    encoder_of,
+    first_refiner,
     heard_by,
 )  # fmt: skip
 from streamsplit.evaluation.baselines.traffic import InputTraffic
@@ -50,10 +50,10 @@ class ServerOnly:
         self.name, self.about, self.until, self.encoding = name, about, until, encoding
 
     def run(self, corpus: Corpus, budget: Budget, seed: int, progress: Progress) -> Outcome:
-        """Hears the stream, starts by PCA, then takes optimiser steps on all of it."""
+        """Hears the stream, starts by PCA unless with published weights, then takes optimiser steps on all of it."""
         watch, effort, ranks = Stopwatch(), Effort(), Ranks()
         learn = corpus.learn if self.encoding is Encoding.PCM16 else through_opus(corpus.learn)
-        refiner = Refiner(encoder_of(seed), TASK_ONLY.replace(batch_windows=budget.server_batch), seed)
+        refiner = first_refiner(budget, TASK_ONLY.replace(batch_windows=budget.server_batch), seed)
         held_out = HeldOut(seed) if self.until == "convergence" else None
         self._hear(corpus, learn, budget, seed, refiner, held_out, effort)
         refiner.warm_start()

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from streamsplit.codec.features import pack_features, unpack_features
+from streamsplit.encoders.base import SplitEncoder
 from streamsplit.evaluation.baselines.arrivals import Arrivals, Sent
 from streamsplit.evaluation.baselines.base import (
     START_WINDOWS,
@@ -17,7 +18,8 @@ from streamsplit.evaluation.baselines.base import (
     Ranks,
     Stopwatch,
     embedder,
-    encoder_of,
+    first_encoder,
+    first_refiner,
     heard_by,
 )  # fmt: skip
 from streamsplit.evaluation.baselines.edge_only import hear
@@ -26,7 +28,6 @@ from streamsplit.evaluation.corpus import Corpus
 from streamsplit.learning.learner import EdgeLearner
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.refinement.hybrid import HybridSettings
-from streamsplit.refinement.refiner import Refiner
 from streamsplit.refinement.settings import RefinerSettings
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.transmission import GateSettings, Transmission, UncertaintyGate
@@ -36,7 +37,8 @@ from streamsplit.wire.media import Encoding
 
 SHARE_SENT = 0.245  # of the windows heard, the start's among them
 START_SHARE = 0.75  # of what may go up, at most, for the start
-START_RUN = 2  # windows in a row that go up for the start; as many do not after them
+START_RUN = 2  # windows in a row that go up for the start, and while a memory is cold
+LEAST_SHARE = 1 / 3  # of what may go up, at most, before the server learns from a published start
 PUBLISH_STEPS = 50  # of the server, between two revisions
 ENCODING = Encoding.LOGMEL_INT8
 REFINER = RefinerSettings(
@@ -50,6 +52,9 @@ class StreamSplit:
     Until the server's first revision every second pair of neighbouring windows goes up: its projection starts from
     them, and a few windows in a row hold too few sounds for that. After that each device's gate lets through what its
     memory is least sure of, so that `SHARE_SENT` of everything heard has crossed in the end.
+    Where all begin with published weights, there is no such start, and the gate has its share from the first window on.
+    A memory that is still cold finds all windows equally unknown: until it is ready, the same share goes up in evenly
+    spread pairs of neighbours. The server learns once it has START_WINDOWS, or LEAST_SHARE of what may go up if less.
     With `merge`, devices ship what they learned, as int8 differences, before every revision. `share_sent` 1 sends
     everything after the start; then windows may reach the server late, in another order, or never (`late_windows`,
     `lost_share`).
@@ -77,9 +82,11 @@ class StreamSplit:
 class _Device:
     """A device: its learner, its gate, and what the server has of its stream."""
 
-    def __init__(self, seed: int, number: int, settings: LearnerSettings, gate: GateSettings) -> None:
+    def __init__(
+        self, encoder: SplitEncoder, seed: int, number: int, settings: LearnerSettings, gate: GateSettings
+    ) -> None:
         self.name = f"device{number}"
-        self.learner = EdgeLearner(encoder_of(seed), settings, seed + number)
+        self.learner = EdgeLearner(encoder, settings, seed + number)
         self.gate = UncertaintyGate(gate)
         self.starts = True  # a gap or a new clip since the window sent last
         self.sent_last = False
@@ -92,16 +99,21 @@ class _Run:
         self.allowed = math.floor(method.share_sent * budget.heard)
         few = math.floor(min(SHARE_SENT, method.share_sent) * budget.heard)  # the start does not depend on what follows
         self.start = min(method.refiner.warm_start_windows, math.floor(START_SHARE * few))
-        self.start_heard = 2 * self.start
+        self.start_heard = 0 if budget.start else 2 * self.start
+        self.learns_from = None if budget.start else self.start_heard  # windows heard when the server's steps began
+        self.least = min(self.start, math.floor(LEAST_SHARE * few))  # windows before that, with a published start
         settings = method.refiner.replace(batch_windows=budget.server_batch, warm_start_windows=self.start)
-        self.refiner = Refiner(encoder_of(seed), settings, seed)
+        self.refiner = first_refiner(budget, settings, seed)
         self.revision = self.refiner.revision
-        share = (self.allowed - self.start) / max(1, budget.heard - self.start_heard)
-        share = min(1.0, max(0.0, share))
+        left = self.allowed if budget.start else self.allowed - self.start
+        self.share = min(1.0, max(0.0, left / max(1, budget.heard - self.start_heard)))
         gate = GateSettings(
-            enabled=share < 1.0, percentile=100.0 * (1.0 - share), warm_up_windows=1, longest_silence_windows=0
-        )
-        self.devices = [_Device(seed, number, method.learner, gate) for number in range(budget.devices)]
+            enabled=self.share < 1.0, percentile=100.0 * (1.0 - self.share), warm_up_windows=1,
+            longest_silence_windows=0,
+        )  # fmt: skip
+        self.devices = [
+            _Device(first_encoder(budget, seed), seed, number, method.learner, gate) for number in range(budget.devices)
+        ]
         self.arrivals = Arrivals(method.late_windows, method.lost_share, seed)
         self.traffic = InputTraffic(corpus.learn, ENCODING)
         self.published_at = 0
@@ -142,9 +154,13 @@ class _Run:
         if not self.refiner.warm_started:
             return window // START_RUN % 2 == 0
         cold = not device.learner.memory.mixture.ready  # all windows are equally unknown then: the gate learns nothing
-        uncertainty = math.nan if cold else device.learner.uncertainty(z)
-        action = device.gate.decide(Observation(uncertainty=uncertainty)).action
-        return action is Transmission.SEND and self.effort.sent < self.allowed
+        if cold and self.budget.start:
+            run = window // START_RUN
+            sends = math.floor((run + 1) * self.share) > math.floor(run * self.share)
+        else:
+            uncertainty = math.nan if cold else device.learner.uncertainty(z)
+            sends = device.gate.decide(Observation(uncertainty=uncertainty)).action is Transmission.SEND
+        return sends and self.effort.sent < self.allowed
 
     def _serve(self, number: int) -> None:
         refiner = self.refiner
@@ -152,8 +168,12 @@ class _Run:
             self._publish()
         if not refiner.warm_started:
             return
-        since = number + 1 - self.start_heard
-        due = self.budget.updates * since / max(1, self.budget.heard - self.start_heard)
+        if self.learns_from is None:
+            if len(refiner.reservoir) < self.least:
+                return
+            self.learns_from = number
+        since = number + 1 - self.learns_from
+        due = self.budget.updates * since / max(1, self.budget.heard - self.learns_from)
         while refiner.steps < min(due, self.budget.updates) and refiner.ready():
             report = refiner.step()
             if report.skipped:
@@ -164,7 +184,7 @@ class _Run:
 
     def _publish(self) -> None:
         """A revision goes to all devices; before it, where devices merge, what they learned goes up."""
-        if self.method.merge and self.revisions:
+        if self.method.merge and (self.revisions or self.budget.start):
             for device in self.devices:
                 self._send_difference(device)
         published = self.refiner.publish()
