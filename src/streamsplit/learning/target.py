@@ -1,7 +1,8 @@
 """Cross-window target: what a window's embedding must predict about *another* window close in time, and about its own.
 
-The target is a frozen projection of fixed statistics. It holds no learned part, so it cannot collapse, and it keeps
-the embedding at least as informative as what it was started from (measured: contrast alone loses against the start).
+The target is a frozen projection of fixed statistics and of the window's course in time. It holds no learned part, so
+it cannot collapse, and it keeps the embedding at least as informative as what it was started from (measured: contrast
+alone loses against the start).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from streamsplit.encoders.fixed import five_statistics
+from streamsplit.encoders.fixed import fixed_vector
 from streamsplit.encoders.pca import fit_pca
 from streamsplit.encoders.readout import STATISTIC_EPS
 
@@ -19,7 +20,7 @@ Array = NDArray[np.float32]
 
 
 class CrossWindowTarget:
-    """Unit-norm half-whitened projection [g] of the five fixed statistics, and a linear predictor from z [d] to it."""
+    """Unit-norm half-whitened projection [g] of `fixed_vector`, and a linear predictor from z [d] to it."""
 
     def __init__(self, embedding_dim: int, dim: int = 128, ridge: float = 0.1) -> None:
         self.dim = dim
@@ -39,7 +40,7 @@ class CrossWindowTarget:
 
     def fit(self, windows: Array, seed: int) -> None:
         """Freezes the projection from windows [n, f, t]."""
-        pca = fit_pca(five_statistics(windows), self.dim, seed)
+        pca = fit_pca(fixed_vector(windows), self.dim, seed)
         self._matrix, self._mean = pca.matrix, pca.mean
 
     def fit_predictor(self, embeddings: Array, other_windows: Array) -> None:
@@ -63,7 +64,7 @@ class CrossWindowTarget:
 
     def __call__(self, windows: Array) -> Array:
         """Targets [n, g] of windows [n, f, t]; reduced windows are brought to the same statistics."""
-        projected = (five_statistics(windows) - self._mean) @ self._matrix.T
+        projected = (fixed_vector(windows) - self._mean) @ self._matrix.T
         norms = np.linalg.norm(projected, axis=1, keepdims=True)
         return (projected / np.maximum(norms, STATISTIC_EPS)).astype(np.float32)
 

@@ -23,13 +23,15 @@ from torch.nn import functional
 from streamsplit.config import Settings, section, setting
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.bottleneck import fit_bottlenecks
-from streamsplit.encoders.fixed import COURSE_BANDS, FIXED_WEIGHTS, SEGMENTS, course, five_statistics, scaled_to_norm
+from streamsplit.encoders.fixed import COURSE_BANDS, SEGMENTS, course, scaled_to_norm
 from streamsplit.encoders.pca import HalfWhitenedPca, fit_pca
-from streamsplit.encoders.projection import fit_exits, fit_projection_to, fit_reduced
+from streamsplit.encoders.projection import collect_readouts, fit_exits, fit_projection_to, fit_reduced
 from streamsplit.errors import EncoderError
 from streamsplit.learning.rank import effective_rank
+from streamsplit.refinement.batch import frozen_copy
 from streamsplit.refinement.views import ViewSettings, another_view, isolated
 
+CLIPS = -1  # the voice of all clips
 _LEAST_DEVIATION = 0.1  # nepers, added to a voice's deviation per band
 
 
@@ -72,15 +74,29 @@ class PretrainingStep(NamedTuple):
     effective_rank: float  # of the batch's embeddings
 
 
+class GroupWeights(NamedTuple):
+    """Norms of a window's three groups of statistics in the target."""
+
+    levels: float  # the input's five statistics
+    course: float
+    maps: float  # each map of the untrained network
+
+
+CLIP_WEIGHTS = GroupWeights(2.0, 0.5, 0.7)  # what makes a sound its kind seldom depends on the order within a second
+SPEECH_WEIGHTS = GroupWeights(2.0, 1.5, 0.15)
+
+
 class VoicelessTarget:
-    """Frozen unit-norm target [n, d]: fixed statistics, the course without what is the voice's own, half-whitened PCA.
+    """Frozen unit-norm target [n, d]: statistics of the untrained network, the course without what is the voice's own.
 
     The course's bands are centred and scaled by their mean and deviation over all windows of the same voice; clips of
-    single sounds count as one voice together.
+    single sounds count as one voice, CLIPS, together. What matters is not the same in both kinds: see the weights.
+    A half-whitened PCA of both brings the statistics to d numbers.
     """
 
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
+    def __init__(self, untrained: SplitEncoder) -> None:
+        """Keeps a copy of the encoder as it is now."""
+        self._untrained = frozen_copy(untrained)
         self._voices: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._pca: HalfWhitenedPca | None = None
 
@@ -93,7 +109,7 @@ class VoicelessTarget:
 
     def fit(self, windows: np.ndarray, voices: np.ndarray, seed: int) -> None:
         """Freezes the projection from windows [n, f, t] of voices that were heard."""
-        self._pca = fit_pca(self._vectors(windows, voices), self.dim, seed)
+        self._pca = fit_pca(self._vectors(windows, voices), self._untrained.embedding_dim, seed)
 
     def __call__(self, windows: np.ndarray, voices: np.ndarray) -> np.ndarray:
         """Targets [n, d] of windows [n, f, t]; raises EncoderError before `fit`."""
@@ -106,8 +122,14 @@ class VoicelessTarget:
     def _vectors(self, windows: np.ndarray, voices: np.ndarray) -> np.ndarray:
         means, deviations = (np.stack([self._voices[int(voice)][part] for voice in voices]) for part in (0, 1))
         content = (_segments(windows) - means[:, None]) / deviations[:, None]
-        parts = (five_statistics(windows), content.reshape(len(content), -1))
-        return np.concatenate([scaled_to_norm(p, norm) for p, norm in zip(parts, FIXED_WEIGHTS, strict=True)], axis=1)
+        readouts = collect_readouts(self._untrained, windows)
+        first = self._untrained.sites[0]
+        levels, maps = np.split(readouts, [5 * first.rows, first.features], axis=1)[::2]
+        groups = [levels, content.reshape(len(content), -1)]
+        groups += np.split(maps, np.cumsum([site.features for site in self._untrained.sites[1:-1]]), axis=1)
+        weights = np.where((voices == CLIPS)[:, None], CLIP_WEIGHTS, SPEECH_WEIGHTS)  # [n, 3]
+        scaled = [scaled_to_norm(g, 1.0) * weights[:, min(number, 2), None] for number, g in enumerate(groups)]
+        return np.concatenate(scaled, axis=1).astype(np.float32)
 
 
 class Pretraining:
@@ -133,7 +155,7 @@ class Pretraining:
         self._kinds = [_Kind(part, alone) for part, alone in ((clips, True), (speech, False)) if part is not None]
         if not self._kinds:
             raise EncoderError("got neither clips nor speech, expected recordings to learn from")
-        self.target = VoicelessTarget(encoder.embedding_dim)
+        self.target = VoicelessTarget(encoder)
         for kind in self._kinds:
             self.target.hear(kind.windows(slice(None)), kind.voices)
         self._start()
@@ -244,7 +266,7 @@ class _Kind:
         if rows < 32 or not len(part.recordings) == len(part.voices) == rows:
             raise EncoderError(f"got {rows} windows of {what}, expected at least 32, each with recording and voice")
         self.clips, self._part = clips, part
-        self.voices = np.full(rows, -1) if clips else part.voices
+        self.voices = np.full(rows, CLIPS) if clips else part.voices
         order = np.argsort(part.recordings, kind="stable")
         borders = np.flatnonzero(np.diff(part.recordings[order])) + 1
         self._recordings = [rows for rows in np.split(order, borders) if len(rows) >= (2 if clips else 1)]
