@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import soundfile
 
 from streamsplit.cli import evaluate
 from streamsplit.cli.main import main
+from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.evaluation import theory_study
+from streamsplit.evaluation.speakers import speaker_folds
 from streamsplit.evaluation.theory import TheorySettings
+from streamsplit.weights.pretrained import pack_pretrained
+from streamsplit.weights.revision import encoder_weights
 
 FAST = ["--methods", "mean_std,five_statistics_pca,untrained_pca", "--quick"]
 SOUND = {"scenes": 20, "stream_s": 40.0}
@@ -103,6 +108,9 @@ def test_raw_audioset_and_annotated_recordings_are_told_to_be_prepared(tmp_path:
         (["--methods", "streamspit"], "did you mean 'streamsplit'"),
         (["--data", "no-such-folder"], "no-such-folder"),
         (["--model-path", "missing.safetensors"], "missing.safetensors"),
+        (["--start", "nobody"], "got 'nobody', expected a packaged encoder"),
+        (["--start", "missing.safetensors", "--methods", "mean_std"], "missing.safetensors"),
+        (["--speakers", "all"], "expected --data with spoken digits"),
         (["--seeds", "0"], "seeds"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--config", "missing.yaml", "--quick"], "expected one of them"),
@@ -114,6 +122,80 @@ def test_mistakes_are_one_line(words: list[str], text: str, tmp_path: Path, caps
     assert main(["evaluate", *words]) in (1, 2)
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and text in lines[0] and lines[0].startswith("streamsplit: error:")
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_a_common_start_is_a_row_of_its_own_and_stands_in_the_heading(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "QUICK_SOUND", SOUND)
+    settings = EncoderSettings(seed=2)
+    card = {
+        "name": "tiny",
+        "licence": "CC0",
+        "data": "none",
+        "hours": 0.0,
+        "command": "-",
+        "commit": "-",
+        "metrics": {},
+    }
+    start = tmp_path / "tiny.safetensors"
+    start.write_bytes(pack_pretrained(encoder_weights(make_encoder(settings)), settings, card)[0])
+    config = tmp_path / "grid.yaml"
+    config.write_text(f"methods: [mean_std]\nseeds: 1\nbudget: {{start: '{start}'}}\n")
+    assert evaluate.grid_settings(parsed("--config", str(config))).budget.start == str(start)
+    words = ["evaluate", "--quick", "--methods", "mean_std", "--start", str(start)]
+    assert main([*words, "--output-dir", str(tmp_path / "out")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["method"] for row in results["summary"]] == ["mean_std", "start"]
+    assert results["start"].startswith("tiny (mobilenet, ") and "from tiny (mobilenet, " in printed
+    assert f"what learns begins with {results['start']}" in (tmp_path / "out" / "report.html").read_text()
+
+
+def spoken(root: Path, speakers: tuple[str, ...] = ("ann", "bob", "eve")) -> Path:
+    """Tones in place of digits: two pitches, which every speaker says a little higher than the one before."""
+    root.mkdir(parents=True)
+    time = np.arange(8_000) / 16_000
+    for number, speaker in enumerate(speakers):
+        for digit, pitch in ((0, 300.0), (1, 2500.0)):
+            for take in range(12):
+                sound = 0.3 * np.sin(2 * np.pi * pitch * (1 + 0.05 * number + 0.003 * take) * time)
+                soundfile.write(root / f"{digit}_{speaker}_{take}.wav", sound, 16_000)
+    return root
+
+
+def test_asked_for_speakers_are_left_out_one_by_one_and_the_mean_over_them_is_reported(tmp_path: Path, capsys) -> None:
+    spoken(tmp_path / "sound" / "fsdd")
+    words = ["evaluate", "--data", str(tmp_path / "sound"), "--methods", "mean_std", "--seeds", "1"]
+    for asked, names in (("all", "ann bob eve"), ("bob, ann", "bob ann"), ("", "")):
+        corpora = evaluate.load_corpora(parsed("--data", str(tmp_path / "sound"), "--speakers", asked))
+        expected = [f"digits-{name}" for name in names.split()] or ["digits"]
+        assert [corpus.name for corpus in corpora] == expected
+        assert all(corpus.held_out == f"speaker {name}" for corpus, name in zip(corpora, names.split(), strict=False))
+    assert main([*words, "--speakers", "ann,eve", "--json", "--output-dir", str(tmp_path / "out")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    own = [row["probe"]["mean"] for row in shown["summary"]]
+    (row,) = shown["speakers"]["digits"]
+    assert row["probe_by_data"] == pytest.approx(dict(zip(("digits-ann", "digits-eve"), own, strict=True)))
+    assert row["seeds"] == 1 and row["probe"]["mean"] == pytest.approx(np.mean(own))
+    assert "digits: mean over the speakers left out" in (tmp_path / "out" / "report.html").read_text()
+    assert main([*words, "--speakers", "bop", "--output-dir", str(tmp_path / "no")]) == 2
+    assert "did you mean 'bob'" in capsys.readouterr().err
+
+
+def test_prepared_digits_leave_out_the_speakers_that_are_asked_for(tmp_path: Path, capsys) -> None:
+    spoken(tmp_path / "raw")
+    prepared = tmp_path / "said"
+    assert main(["data", "prepare", str(tmp_path / "raw"), "--kind", "digits", "--output", str(prepared)]) == 0
+    assert list(speaker_folds(prepared)) == ["ann", "bob", "eve"]
+    capsys.readouterr()
+    (corpus,) = evaluate.load_corpora(parsed("--data", str(prepared), "--speakers", "ann"))
+    assert (corpus.name, corpus.held_out, set(corpus.test.sources)) == ("said-ann", "fold 1 of 1, 2, 3", {"ann"})
+    assert "ann" not in corpus.learn.sources and len(corpus.test.labels) == 24
 
 
 def test_one_class_is_refused_in_one_line(tmp_path: Path, capsys) -> None:

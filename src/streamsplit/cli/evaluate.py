@@ -36,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-path", metavar="NAME", help="an encoder to judge as one more row: a safetensors file, or 'default'"
     )
+    parser.add_argument(
+        "--start",
+        metavar="NAME",
+        help="published encoder that all methods which learn begin with: a file, or 'default'",
+    )
+    parser.add_argument(
+        "--speakers", metavar="NAMES", help="of spoken digits, who is left out: names or 'all' (default: the last one)"
+    )
     parser.add_argument("--output-dir", type=Path, default=Path("results"), help="(default: results)")
     parser.add_argument("--plot", action="store_true", help="t-SNE maps and the confusion matrix in the report too")
     parser.add_argument("--seeds", type=int, help="(default: 5, with --quick 1)")
@@ -51,14 +59,15 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from streamsplit.evaluation.grid import as_heard, plain, run_grid
-    from streamsplit.evaluation.learning_report import paired_rows, summarise, write_learning_report
+    from streamsplit.evaluation.learning_report import FIGURES, paired_rows, summarise, write_learning_report
     from streamsplit.evaluation.provenance import machine, revision_of_code
+    from streamsplit.evaluation.speakers import speaker_groups, speaker_means
     from streamsplit.evaluation.theory_study import HEARD_WINDOWS, kept_study
 
     set_up_logging(args.log_level)
     torch.set_num_threads(1)
     settings = grid_settings(args)
-    extra = _given(args.model_path)
+    start, extra = settings.budget.start_about, _given(args.model_path)
     corpora = load_corpora(args)
     with Ticker("evaluating") as tick:
         cells = run_grid(corpora, settings, args.output_dir, extra=extra, progress=tick.show)
@@ -70,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     results = plain(
         {
             "settings": settings.as_dict() | {"plot": args.plot}, "data": [_about(corpus) for corpus in corpora],
-            "summary": summarise(cells), "paired": paired_rows(cells), "cells": cells,
+            "start": start, "summary": summarise(cells),
+            "speakers": {name: speaker_means(cells, data, FIGURES) for name, data in speaker_groups(corpora).items()},
+            "paired": paired_rows(cells), "cells": cells,
             "theory": {name: study.as_dict() for name, study in theory.items()},
             "meta": {
                 "command": command_line("evaluate"), "code": revision_of_code(), "machine": machine(),
@@ -83,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     report = write_learning_report(results, args.output_dir, theory)
     if args.json:
-        shown = {name: results[name] for name in ("summary", "paired", "meta")}
+        shown = {name: results[name] for name in ("start", "summary", "speakers", "paired", "meta")}
         print_json(shown | {"report": str(report), "results": str(path)})
     else:
         _show(results)
@@ -106,6 +117,8 @@ def grid_settings(args: argparse.Namespace) -> GridSettings:
     changes: dict[str, Any] = {}
     if args.seeds is not None:
         changes["seeds"] = args.seeds
+    if args.start is not None:
+        changes["budget"] = settings.budget.replace(start=args.start)
     if args.methods:
         changes["methods"] = tuple(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
     return settings.replace(**changes)
@@ -121,21 +134,33 @@ def load_corpora(args: argparse.Namespace) -> list[Corpus]:
         synthetic_corpus,
     )
     from streamsplit.evaluation.data.manifest import is_prepared
+    from streamsplit.evaluation.speakers import digits_by_speaker, prepared_by_speaker, speaker_folds
 
+    speakers = [name.strip() for name in (args.speakers or "").split(",") if name.strip()]
     root = args.data or args.audioset_path or args.ondevice_path
     if root is None:
+        if speakers:
+            raise ConfigError("got --speakers without data, expected --data with spoken digits")
         return [synthetic_corpus(**(QUICK_SOUND if args.quick else {}))]
     if not root.is_dir():
         raise ConfigError(f"{root}: there is no such folder; give one with <label>/<audio>, or with esc10/ and fsdd/")
-    if is_prepared(root):
-        return [prepared_corpus(root)]
-    refuse_unprepared(root)
-    found = [prepared_corpus(folder) for folder in sorted(root.iterdir()) if is_prepared(folder)]
-    if (root / "esc10").is_dir():
+    if not is_prepared(root):
+        refuse_unprepared(root)
+    folders = [root] if is_prepared(root) else sorted(path for path in root.iterdir() if path.is_dir())
+    found: list[Corpus] = []
+    digits: list[Corpus] = []
+    for folder in filter(is_prepared, folders):
+        if speakers and speaker_folds(folder):
+            digits += prepared_by_speaker(folder, speakers)
+        else:
+            found.append(prepared_corpus(folder))
+    if root / "esc10" in folders:
         found.append(esc10_corpus(root / "esc10"))
-    if (root / "fsdd").is_dir():
-        found.append(digits_corpus(root / "fsdd"))
-    return found or [folder_corpus(root)]
+    if root / "fsdd" in folders:
+        digits += digits_by_speaker(root / "fsdd", speakers) if speakers else [digits_corpus(root / "fsdd")]
+    if speakers and not digits:
+        raise ConfigError(f"{root}: got --speakers, expected spoken digits in it: fsdd/, or prepared ones")
+    return found + digits or [folder_corpus(root)]
 
 
 def refuse_unprepared(root: Path) -> None:
@@ -182,7 +207,8 @@ def _show(results: dict[str, Any]) -> None:
 
     screen = Console()
     for data in results["data"]:
-        view = Table(title=f"{data['name']}: {data['held_out']} held out", box=SIMPLE_HEAD, padding=0)
+        start = f", from {results['start']}" if results["start"] else ""
+        view = Table(title=f"{data['name']}: {data['held_out']} held out{start}", box=SIMPLE_HEAD, padding=0)
         for name in ("method", "probe", "±", "P@10", "silh.", "rank", "MB/h up", "sent", "CPU s"):
             view.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
         for row in [row for row in results["summary"] if row["data"] == data["name"]]:

@@ -172,13 +172,13 @@ def folder_corpus(root: Path, seed: int = 0) -> Corpus:
     return Corpus(root.resolve().name, train, train, _clips_part(split.test), split.held_out, notes=notes)
 
 
-def prepared_corpus(folder: Path) -> Corpus:
-    """A data set made by `streamsplit data prepare`, split as it says: the last fold or the test part is held out.
+def prepared_corpus(folder: Path, test_fold: int | None = None) -> Corpus:
+    """A data set made by `streamsplit data prepare`, split as it says: a fold (the last) or the test part is held out.
 
     Pieces of one recording that follow each other do so in the streams. Where most clips are shorter than a window,
     they are learned from as spoken digits are. Raises ConfigError or AudioError.
     """
-    split = split_clips(load_prepared(folder))
+    split = split_clips(load_prepared(folder), test_fold=test_fold)
     check_classes(split.train, split.test, str(folder))
     left_out = load_card(folder).get("left_out") or {}
     notes = _left_out_note({reason: int(held["count"]) for reason, held in left_out.items()}, "when it was prepared")

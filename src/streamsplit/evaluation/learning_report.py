@@ -86,6 +86,7 @@ def write_learning_report(results: Mapping[str, Any], output: Path, theory: Mapp
         parts += _uncertainty([cell for cell in results["cells"] if cell["data"] == data["name"]])
         if data["name"] in theory:
             parts.append(_theory(data["name"], theory[data["name"]]))
+    parts += [_over_speakers(name, rows) for name, rows in results.get("speakers", {}).items()]
     parts.append(section("How it was measured", f"<pre>{html.escape(json.dumps(results['meta'], indent=1))}</pre>"))
     return write_page(output / "report.html", "StreamSplit: what was learned", parts)
 
@@ -107,6 +108,8 @@ def _top(results: Mapping[str, Any]) -> str:
         tiles.append((f"{best['probe']['mean']:.3f}", f"best probe on {data['name']}: {best['method']}"))
     seeds = results["settings"]["seeds"]
     sub = f"{len(results['settings']['methods'])} methods, {seeds} {'seed' if seeds == 1 else 'seeds'}, one budget"
+    if results.get("start"):
+        sub += f"; what learns begins with {results['start']}"
     return heading("What was learned", sub, tiles)
 
 
@@ -136,6 +139,24 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(_COLUMNS, cells, ["after" if row["method"] in OURS else "" for row in rows]) + paragraph(
         " ".join(notes)
     )
+
+
+def _over_speakers(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A section of each method's mean over the left-out speakers, with the probe on every one."""
+    speakers = list(rows[0]["probe_by_data"])
+    text = (
+        f"Each seed's mean over {len(speakers)} speakers, every one left out once; intervals are over seeds, and say "
+        "nothing of speakers that are not among these."
+    )
+    cells = [
+        (
+            row["method"], _interval(row["probe"], 3), _interval(row["precision_at_10"], 3),
+            *(f"{row['probe_by_data'][speaker]:.3f}" for speaker in speakers),
+        )
+        for row in rows
+    ]  # fmt: skip
+    header = ("method", "probe", "P@10", *(f"probe, {speaker}" for speaker in speakers))
+    return section(f"{name}: mean over the speakers left out", paragraph(text), table(header, cells))
 
 
 def _tests(results: Mapping[str, Any], data: str) -> str:
