@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from streamsplit.wire import frame, limits, media, messages, outbox, types
+from streamsplit.wire import frame, gradient, limits, media, messages, outbox, types
 from streamsplit.wire.codes import ERROR_CODES
 from streamsplit.wire.media import Encoding, MediaHeader
 from streamsplit.wire.messages import MESSAGES
@@ -25,7 +25,7 @@ from streamsplit.wire.types import FrameFlag, FrameType
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 _PLAIN = {"bool": "bool", "float": "float", "bytes": "bytes"}
-_SIZES = {"B": "u8", "H": "u16", "I": "u32", "e": "f16"}
+_SIZES = {"b": "i8", "B": "u8", "H": "u16", "I": "u32", "e": "f16"}
 
 
 def table(head: str, rows: list[tuple[Any, ...]]) -> str:
@@ -92,8 +92,16 @@ def flag_table() -> str:
 
 
 def media_table() -> str:
-    notes = comments(MediaHeader)
-    rows = layout(media._LAYOUT.format, list(MediaHeader._fields))
+    return fields_table(media._LAYOUT.format, MediaHeader)
+
+
+def gradient_table() -> str:
+    return fields_table(gradient._LAYOUT.format, gradient.GradientHeader)
+
+
+def fields_table(form: str, header: type[MediaHeader] | type[gradient.GradientHeader]) -> str:
+    notes = comments(header)
+    rows = layout(form, list(header._fields))
     return table(
         "offset | size | field | meaning", [(*row, notes[row[2].strip("`")].partition(", ")[2]) for row in rows]
     )
@@ -209,6 +217,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flags": flag_table,
     "media": media_table,
     "encodings": encoding_table,
+    "gradient": gradient_table,
     "values": value_table,
     "messages": message_tables,
     "device states": client_table,

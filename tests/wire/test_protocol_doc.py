@@ -10,6 +10,7 @@ import pytest
 from streamsplit.wire import limits, messages, types
 from streamsplit.wire.codes import ERROR_CODES
 from streamsplit.wire.frame import HEADER_BYTES
+from streamsplit.wire.gradient import GRADIENT_HEADER_BYTES
 from streamsplit.wire.media import MEDIA_HEADER_BYTES, MediaHeader
 from streamsplit.wire.messages import MESSAGES
 from streamsplit.wire.types import FrameType
@@ -50,8 +51,9 @@ def test_every_type_code_and_media_field_has_a_row():
 
 
 def test_the_offsets_on_the_page_end_where_the_headers_end():
-    for name, size in (("header", HEADER_BYTES), ("media", MEDIA_HEADER_BYTES)):
-        rows = re.findall(r"^\| (\d+) \| [uf](\d+) \|", section(name), re.MULTILINE)
+    sizes = {"header": HEADER_BYTES, "media": MEDIA_HEADER_BYTES, "gradient": GRADIENT_HEADER_BYTES}
+    for name, size in sizes.items():
+        rows = re.findall(r"^\| (\d+) \| [uif](\d+) \|", section(name), re.MULTILINE)
         end = 0
         for offset, bits in rows:
             assert int(offset) == end

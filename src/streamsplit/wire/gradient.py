@@ -21,7 +21,7 @@ class GradientHeader(NamedTuple):
     window: int  # u32, window index, from the media header of the window that asked
     revision: int  # u32, as there: of the encoder that computed what crossed
     block: int  # u8, the cut
-    exponent: int  # i8: the values that follow are the gradient times 2^exponent, so that halves hold small ones
+    exponent: int  # i8, the values that follow are the gradient times 2^exponent, so that halves hold small ones
 
 
 _LAYOUT = struct.Struct("<IIBb")
