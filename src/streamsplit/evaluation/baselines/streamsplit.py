@@ -90,6 +90,7 @@ class _Device:
         self.gate = UncertaintyGate(gate)
         self.starts = True  # a gap or a new clip since the window sent last
         self.sent_last = False
+        self.shipped: Weights | None = None  # own weights as the server has them for the next revision
 
 
 class _Run:
@@ -195,7 +196,9 @@ class _Run:
         self.revision = published.revision
         down = weights_bytes(published.weights) if published.delta is None else transfer_bytes(len(published.delta))
         for device in self.devices:
-            device.learner.adopt(published.weights, breaks_space=published.breaks_space)
+            shipped = None if published.breaks_space else device.shipped
+            device.learner.adopt(published.weights, base=shipped, breaks_space=published.breaks_space)
+            device.shipped = None
             if published.breaks_space:
                 device.gate.restart()
             self.effort.downlink_bytes += down
@@ -208,6 +211,7 @@ class _Run:
         packed, received = make_delta(base, grown)
         self.effort.uplink_bytes += transfer_bytes(len(packed))
         change = {name: received[name] - base[name] for name in base}
+        device.shipped = received
         self.refiner.merge_local(device.name, self.revision, change, max(1, device.learner.windows_learned))
 
     def _learned(self) -> int:
