@@ -42,6 +42,9 @@ def test_a_quick_comparison_leaves_results_and_a_report_and_goes_on(tmp_path: Pa
     assert results["meta"]["command"].startswith("streamsplit evaluate") and results["meta"]["machine"]["cores"]
     report = (tmp_path / "out" / "report.html").read_text()
     assert report.count("data:image/png") == 6 and "five statistics, PCA to 128" in report
+    page = (tmp_path / "out" / "results.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| five_statistics_pca |"))
+    assert f"| {shown['summary'][1]['probe']['mean']:.3f} |" in row and results["meta"]["command"] in page
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
     assert main([*words, "--seeds", "2"]) == 0
     capsys.readouterr()
@@ -168,7 +171,10 @@ def spoken(root: Path, speakers: tuple[str, ...] = ("ann", "bob", "eve")) -> Pat
     return root
 
 
-def test_asked_for_speakers_are_left_out_one_by_one_and_the_mean_over_them_is_reported(tmp_path: Path, capsys) -> None:
+def test_asked_for_speakers_are_left_out_one_by_one_and_the_mean_over_them_is_reported(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(theory_study, "HEARD_WINDOWS", 64)
     spoken(tmp_path / "sound" / "fsdd")
     words = ["evaluate", "--data", str(tmp_path / "sound"), "--methods", "mean_std", "--seeds", "1"]
     for asked, names in (("all", "ann bob eve"), ("bob, ann", "bob ann"), ("", "")):
