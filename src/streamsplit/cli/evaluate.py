@@ -54,11 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the grid's missing cells, writes results.json and report.html, prints the table."""
+    """Runs the grid's missing cells, writes results.json, results.md and report.html, prints the table."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
     from streamsplit.evaluation.grid import as_heard, plain, run_grid
+    from streamsplit.evaluation.learning_markdown import results_markdown
     from streamsplit.evaluation.learning_report import FIGURES, paired_rows, summarise, write_learning_report
     from streamsplit.evaluation.provenance import machine, revision_of_code
     from streamsplit.evaluation.speakers import speaker_groups, speaker_means
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     path = args.output_dir / "results.json"
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     report = write_learning_report(results, args.output_dir, theory)
+    (args.output_dir / "results.md").write_text(results_markdown(results) + "\n", encoding="utf-8")
     if args.json:
         shown = {name: results[name] for name in ("start", "summary", "speakers", "paired", "meta")}
         print_json(shown | {"report": str(report), "results": str(path)})

@@ -1,0 +1,47 @@
+"""The comparison's tables as Markdown."""
+
+from __future__ import annotations
+
+from streamsplit.evaluation.learning_markdown import results_markdown
+from streamsplit.evaluation.learning_report import paired_rows, summarise
+
+EFFORT = {
+    "heard": 100, "heard_s": 50.0, "windows": 10, "updates": 3, "server_windows": 0, "server_updates": 0, "cpu_s": 1.5,
+    "uplink_bytes": 1000, "downlink_bytes": 0, "sent": 24, "uplink_mb_per_h": 1.25, "downlink_mb_per_h": 0.0,
+    "share_sent": 0.24,
+}  # fmt: skip
+
+
+def cell(method: str, seed: int, probe: float) -> dict:
+    figures = dict.fromkeys(
+        ("precision_at_10", "precision_at_10_all", "silhouette", "effective_rank", "alignment", "uniformity"), 0.5
+    )
+    return {
+        "data": "sounds", "method": method, "seed": seed, "about": method, "effort": EFFORT, "notes": ["a note"],
+        "figures": {**figures, "probe": probe, "probe_standard_error": 0.04},
+    }  # fmt: skip
+
+
+def results(seeds: int) -> dict:
+    cells = [cell("streamsplit", seed, 0.8 + 0.02 * seed) for seed in range(seeds)]
+    cells += [cell("edge_only", seed, 0.7 + 0.01 * seed) for seed in range(seeds)]
+    return {
+        "settings": {"seeds": seeds}, "data": [{"name": "sounds", "held_out": "fold 4"}], "cells": cells,
+        "summary": summarise(cells), "paired": paired_rows(cells), "start": "default@1234",
+        "meta": {"command": "streamsplit evaluate", "cells_code": ["0.2 abc"], "cpu_s": 7200.0,
+                 "machine": {"processor": "a processor"}},
+    }  # fmt: skip
+
+
+def test_a_table_holds_means_with_half_intervals_and_paired_differences():
+    page = results_markdown(results(3))
+    assert "| streamsplit | 0.820 ± 0.050 | 0.500 ± 0.000 |" in page, "t(2) = 4.303, s = .02: half is .0497"
+    assert "| 3 | 1.2 | 24% |" in page
+    assert "| streamsplit | edge_only | 11.0 ± 2.5 |" in page
+    assert "2.0 CPU hours" in page and "default@1234" in page and "- streamsplit: a note" in page
+
+
+def test_one_seed_has_no_interval_and_no_test():
+    page = results_markdown(results(1))
+    assert "| streamsplit | 0.800 | 0.500 |" in page
+    assert "minus" not in page
