@@ -179,17 +179,6 @@ def test_pairs_are_two_windows_of_a_clip_and_stretches_do_not_overlap():
         assert (np.diff(rows[speech().recordings[rows] == recording]) >= 2).all()
 
 
-def test_the_nearest_clip_takes_its_share_of_the_positives():
-    run = Pretraining(small(), clips(), None, SMALL.replace(neighbour_share=0.4), seed=0)
-    z = torch.nn.functional.normalize(
-        torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1.0], [1.0, 0], [0.9, 0.1], [0, 1]]), dim=1
-    )
-    law = run._positives(z, 3)
-    torch.testing.assert_close(law.sum(1), torch.ones(6))
-    torch.testing.assert_close(law[0], torch.tensor([0, 0.2, 0, 0.6, 0.2, 0]))
-    torch.testing.assert_close(law[5], torch.tensor([0, 0.2, 0.6, 0, 0.2, 0]))
-
-
 def test_too_little_to_learn_from_is_refused_in_one_line():
     with pytest.raises(EncoderError, match="neither"):
         Pretraining(small(), None, None)

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", help="use these folds of the clips only, separated by commas")
     parser.add_argument("--speech", type=Path, help="speech of many speakers, any audio files in a folder")
     parser.add_argument("--config", type=Path, help="YAML of the training's settings")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: the settings', 800)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: the settings', 1500)")
     parser.add_argument("--width", type=float, default=0.75, help="channel multiplier of the encoder (default 0.75)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure", type=Path, help="data folder with esc10/ and fsdd/ to say on what it is worth")

@@ -47,7 +47,7 @@ class Recordings(NamedTuple):
 class PretrainingSettings(Settings):
     """How an encoder is learned from recordings."""
 
-    steps: int = setting(800, low=1, high=1_000_000)
+    steps: int = setting(1500, low=1, high=1_000_000)
     batch_windows: int = setting(64, low=8, high=4096)  # speech; of clips as many pairs
     speech_share: float = setting(0.6, low=0.0, high=1.0)  # of the steps, where there are both kinds
     speech_recordings: int = setting(4, low=1)  # that a batch of speech is drawn from
@@ -56,7 +56,6 @@ class PretrainingSettings(Settings):
     ridge: float = setting(0.3, low=1e-4, high=100.0)  # of that start, see encoders.projection
     temperature: float = setting(0.1, low=0.01, high=2.0)
     contrast_weight: float = setting(1.0, low=0.0)  # clips of one sound only
-    neighbour_share: float = setting(0.0, low=0.0, high=1.0)  # of the positives' weight, for the batch's nearest clip
     target_weight: float = setting(4.0, low=0.0)
     learning_rate: float = setting(5e-4, low=1e-7, high=1.0)  # Adam, of the convolutions; cosine decay to 0
     readout_rate: float = setting(15.0, low=0.0, high=1000.0)  # x learning_rate x RMS of the projections' weights
@@ -230,20 +229,9 @@ class Pretraining:
         own = torch.from_numpy(self.target(heard, kind.voices[rows]))
         other = own.roll(count, 0)
         logits = (z @ z.T / s.temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), -1e9)
-        contrast = functional.cross_entropy(logits, self._positives(z.detach(), count))
+        contrast = functional.cross_entropy(logits, (torch.arange(len(z)) + count) % len(z))
         target = 1.0 - ((z * own).sum(1).mean() + (z * other).sum(1).mean()) / 2
         return s.contrast_weight * contrast + s.target_weight * target, contrast.item(), target.item(), z
-
-    def _positives(self, z: Tensor, count: int) -> Tensor:
-        """Law [2 n, 2 n] of each row's positives: its clip's other window, then the nearest other clip's."""
-        law = torch.eye(count).repeat(2, 2) * (1 - torch.eye(2 * count))
-        share = self.settings.neighbour_share
-        if share and count > 2:
-            clip = functional.normalize(z[:count] + z[count:], dim=1)
-            nearest = (clip @ clip.T).fill_diagonal_(-2.0).argmax(1)
-            beside = functional.one_hot(nearest, count).to(z.dtype).repeat(2, 2)
-            law = (1 - share) * law + share * beside / 2
-        return law
 
     def _of_speech(self, kind: _Kind) -> tuple[Tensor, float, float, Tensor]:
         s = self.settings
