@@ -8,8 +8,7 @@ import os
 import signal
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,152 +16,45 @@ import torch
 from streamsplit.encoders.crossing import Crossing
 from streamsplit.errors import CheckpointError, EncoderError, StreamSplitError
 from streamsplit.learning.returned import ReturnedGradient, pack_gradient
-from streamsplit.refinement.buffer import BufferSettings
-from streamsplit.refinement.hybrid import HybridSettings
-from streamsplit.refinement.refiner import Published, Refiner, RefinerSettings
+from streamsplit.refinement.refiner import Published
 from streamsplit.refinement.split_step import SplitGradient
-from streamsplit.server.checkpoint import read_file, read_json, write_atomic, write_json
+from streamsplit.server.checkpoint import write_atomic, write_json
 from streamsplit.server.jobs import Sample
-from streamsplit.server.models import RevisionFiles, torch_device, weights_file
+from streamsplit.server.models import RevisionFiles, weights_file
+from streamsplit.server.refiner_messages import (
+    Centres,
+    Gradients,
+    Label,
+    Learn,
+    Merge,
+    NewRevision,
+    Progress,
+    Saved,
+    SaveNow,
+    Started,
+    Stop,
+    Stopped,
+    Trouble,
+)
+from streamsplit.server.refiner_start import (
+    CHECKPOINT,
+    CHECKPOINT_INFO,
+    CHECKPOINTS,
+    current_revision,
+    refiner_settings,
+    start_refiner,
+)
 from streamsplit.server.settings import ServerSettings
-from streamsplit.weights.pretrained import start_encoder
-from streamsplit.weights.revision import Weights, revision_prefix
+from streamsplit.weights.revision import revision_prefix
 from streamsplit.wire.media import Encoding
 
+__all__ = [
+    "Centres", "Gradients", "Label", "Learn", "Merge", "NewRevision", "Progress", "SaveNow", "Saved", "Started", "Stop",
+    "Stopped", "Trouble", "current_revision", "refiner_process", "refiner_settings", "run_refiner",
+]  # fmt: skip
+
 LOG = logging.getLogger(__name__)
-CHECKPOINT = "refiner.safetensors"
-CHECKPOINT_INFO = "refiner.json"
 PROTOTYPES_INTERVAL_S = 1.0  # least time between two reports of the prototypes
-
-
-# -- what the server sends ---------------------------------------------------------------------------------------
-
-
-class Learn(NamedTuple):
-    """Windows to learn from."""
-
-    samples: list[Sample]
-
-
-class Merge(NamedTuple):
-    """What a device learned, relative to revision `base`."""
-
-    device: str
-    base: str
-    difference: Weights
-    samples: int
-
-
-class Label(NamedTuple):
-    """A name that somebody gave to windows (device, window, Unix ms of arrival), for those still collected."""
-
-    label: str
-    windows: list[tuple[str, int, int]]
-
-
-class SaveNow(NamedTuple):
-    """Write a checkpoint now."""
-
-
-class Stop(NamedTuple):
-    """Write a last checkpoint and end."""
-
-
-# -- what comes back ---------------------------------------------------------------------------------------------
-
-
-class Started(NamedTuple):
-    """The loop runs; this revision is current."""
-
-    revision: str
-    space: int
-    resumed: bool
-    steps: int
-
-
-class Progress(NamedTuple):
-    """One optimiser step, or why none was made."""
-
-    step: int
-    loss: float
-    task: float
-    wasserstein: float
-    laplacian: float
-    effective_rank: float
-    samples: int
-    devices: int
-    skipped: str
-    step_ms: float
-    collected: int
-
-
-class NewRevision(NamedTuple):
-    """A revision whose files are written; `mixture` describes a new space, where there is one.
-
-    `alignment` maps a device to its mean distance from the others (sliced Wasserstein of kernel densities).
-    """
-
-    revision: str
-    base: str
-    space: int
-    breaks_space: bool
-    effective_rank: float
-    merged_devices: int
-    steps: int
-    mixture: dict[str, np.ndarray] | None
-    alignment: dict[str, float]
-
-
-class Centres(NamedTuple):
-    """The k-means prototypes [k, d] float32 of one embedding space, as they are now."""
-
-    space: int
-    centres: np.ndarray
-
-
-class Gradients(NamedTuple):
-    """What one step gave for windows that asked: (device, GRAD_BACK payload); and how many since get none."""
-
-    returned: list[tuple[str, bytes]]
-    unanswered: int
-
-
-class Trouble(NamedTuple):
-    """Something failed and the loop goes on; `kind` is an event's kind."""
-
-    kind: str
-    detail: str
-
-
-class Saved(NamedTuple):
-    """A checkpoint was written."""
-
-    bytes: int
-    took_ms: float
-
-
-class Stopped(NamedTuple):
-    """The loop has ended."""
-
-
-def refiner_settings(settings: ServerSettings) -> RefinerSettings:
-    """The refinement room's settings from the server's sections."""
-    training, loss, audio = settings.training, settings.loss, settings.audio
-    frames = max(2, round(settings.aggregation.temporal_window * 100 / audio.stride_frames))
-    return RefinerSettings(
-        learning_rate=training.learning_rate,
-        batch_windows=training.batch_size,
-        min_devices=settings.aggregation.min_devices_per_update,
-        warm_start_windows=training.warm_start_windows,
-        loss=HybridSettings(
-            version=loss.version,
-            wasserstein_weight=loss.sliced_wasserstein.weight,
-            projections=loss.sliced_wasserstein.num_projections,
-            laplacian_weight=loss.laplacian.weight,
-            neighbours=loss.laplacian.k_neighbors,
-        ),
-        buffer=BufferSettings(frames=frames),
-    )
 
 
 def refiner_process(connection: Connection, settings: ServerSettings) -> None:
@@ -192,13 +84,9 @@ class _Loop:
     def __init__(self, connection: Connection, settings: ServerSettings) -> None:
         self._connection = connection
         self._training = settings.training
-        self._folder = settings.data_path / "checkpoints"
+        self._folder = settings.data_path / CHECKPOINTS
         self._files = RevisionFiles(settings.data_path / "revisions")
-        encoder = start_encoder(settings.encoder).to(torch_device(settings.device))
-        self._refiner = Refiner(encoder, refiner_settings(settings), settings.training.seed)
-        self._resumed = self._restore()
-        if settings.encoder.pretrained and not self._resumed:
-            _begin_fitted(self._refiner, settings.encoder.first_space)
+        self._refiner, self._resumed = start_refiner(settings, self._files)
         self._unpublished: Published | None = None
         now = time.monotonic()
         self._step_due = now
@@ -415,26 +303,8 @@ class _Loop:
         self._dirty = False
         self._send(Saved(len(data), 1000 * (time.monotonic() - started)))
 
-    def _restore(self) -> bool:
-        path = self._folder / CHECKPOINT
-        if not path.exists():
-            return False
-        self._refiner.restore(read_file(path))
-        if self._refiner.revision not in self._files:
-            raise CheckpointError(
-                f"{path}: names revision {self._refiner.revision[:12]}, whose files are not in {self._files.folder}; "
-                "restore them or use another server.data_dir"
-            )
-        return True
-
     def _send(self, message: Any) -> None:
         self._connection.send(message)
-
-
-def _begin_fitted(refiner: Refiner, space: int) -> None:
-    """Has a refiner begin with a projection that is fitted already: published weights keep their space."""
-    refiner.warm_started, refiner.space = True, space
-    refiner.lineage.add(refiner.lineage.latest._replace(space=space))
 
 
 def _distances(published: Published) -> dict[str, float]:
@@ -442,9 +312,3 @@ def _distances(published: Published) -> dict[str, float]:
     if found is None:
         return {}
     return dict(zip(found.devices, found.mean_distance.tolist(), strict=True))
-
-
-def current_revision(folder: Path) -> tuple[str, int] | None:
-    """Revision and space that the last checkpoint names; None before the first."""
-    values = read_json(folder / "checkpoints" / CHECKPOINT_INFO)
-    return None if values is None else (str(values["revision"]), int(values["space"]))
