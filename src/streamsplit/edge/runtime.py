@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from streamsplit import __version__
@@ -39,13 +38,14 @@ from streamsplit.edge.policies import DevicePolicy
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.snapshot import load_snapshot, save_snapshot
+from streamsplit.edge.status import StatusView
 from streamsplit.edge.tables import device_table
+from streamsplit.edge.upload import LearningUpload
 from streamsplit.errors import CheckpointError
 from streamsplit.splitting.decision_log import DecisionLog
 from streamsplit.splitting.link import LinkEstimator
 from streamsplit.splitting.table import CutTable
 from streamsplit.splitting.transmission import UncertaintyGate
-from streamsplit.wire.messages import Stats
 
 log = logging.getLogger(__name__)
 _LINK_S = 0.1
@@ -115,8 +115,12 @@ class EdgeRuntime:
         self._inbox: queues.SimpleQueue[Callable[[], Any]] = queues.SimpleQueue()
         self.client: EdgeClient | None = None
         self._downlink: Downlink | None = None
-        self._uploaded_steps = 0
-        self._uploaded_s = time.monotonic()
+        self._upload: LearningUpload | None = None
+        self._view = StatusView(
+            settings.device.id, self.model, self.queue, self.inlet, self.monitor, self.policies, self.counters,
+            client=lambda: self.client, link=lambda: self._link_estimate, ended=self._done.is_set,
+            elapsed_s=lambda: time.monotonic() - self._started_s,
+        )  # fmt: skip
         self.listener = Listener(
             settings, self.inlet, self.pipeline, self.queue, self.counters, self.learning, self.decisions,
             paced=self.paced, surroundings=self._surroundings, state=lambda: self.monitor.state, wake=self._wake,
@@ -136,7 +140,7 @@ class EdgeRuntime:
         Raises ConnectionRefused when the server turns the device away for good, and AudioError when the source fails;
         windows that were accepted stay in the queue either way.
         """
-        self._started_s = self._uploaded_s = time.monotonic()
+        self._started_s = time.monotonic()
         tasks: dict[str, asyncio.Task[Any]] = {}
         pool = ThreadPoolExecutor(3, thread_name_prefix="edge")
         failure: BaseException | None = None
@@ -175,7 +179,7 @@ class EdgeRuntime:
             await asyncio.to_thread(self.inlet.join, 2.0)
             self.learning.save()
             self._save_gate()
-            summary = self._summary()
+            summary = self._view.summary()
             self.queue.close()
             if self._journal is not None:
                 self._journal.close()
@@ -189,25 +193,7 @@ class EdgeRuntime:
 
     def status(self) -> EdgeStatus:
         """One look at the device; safe from any thread."""
-        counters, state, link = self.counters, self.monitor.state, self._link_estimate
-        client = self.client
-        connection = "off" if client is None else "open" if client.is_open else "connecting"
-        return EdgeStatus(
-            device_id=self.settings.device.id, connection="ended" if self._done.is_set() else connection,
-            elapsed_s=time.monotonic() - self._started_s, windows_seen=counters.windows_seen,
-            windows_sent=counters.windows_sent, windows_skipped=counters.windows_skipped,
-            windows_dropped=counters.windows_dropped, windows_rejected=counters.windows_rejected,
-            results=counters.results, queue_windows=self.queue.pending, queue_bytes=self.queue.pending_bytes,
-            cut=counters.cut, resolution=int(state.resolution), cpu=state.readings.cpu,
-            bandwidth_bps=link.bandwidth_bps, rtt_ms=link.rtt_ms, edge_ms=counters.edge_ms,
-            latency_ms=counters.latency_ms, uncertainty=counters.uncertainty, loss=counters.loss,
-            effective_rank=counters.effective_rank, learner_steps=counters.learner_steps,
-            uplink_bytes=client.bytes.up if client else 0, downlink_bytes=client.bytes.down if client else 0,
-            energy_mj=counters.energy_mj, revision=self.model.revision, dropped_audio_ms=self.inlet.dropped_ms,
-            problem=counters.last_problem, policy=self.policies.name, decisions=counters.decisions,
-            cut_changes=counters.cut_changes, fallbacks=self.policies.fallbacks, regret=counters.regret,
-            gradients_asked=counters.gradients_asked, gradients_applied=counters.gradients_applied,
-        )  # fmt: skip
+        return self._view.status()
 
     def note(self, kind: str, **values: Any) -> None:
         """Writes a row into the journal, where there is one; safe from any thread."""
@@ -251,6 +237,12 @@ class EdgeRuntime:
             gradients=(lambda: self.gradients.granted) if self.gradients.offers else None,
         )  # fmt: skip
         self._downlink.client = self.client
+        if self.settings.sync.upload_local and isinstance(self.model, EncoderModel):
+            self._upload = LearningUpload(
+                self.settings.sync, self.model, self.client, self._downlink, status=self.status,
+                battery=lambda: self.monitor.state.readings.battery, hand_over=self._inbox.put, note=self.note,
+                since_s=self._started_s,
+            )  # fmt: skip
 
     async def _until_heard(
         self, worker: asyncio.Future[None], tasks: dict[str, asyncio.Task[Any]], duration_s: float | None
@@ -289,7 +281,7 @@ class EdgeRuntime:
             client.result()
             return
         if self.client.is_open:
-            self.client.send(self._stats())
+            self.client.send(self._view.stats())
             await self.client.finish("done")
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(client), 2.0)
@@ -299,46 +291,15 @@ class EdgeRuntime:
         while True:
             await asyncio.sleep(self.settings.monitor.report_s)
             if self.client is not None and self._downlink is not None and self.client.is_open:
-                self.client.send(self._stats())
+                self.client.send(self._view.stats())
                 self._downlink.fetch_announced()
-                self._offer_learning()
+                if self._upload is not None:
+                    self._upload.offer_if_due()
 
     async def _watch_link(self) -> None:
         while True:
             self._link_estimate = self.link.estimate(_now_ms())
             await asyncio.sleep(_LINK_S)
-
-    def _stats(self) -> Stats:
-        status, state = self.status(), self.monitor.state
-        return Stats(
-            cpu=_share(state.readings.cpu), memory=_share(state.readings.memory),
-            battery=_share(state.readings.battery), thermal=_share(state.readings.thermal),
-            bandwidth_bps=_known(status.bandwidth_bps), rtt_ms=_known(status.rtt_ms),
-            queue_windows=status.queue_windows, queue_bytes=status.queue_bytes, windows_seen=status.windows_seen,
-            windows_sent=status.windows_sent, windows_skipped=status.windows_skipped,
-            windows_dropped=status.windows_dropped, uplink_bytes=status.uplink_bytes,
-            downlink_bytes=status.downlink_bytes, latency_ms=_known(status.latency_ms), cut=status.cut,
-            resolution=status.resolution, uncertainty=status.uncertainty, loss=status.loss,
-            effective_rank=status.effective_rank, learner_steps=status.learner_steps, energy_mj=status.energy_mj,
-            revision=status.revision, policy=status.policy, cut_changes=status.cut_changes,
-            fallbacks=status.fallbacks, regret=status.regret,
-        )  # fmt: skip
-
-    def _offer_learning(self) -> None:
-        """Ships the local difference up when there is enough of it and the link and the battery are good."""
-        sync, downlink = self.settings.sync, self._downlink
-        if downlink is None or not sync.upload_local or not isinstance(self.model, EncoderModel):
-            return
-        status = self.status()
-        fresh = status.learner_steps - self._uploaded_steps
-        good = status.bandwidth_bps >= sync.upload_min_bps  # False for nan
-        charged = self.monitor.state.readings.battery >= sync.upload_min_battery
-        due = time.monotonic() - self._uploaded_s >= sync.upload_interval_s
-        busy = downlink.upload.under_way or downlink.download.under_way
-        if fresh < sync.upload_min_steps or not (good and charged and due) or busy:
-            return
-        self._uploaded_steps, self._uploaded_s = status.learner_steps, time.monotonic()
-        self._inbox.put(partial(self._pack_learning, asyncio.get_running_loop(), downlink, self.model, fresh))
 
     # -- worker thread -------------------------------------------------------------------------------------------
 
@@ -353,21 +314,6 @@ class EdgeRuntime:
             else:
                 self.listener.step(timeout_s=0.05)
 
-    def _pack_learning(
-        self, loop: asyncio.AbstractEventLoop, downlink: Downlink, model: EncoderModel, steps: int
-    ) -> None:
-        packed = model.local_learning()
-        if packed is None:
-            return
-        delta, revision, base, samples = packed
-        self.note("upload", bytes=len(delta.payload), steps=steps, base=base)
-
-        def announce() -> None:
-            if self.client is not None and base == downlink.download.have:
-                self.client.send(downlink.upload.offer(delta, revision, base, samples))
-
-        loop.call_soon_threadsafe(announce)
-
     def _surroundings(self) -> Surroundings:
         up = self.client is not None and self.client.is_open
         return Surroundings(self.monitor.state.readings, self._link_estimate, up, self.queue.pending_bytes)
@@ -380,13 +326,6 @@ class EdgeRuntime:
         if self.client is not None:
             self.client.wake()
 
-    def _summary(self) -> RunSummary:
-        up, down = self.client.bytes.packet_bytes if self.client is not None else (0, 0)
-        return RunSummary(
-            self.status(), dict(self.counters.cuts), self.queue.next_sequence - 1, self.queue.epoch, self.queue.pending,
-            up, down,
-        )  # fmt: skip
-
 
 def make_device(settings: EdgeSettings, *, fast_forward: bool) -> Emulator | RealDevice:
     """The device that `settings` describe: this machine as it is, or as slow as the one named."""
@@ -398,11 +337,3 @@ def make_device(settings: EdgeSettings, *, fast_forward: bool) -> Emulator | Rea
 
 def _now_ms() -> float:
     return time.monotonic() * 1000
-
-
-def _share(value: float) -> float:
-    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
-
-
-def _known(value: float) -> float:
-    return value if math.isfinite(value) and value >= 0 else 0.0
