@@ -263,6 +263,21 @@ def test_one_device_alone_learns_after_a_longer_wait():
     assert two.ready()
 
 
+def test_the_same_windows_are_learned_from_so_often_and_then_more_are_waited_for():
+    r = refiner(most_passes=2.0, min_devices=1)
+    feed(r, count=24)  # 48 windows may be drawn: three steps of 16
+    steps = 0
+    while r.ready():
+        r.step()
+        steps += 1
+    assert steps == 3
+    again = refiner(most_passes=2.0, min_devices=1)
+    again.restore(r.snapshot())
+    assert not again.ready(), "a restart does not start counting anew"
+    feed(r, count=8, start=24)
+    assert r.ready()
+
+
 def test_learning_waits_for_the_warm_start_but_not_for_ever():
     r = refiner(warm=1000, warm_start_patience=30)
     feed(r, "a", 29)
@@ -441,7 +456,7 @@ def flip_a_weight(data):
         lambda good: b"\x10" + b"\0" * 40,
         lambda good: b"",
         flip_a_weight,
-        lambda good: good.replace(b"streamsplit-refiner-2", b"streamsplit-refiner-9"),
+        lambda good: good.replace(b"streamsplit-refiner-3", b"streamsplit-refiner-9"),
         lambda good: Refiner(make_encoder(EncoderSettings(width=0.5, embedding_dim=32))).snapshot(),
     ],
     ids=["half", "garbage", "empty", "one bit", "other format", "other encoder"],

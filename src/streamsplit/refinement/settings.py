@@ -17,6 +17,7 @@ class RefinerSettings(Settings):
     learning_rate: float = setting(5e-4, low=1e-7, high=1.0)
     batch_windows: int = setting(64, low=4, high=4096)  # windows per optimiser step, two per pair
     min_windows: int = setting(16, low=4)  # collected before the first step
+    most_passes: float = setting(40.0, low=1.0)  # windows drawn for each that came in; then learning waits for more
     min_devices: int = setting(2, low=1)  # waited for at first; one device alone learns after twice `min_windows`
     temperature: float = setting(0.2, low=1e-3, high=10.0)
     contrast_weight: float = setting(1.0, low=0.0)

@@ -17,7 +17,7 @@ from streamsplit.weights.revision import encoder_weights, load_weights, revision
 if TYPE_CHECKING:
     from streamsplit.refinement.refiner import Refiner
 
-FORMAT = "streamsplit-refiner-2"
+FORMAT = "streamsplit-refiner-3"
 _COUNTERS = (
     "space",
     "warm_started",
@@ -26,6 +26,8 @@ _COUNTERS = (
     "steps_since_publish",
     "samples_since_publish",
     "bad_batches",
+    "windows_taken",
+    "windows_drawn",
 )
 
 

@@ -38,6 +38,7 @@ def refiner_settings(settings: ServerSettings) -> RefinerSettings:
     return RefinerSettings(
         learning_rate=training.learning_rate,
         batch_windows=training.batch_size,
+        most_passes=training.most_passes,
         min_devices=settings.aggregation.min_devices_per_update,
         warm_start_windows=training.warm_start_windows,
         loss=HybridSettings(

@@ -75,6 +75,7 @@ class TrainingSettings(Settings):
     enabled: bool = setting(True)
     learning_rate: float = setting(5e-4, low=0.0)
     batch_size: int = setting(64, low=4, high=4096)  # windows per optimiser step; the paper's 256 suits a GPU
+    most_passes: float = setting(40.0, low=1.0)  # over what came in; then learning waits for more
     warm_start_windows: int = setting(256, low=0)  # windows collected before the first fit of the projection
     step_interval_s: float = setting(1.0, low=0.0)  # least time between two optimiser steps
     publish_steps: int = setting(20, low=1)  # optimiser steps from one published revision to the next
