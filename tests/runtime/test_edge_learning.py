@@ -109,7 +109,7 @@ def test_a_device_alone_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> N
 def test_learning_runs_beside_listening_in_real_time(tmp_path: Path) -> None:
     async def go() -> None:
         async with TinyServer().running() as server:
-            device, running = run(settings(tmp_path, server.url), "synthetic", speed=10.0, duration_s=30.0)
+            device, running = run(settings(tmp_path, server.url), "synthetic", speed=4.0, duration_s=30.0)
             task = asyncio.ensure_future(running)
             await until(lambda: device.counters.learner_steps >= 2, task)
             device.stop()
