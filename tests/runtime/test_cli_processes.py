@@ -49,7 +49,10 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 def end(child: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[int, str, str]:
     child.send_signal(number)
-    out, errors = child.communicate(timeout=60)
+    try:
+        out, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()  # one that did not heed the signal would go on measuring beside all later tests
     return child.returncode, out, errors
 
 
