@@ -36,6 +36,7 @@ from streamsplit.evaluation.data.stream import Stream, StreamSettings
 from streamsplit.evaluation.datasets import data_folder
 from streamsplit.evaluation.judge import judge
 from streamsplit.learning import snapshot
+from streamsplit.learning.heap import trim_heap
 from streamsplit.learning.learner import EdgeLearner
 from streamsplit.splitting.device import device_profile
 from streamsplit.weights.revision import Weights, encoder_weights, load_weights
@@ -98,6 +99,7 @@ class Run:
         with torch.no_grad():
             for _ in range(50):  # the allocator's pools, as a device that only infers has them
                 frozen(window)
+        trim_heap()  # the learner gives freed pages back too: those of loading the sound are not its gain
         self.frozen_rss = self._process.memory_info().rss
         self.frozen_bytes = sum(array.nbytes for array in encoder_weights(frozen).values())
         self.learner = EdgeLearner(frozen, seed=seed)
@@ -218,7 +220,7 @@ def line(hour: dict[str, Any]) -> str:
         f"{cells['rank_min']:5.1f}), about origin {cells['rank_about_origin_mean']:5.1f} (least "
         f"{cells['rank_about_origin_min']:5.1f}; sound {cells['heard_rank_about_origin_mean']:5.1f}), "
         f"loss {cells['loss_mean']:.3f}, {cells['steps']} steps, {cells['learned_windows_per_cpu_s']:.0f} windows/s, "
-        f"inference {cells['inference_ms']:.1f} ms, RSS +{cells['rss_above_frozen_mb']:.1f} MB, state "
+        f"inference {cells['inference_ms']:.1f} ms, RSS {cells['rss_above_frozen_mb']:+.1f} MB, state "
         f"+{cells['state_above_frozen_mb']:.1f} MB{', COLLAPSE' if cells['collapsed'] else ''}"
     )
 

@@ -7,10 +7,10 @@ import numpy as np
 from streamsplit.errors import EncoderError
 
 STATISTIC_BANDS = 64
-SEGMENTS = 6
+SEGMENTS = 6  # of a window's course in time; see `course`
 COURSE_BANDS = 32
 FIXED_WEIGHTS = (2.0, 1.5)  # norms of the five statistics and of the course in `fixed_vector`
-_QUIETEST = 1e-3  # nepers; the level given to a window's quietest frame
+QUIETEST = 1e-3  # level of a window's quietest frame, in nepers: a silent window is divided evenly
 _SMALLEST = 1e-5  # keeps flat windows from dividing by zero
 
 
@@ -45,7 +45,7 @@ def course(features: np.ndarray) -> np.ndarray:
         raise EncoderError(f"got {x.shape[-2]} bands, expected a multiple of {COURSE_BANDS}")
     top = x.max(-2, keepdims=True)
     level = 0.5 * (np.log(np.exp(x - top).sum(-2)) + top[..., 0, :])  # [.., t]
-    level = level - level.min(-1, keepdims=True) + _QUIETEST
+    level = level - level.min(-1, keepdims=True) + QUIETEST
     place = (np.cumsum(level, -1) - 0.5 * level) / level.sum(-1, keepdims=True)
     middle = (np.arange(SEGMENTS) + 0.5) / SEGMENTS
     near = np.maximum(0.0, 1.0 - np.abs(place[..., None, :] - middle[:, None]) * SEGMENTS)

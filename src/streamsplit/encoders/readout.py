@@ -6,8 +6,7 @@ that sum of the readouts already passed. (Not in the papers: global average pool
 points of probe accuracy on environmental sound.)
 
 Statistics over time do not know what came first. The input's readout therefore also holds the window's course: its
-mean spectrum in SEGMENTS soft segments of equal sound, wherever in the window they lie. That is worth 17 points on
-spoken digits of unheard speakers (docs/design.md).
+mean spectrum in SEGMENTS soft segments of equal sound, wherever in the window they lie (docs/design.md).
 """
 
 from __future__ import annotations
@@ -20,13 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamsplit.audio.logmel import LOGMEL_STD
+from streamsplit.encoders.fixed import COURSE_BANDS, QUIETEST, SEGMENTS
 
 INPUT_WEIGHT = 2.0  # of the input's statistics against the deepest map's, before learning (measured, as the next two)
 COURSE_WEIGHT = 1.2  # of the window's course
 MAP_WEIGHT = 0.7  # of each map's statistics
-SEGMENTS = 6
-COURSE_BANDS = 32
-QUIETEST = 1e-3  # level of a window's quietest frame, in nepers: a silent window is divided evenly
 STATISTIC_EPS = 1e-5  # added to variances under the root, keeps gradients finite on constant rows
 
 

@@ -220,7 +220,7 @@ def synthetic_corpus(scenes: int = 120, stream_s: float = 600.0, seed: int = 0) 
         label = soundscape.label_at(10.0 * number, 10.0 * (number + 1)) or LABELS[0]
         pieces.append((audio, label, f"stream{number}"))
     train, test = (_scenes(seed + base, scenes) for base in (100_001, 200_002))
-    return Corpus("synthetic", _part(pieces), train, test, f"{scenes} scenes of {SCENE_S:g} s from other seeds")
+    return Corpus("synthetic", pieces_part(pieces), train, test, f"{scenes} scenes of {SCENE_S:g} s from other seeds")
 
 
 def piece_vectors(vectors: np.ndarray, part: Part) -> np.ndarray:
@@ -234,7 +234,7 @@ def piece_vectors(vectors: np.ndarray, part: Part) -> np.ndarray:
 def _scenes(seed: int, scenes: int) -> Part:
     rng = np.random.default_rng(seed)
     names = [LABELS[row % len(LABELS)] for row in range(scenes)]
-    return _part([(render_scene(name, SCENE_S, rng), name, f"{seed}-{row}") for row, name in enumerate(names)])
+    return pieces_part([(render_scene(name, SCENE_S, rng), name, f"{seed}-{row}") for row, name in enumerate(names)])
 
 
 def _left_out_note(counts: Mapping[str, int], of_what: str) -> tuple[str, ...]:
@@ -245,17 +245,17 @@ def _left_out_note(counts: Mapping[str, int], of_what: str) -> tuple[str, ...]:
 
 
 def _clips_part(clips: Sequence[Clip]) -> Part:
-    return _part([(read_clip(clip), clip.label, clip.source) for clip in clips])
+    return pieces_part([(read_clip(clip), clip.label, clip.source) for clip in clips])
 
 
 def _short_parts(clips: Sequence[Clip]) -> tuple[Part, Part]:
     """What is learned from clips that are shorter than a window, and what the probe is trained on."""
     sounds = [(read_clip(clip), clip.label, clip.source) for clip in clips]
     twice = [(_heard_twice(audio), label, source) for audio, label, source in sounds]
-    return _part(twice, SHORT_STRIDE_FRAMES), _part(sounds)
+    return pieces_part(twice, SHORT_STRIDE_FRAMES), pieces_part(sounds)
 
 
-def _part(pieces: Sequence[tuple[np.ndarray, str, str]], stride_frames: int = STRIDE_FRAMES) -> Part:
+def pieces_part(pieces: Sequence[tuple[np.ndarray, str, str]], stride_frames: int = STRIDE_FRAMES) -> Part:
     """Cuts each piece; what is learned from are the samples as 16-bit audio has them."""
     windows: list[np.ndarray] = []
     owners: list[int] = []

@@ -9,17 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamsplit.audio.files import AUDIO_SUFFIXES
-from streamsplit.audio.windows import cut_windows
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.errors import AudioError, ConfigError
 from streamsplit.evaluation.baselines.base import embedder
-from streamsplit.evaluation.corpus import STRIDE_FRAMES, WINDOW_FRAMES, Corpus, digits_corpus, esc10_corpus, usable
+from streamsplit.evaluation.corpus import Corpus, digits_corpus, esc10_corpus, pieces_part, usable
 from streamsplit.evaluation.data.manifest import read_clip
 from streamsplit.evaluation.datasets import Clip, load_labelled_folder
 from streamsplit.evaluation.judge import judge
 from streamsplit.refinement.pretraining import Recordings
-
-_HOP_S = 0.01
 
 
 class Heard(NamedTuple):
@@ -90,14 +87,8 @@ def _speaker(path: Path, flat: bool) -> str:
 
 
 def _heard(named: Sequence[tuple[np.ndarray, str]], about: str, notes: tuple[str, ...]) -> Heard:
-    windows, recordings, voices = [], [], []
-    numbers = {name: number for number, name in enumerate(sorted({name for _, name in named}))}
-    seconds = 0.0
-    for recording, (audio, name) in enumerate(named):
-        cut = cut_windows(audio, None, WINDOW_FRAMES, STRIDE_FRAMES)
-        windows += [window.features.astype(np.float16) for window in cut]
-        recordings += [recording] * len(cut)
-        voices += [numbers[name]] * len(cut)
-        seconds += (WINDOW_FRAMES + STRIDE_FRAMES * (len(cut) - 1)) * _HOP_S
-    part = Recordings(np.stack(windows), np.array(recordings), np.array(voices))
-    return Heard(part, seconds / 3600, about, notes)
+    """Recordings as windows, from each one's samples and whose voice it is."""
+    part = pieces_part([(audio, name, "") for audio, name in named])
+    _, voices = np.unique([name for _, name in named], return_inverse=True)
+    recordings = Recordings(part.windows, part.owners, voices[part.owners])
+    return Heard(recordings, float(part.seconds.sum()) / 3600, about, notes)

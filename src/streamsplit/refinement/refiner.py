@@ -169,7 +169,7 @@ class Refiner:
         """Whether `step` has enough to learn from; with fewer than `min_devices` it waits for twice the windows.
 
         After `most_passes` over everything that came in it waits for more: going on over the same windows undoes what
-        was known (ESC-10, one seed: 232 passes took five points of the published encoder's probe, 35 none).
+        was known (docs/design.md).
         """
         if self.windows_drawn + self.settings.batch_windows > self.settings.most_passes * self.windows_taken:
             return False
