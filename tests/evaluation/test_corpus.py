@@ -60,7 +60,7 @@ def test_a_stream_goes_on_in_another_order_and_marks_where_pieces_begin(corpus: 
 def labelled(pieces: int, classes: int = 6) -> Part:
     """Short pieces of noise in as many classes."""
     rng = np.random.default_rng(3)
-    return corpora._part(
+    return corpora.pieces_part(
         [(rng.normal(0, 0.1, 1600).astype(np.float32), f"c{n % classes}", f"s{n}") for n in range(pieces)]
     )
 
@@ -163,7 +163,7 @@ def test_the_fingerprint_tells_corpora_apart(corpus: Corpus) -> None:
 
 def test_a_short_clip_is_heard_twice_and_all_of_it_both_times() -> None:
     audio = np.random.default_rng(1).normal(0, 0.1, 6400).astype(np.float32)  # 0.4 s
-    part = corpora._part([(corpora._heard_twice(audio), "a", "a")], corpora.SHORT_STRIDE_FRAMES)
+    part = corpora.pieces_part([(corpora._heard_twice(audio), "a", "a")], corpora.SHORT_STRIDE_FRAMES)
     assert len(part.windows) == 2 and part.places.tolist() == [0, 1]
     silent, loud = part.windows[0, :, :15].max(), part.windows[:, :, 25:35].min()
     assert silent < -13.0 < loud
