@@ -256,7 +256,7 @@ def _short_parts(clips: Sequence[Clip]) -> tuple[Part, Part]:
 
 
 def pieces_part(pieces: Sequence[tuple[np.ndarray, str, str]], stride_frames: int = STRIDE_FRAMES) -> Part:
-    """Cuts each piece; what is learned from are the samples as 16-bit audio has them."""
+    """Windows of (samples [n] at 16 kHz, label, source) each; what is learned from are the samples as 16-bit audio."""
     windows: list[np.ndarray] = []
     owners: list[int] = []
     places: list[int] = []
