@@ -110,8 +110,7 @@ def make_optimiser(encoder: SplitEncoder, predictor: Iterable[Tensor], settings:
     others: list[Tensor] = [*(project.bias for project in projections), *predictor]
     encoder.blocks.requires_grad_(False)
     if settings.trained == "all":
-        learning = encoder.blocks[settings.frozen_blocks :].requires_grad_(True)
-        others += learning.parameters()
+        others += encoder.blocks.requires_grad_(True).parameters()
     squares = sum(float(p.detach().square().sum()) for p in readouts)
     size = (squares / sum(p.numel() for p in readouts)) ** 0.5
     rates = ((readouts, settings.readout_rate * size), (others, settings.learning_rate))

@@ -13,26 +13,28 @@ def k_means(points: Array, count: int, rng: np.random.Generator) -> NDArray[np.i
     """The cluster [n] of each point [n, d] among `count`, after a k-means++ start and a few rounds."""
     centres = _spread_centres(points, count, rng)
     for _ in range(_ROUNDS):
-        owner = _squared_distances(points, centres).argmin(1)
+        owner = squared_distances(points, centres).argmin(1)
         for c in range(count):
             if (owner == c).any():
                 centres[c] = points[owner == c].mean(0)
-    nearest: NDArray[np.intp] = _squared_distances(points, centres).argmin(1)
+    nearest: NDArray[np.intp] = squared_distances(points, centres).argmin(1)
     return nearest
 
 
-def _squared_distances(a: Array, b: Array) -> Array:
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances [n, m] of a [n, d] to b [m, d]."""
     cross = a @ b.T
-    return np.maximum((a * a).sum(1)[:, None] - 2.0 * cross + (b * b).sum(1)[None], 0.0)
+    distances: np.ndarray = np.maximum((a * a).sum(1)[:, None] - 2.0 * cross + (b * b).sum(1)[None], 0.0)
+    return distances
 
 
 def _spread_centres(points: Array, count: int, rng: np.random.Generator) -> Array:
     """k-means++: centres far apart, each drawn with probability ~ squared distance to those chosen."""
     chosen = [int(rng.integers(len(points)))]
-    nearest = _squared_distances(points, points[chosen])[:, 0].astype(np.float64)
+    nearest = squared_distances(points, points[chosen])[:, 0].astype(np.float64)
     while len(chosen) < count:
         total = nearest.sum()
         pick = int(rng.choice(len(points), p=nearest / total)) if total > 0 else int(rng.integers(len(points)))
         chosen.append(pick)
-        nearest = np.minimum(nearest, _squared_distances(points, points[pick : pick + 1])[:, 0])
+        nearest = np.minimum(nearest, squared_distances(points, points[pick : pick + 1])[:, 0])
     return points[chosen].copy()

@@ -43,7 +43,6 @@ class LearnerSettings(Settings):
     negative_gap: int = setting(16, low=1, high=100_000)  # windows closer than this are no negatives of each other
     # optimiser
     trained: str = setting("all", choices=("all", "readouts"))
-    frozen_blocks: int = setting(0, low=0, high=100)  # the lowest blocks, which do not learn; their readouts do
     learning_rate: float = setting(5e-4, low=1e-7, high=1.0)  # Adam, of the convolutions and the predictor
     readout_rate: float = setting(
         0.015, low=0.0, high=1.0

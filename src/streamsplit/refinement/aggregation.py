@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from streamsplit.errors import EncoderError
-from streamsplit.refinement.kmeans import squared_distances
+from streamsplit.learning.seeding import squared_distances
 from streamsplit.refinement.wasserstein import random_directions, wasserstein_1d
 
 KERNEL_POINTS = 16  # quantiles of one kernel

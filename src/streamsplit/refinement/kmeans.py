@@ -6,11 +6,7 @@ import math
 
 import numpy as np
 
-
-def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances of x [n, d] to y [m, d] -> [n, m]."""
-    squared = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None, :] - 2 * x @ y.T
-    return np.maximum(squared, 0.0)
+from streamsplit.learning.seeding import squared_distances
 
 
 def spread_centres(x: np.ndarray, weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from streamsplit.errors import EncoderError
-from streamsplit.refinement.kmeans import squared_distances, weighted_k_means
+from streamsplit.learning.seeding import squared_distances
+from streamsplit.refinement.kmeans import weighted_k_means
 
 
 class Nearest(NamedTuple):
