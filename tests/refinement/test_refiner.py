@@ -9,8 +9,8 @@ from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import CheckpointError, EncoderError, RevisionError
 from streamsplit.learning.rank import effective_rank
 from streamsplit.refinement.batch import embed_features, embed_windows, stored_crossing, stored_features
-from streamsplit.refinement.hybrid import pair_info_nce
 from streamsplit.refinement.refiner import Refiner, RefinerSettings
+from streamsplit.refinement.task import pair_info_nce
 from streamsplit.weights.delta import apply_delta, unpack_full
 from streamsplit.weights.revision import encoder_weights, revision_of, revision_prefix
 

@@ -8,7 +8,7 @@ from streamsplit.encoders.crossing import Crossing
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import RevisionError
 from streamsplit.refinement.batch import embed_windows, stored_crossing, stored_features
-from streamsplit.refinement.hybrid import HybridSettings, pair_info_nce
+from streamsplit.refinement.hybrid import HybridSettings
 from streamsplit.refinement.refiner import Refiner, RefinerSettings
 from streamsplit.refinement.reservoir import Reservoir
 from streamsplit.refinement.split_step import (
@@ -18,6 +18,7 @@ from streamsplit.refinement.split_step import (
     embed_with_leaves,
     split_gradients,
 )
+from streamsplit.refinement.task import pair_info_nce
 from streamsplit.weights.revision import encoder_weights
 
 FRAMES = 40

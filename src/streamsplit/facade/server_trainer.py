@@ -22,9 +22,10 @@ from streamsplit.facade.encoders import MobileNetV3ServerEncoder
 from streamsplit.facade.server import as_features
 from streamsplit.learning.rank import effective_rank
 from streamsplit.refinement.buffer import BufferSettings, TemporalBuffer
-from streamsplit.refinement.hybrid import HybridSettings, hybrid_loss, pair_info_nce, target_loss
+from streamsplit.refinement.hybrid import HybridSettings, hybrid_loss
 from streamsplit.refinement.refiner import Refiner
 from streamsplit.refinement.settings import RefinerSettings
+from streamsplit.refinement.task import pair_info_nce, prediction_loss
 from streamsplit.weights.revision import encoder_weights, load_weights
 
 
@@ -210,7 +211,8 @@ class ServerTrainer:
             owners = [names[row] for row in first] * 2
             if len(first) > 1:
                 task = task + pair_info_nce(one, other, both, owners, self.config.temperature, mask_frames=1)
-            task = task + self.config.anchor_weight * target_loss(one, other, z[rows], z[rows + 1])
+            kept = prediction_loss(torch.cat([one, other]), torch.cat([z[rows + 1], z[rows]]))
+            task = task + self.config.anchor_weight * kept
         loss = hybrid_loss(task, refined, frames, names, self.config.loss, self._generator)
         self._optimiser.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]

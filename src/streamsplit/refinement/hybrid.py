@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from streamsplit.config import Settings, setting
 from streamsplit.refinement.buffer import NearbyFrames
@@ -143,58 +142,3 @@ def _in_time(
     if not len(nearby.embeddings):
         return z, nearby.graph
     return torch.cat([z, torch.from_numpy(nearby.embeddings).to(device=z.device, dtype=z.dtype)]), nearby.graph
-
-
-def pair_info_nce(
-    first: Tensor, second: Tensor, frames: np.ndarray, devices: Sequence[str], temperature: float, mask_frames: int
-) -> Tensor:
-    """Symmetric InfoNCE over a batch of temporal pairs (global L_task): first, second [b, d] unit norm; a scalar.
-
-    Row i of `first` and of `second` are two windows of one device; `frames` [2 b] and `devices` (2 b) name the rows of
-    both, first then second. Other rows of the same device within `mask_frames` frames are likely the same sound: they
-    are no negatives. With in-batch negatives only, small batches lose nothing against large ones.
-    """
-    z = torch.cat([first, second])
-    count = len(first)
-    logits = z @ z.T / temperature
-    near = _near(np.asarray(frames), devices, mask_frames)
-    positive = (np.arange(2 * count) + count) % (2 * count)
-    near[np.arange(2 * count), positive] = False  # the positive stays in the sum
-    np.fill_diagonal(near, True)
-    logits = logits.masked_fill(torch.from_numpy(near).to(z.device), float("-inf"))
-    return functional.cross_entropy(logits, torch.from_numpy(positive).to(z.device))
-
-
-def target_loss(first: Tensor, second: Tensor, first_target: Tensor, second_target: Tensor) -> Tensor:
-    """Each window predicts the frozen embedding of the *other* window of its pair: mean of 1 - cosine, a scalar.
-
-    This is what keeps a warm start's geometry while improving it (docs/design.md).
-    """
-    forward = functional.cosine_similarity(first, second_target, dim=1)
-    backward = functional.cosine_similarity(second, first_target, dim=1)
-    return 1.0 - (forward.mean() + backward.mean()) / 2
-
-
-def label_loss(z: Tensor, labels: np.ndarray, temperature: float) -> Tensor:
-    """Cross-entropy over the batch's own class means, for rows with a label (>= 0): a scalar, 0 without two classes.
-
-    A row's own embedding is left out of its class mean; a class seen once in the batch is only ever a wrong answer.
-    """
-    labels = np.asarray(labels)
-    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
-    rows = np.flatnonzero(np.isin(labels, classes[counts >= 2]))
-    if len(classes) < 2 or not len(rows):
-        return z.sum() * 0.0
-    member = torch.from_numpy(labels[None, :] == classes[:, None]).to(device=z.device, dtype=z.dtype)  # [classes, n]
-    sums = member @ z
-    mine = torch.from_numpy(np.searchsorted(classes, labels[rows])).to(z.device)
-    means = sums[None].expand(len(rows), -1, -1).clone()  # [rows, classes, d]
-    means[torch.arange(len(rows), device=z.device), mine] -= z[rows]
-    logits = torch.einsum("rd,rcd->rc", z[rows], functional.normalize(means, dim=2)) / temperature
-    return functional.cross_entropy(logits, mine)
-
-
-def _near(frames: np.ndarray, devices: Sequence[str], mask_frames: int) -> np.ndarray:
-    names = np.asarray(list(devices))
-    close = np.abs(frames[:, None] - frames[None, :]) <= mask_frames
-    return close & (names[:, None] == names[None, :])

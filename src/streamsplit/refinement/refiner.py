@@ -27,7 +27,7 @@ from streamsplit.refinement.batch import (
 )
 from streamsplit.refinement.buffer import TemporalBuffer
 from streamsplit.refinement.federated import LocalMerge
-from streamsplit.refinement.hybrid import hybrid_loss, label_loss, pair_info_nce, target_loss
+from streamsplit.refinement.hybrid import hybrid_loss
 from streamsplit.refinement.lineage import Known, Lineage, Weights
 from streamsplit.refinement.prototypes import Prototypes
 from streamsplit.refinement.reports import Published as Published
@@ -40,6 +40,7 @@ from streamsplit.refinement.split_step import (
     embed_with_leaves,
     split_gradients,
 )
+from streamsplit.refinement.task import label_loss, task_loss
 from streamsplit.weights.delta import make_delta, pack_full
 from streamsplit.weights.revision import encoder_weights, load_weights, revision_of
 
@@ -200,18 +201,12 @@ class Refiner:
         batch = [first for first, _ in pairs] + [second for _, second in pairs]
         devices = [item.device for item in batch]
         frames = np.array([item.window for item in batch], dtype=np.int64)
-        targets = frozen_targets(self.teacher, batch) if options.target_weight else None
+        targets = frozen_targets(self.teacher, batch) if options.needs_targets else None
         self.optimiser.zero_grad(set_to_none=True)
         leaves = {row: crossing_leaf(batch[row], next(self.encoder.parameters()).device) for row in range(len(asked))}
         z = embed_with_leaves(self.encoder, batch, leaves)
-        first, second = z[: len(pairs)], z[len(pairs) :]
-        task = options.contrast_weight * pair_info_nce(
-            first, second, frames, devices, options.temperature, options.mask_windows
-        )
-        target = z.new_zeros(())
-        if targets is not None:
-            target = target_loss(first, second, targets[: len(pairs)], targets[len(pairs) :])
-            task = task + options.target_weight * target
+        of_pairs = task_loss(z, targets, frames, devices, options)
+        task = of_pairs.total
         if options.label_weight and any(item.label for item in batch):
             task = task + options.label_weight * label_loss(z, label_numbers(batch), options.temperature)
         nearby = None
@@ -233,7 +228,7 @@ class Refiner:
         self.samples_since_publish += len(batch)
         self.windows_drawn += len(batch)
         return RefineReport(
-            self.steps, loss.total.item(), loss.task.item(), target.item(), loss.wasserstein.item(),
+            self.steps, loss.total.item(), loss.task.item(), of_pairs.target.item(), loss.wasserstein.item(),
             loss.laplacian.item(), effective_rank(z.detach().cpu().numpy()), len(batch), different,
             gradients=returned,
         )  # fmt: skip

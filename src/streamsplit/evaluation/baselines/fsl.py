@@ -25,7 +25,7 @@ from streamsplit.evaluation.baselines.base import (
     heard_by,
     start_rows,
 )  # fmt: skip
-from streamsplit.evaluation.baselines.server_only import TASK_ONLY, pairs_loss
+from streamsplit.evaluation.baselines.server_only import TASK_ONLY
 from streamsplit.evaluation.baselines.traffic import (
     InputTraffic,
     framed_bytes,
@@ -37,6 +37,7 @@ from streamsplit.evaluation.corpus import Corpus
 from streamsplit.learning.rank import effective_rank
 from streamsplit.learning.shuffle import Batch, ShuffleBuffer
 from streamsplit.refinement.batch import frozen_copy
+from streamsplit.refinement.task import task_loss
 from streamsplit.splitting.cut import Cut
 from streamsplit.weights.delta import pack_full
 from streamsplit.weights.revision import Weights, encoder_weights
@@ -167,7 +168,7 @@ def _exchange(encoder: SplitEncoder, teacher: SplitEncoder, batch: Batch, cut: C
     def loss_of(z: Tensor, crossing: Crossing) -> Tensor:
         with torch.no_grad():
             targets = teacher.forward_from(crossing, cut.block)
-        return pairs_loss(z, targets, frames, names, TASK_ONLY)
+        return task_loss(z, targets, frames, names, TASK_ONLY).total
 
     return split_step(encoder, windows, cut, loss_of)
 

@@ -24,10 +24,11 @@ from streamsplit.evaluation.baselines.base import (
 from streamsplit.evaluation.baselines.traffic import InputTraffic
 from streamsplit.evaluation.corpus import WINDOW_FRAMES, Corpus, Part
 from streamsplit.refinement.batch import embed_windows, frozen_targets, stored_features
-from streamsplit.refinement.hybrid import HybridSettings, pair_info_nce, target_loss
+from streamsplit.refinement.hybrid import HybridSettings
 from streamsplit.refinement.refiner import Refiner
 from streamsplit.refinement.reservoir import Reservoir, StoredWindow
 from streamsplit.refinement.settings import RefinerSettings
+from streamsplit.refinement.task import task_loss
 from streamsplit.weights.revision import Weights, encoder_weights, load_weights
 from streamsplit.wire.media import Encoding
 
@@ -132,7 +133,7 @@ class HeldOut:
     def loss(self, refiner: Refiner) -> float:
         """The refiner's task loss on the same pairs every time; there must be some."""
         settings = refiner.settings
-        return float(task_loss(refiner.encoder, refiner.teacher, self.pairs(settings), settings))
+        return float(held_out_loss(refiner.encoder, refiner.teacher, self.pairs(settings), settings))
 
     def pairs(self, settings: RefinerSettings) -> list[tuple[StoredWindow, StoredWindow]]:
         """Windows close in time, the same every time; none where there would be a single pair."""
@@ -143,30 +144,17 @@ class HeldOut:
         return pairs if len(pairs) > 1 else []
 
 
-def task_loss(
+def held_out_loss(
     encoder: SplitEncoder,
     teacher: SplitEncoder,
     pairs: Sequence[tuple[StoredWindow, StoredWindow]],
     settings: RefinerSettings,
 ) -> torch.Tensor:
-    """The refiner's task loss on pairs of windows close in time: contrast, and predicting the frozen target."""
+    """The refiner's task loss, a scalar, on pairs of windows close in time."""
     batch = [first for first, _ in pairs] + [second for _, second in pairs]
     z, targets = embed_windows(encoder, batch), frozen_targets(teacher, batch)
     frames = np.array([item.window for item in batch], dtype=np.int64)
-    return pairs_loss(z, targets, frames, [item.device for item in batch], settings)
-
-
-def pairs_loss(
-    z: torch.Tensor, targets: torch.Tensor, frames: np.ndarray, devices: Sequence[str], settings: RefinerSettings
-) -> torch.Tensor:
-    """The same from embeddings z and targets [2 b, d] of the pairs' first windows, then their second ones.
-
-    `frames` and `devices` name the rows: windows of one device close in time are no negatives of each other.
-    """
-    half = len(z) // 2
-    contrast = pair_info_nce(z[:half], z[half:], frames, devices, settings.temperature, settings.mask_windows)
-    target = target_loss(z[:half], z[half:], targets[:half], targets[half:])
-    return settings.contrast_weight * contrast + settings.target_weight * target
+    return task_loss(z, targets, frames, [item.device for item in batch], settings).total
 
 
 def through_opus(part: Part) -> Part:
