@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from streamsplit.evaluation.baselines.base import (
     Budget,
     Effort,
@@ -21,7 +23,7 @@ from streamsplit.learning.settings import LearnerSettings
 AS_PUBLISHED = LearnerSettings(
     memory="bank", uncertainty="v1", negatives=256, buffer_windows=32, run_windows=10, warm_start=False,
     warm_start_windows=16, contrast_weight=1.0, consistency_weight=0.5, target_weight=0.0, own_weight=0.0,
-    augment="standard", learning_rate=1e-4, readout_rate=1e-4, momentum=0.999, temperature=0.1,
+    augment="standard", trained="all", learning_rate=1e-4, readout_rate=1e-4, momentum=0.999, temperature=0.1,
 )  # fmt: skip
 """v1 on a device by itself: batch 8, memory bank, consistency with the momentum encoder, Adam 1e-4, random start."""
 
@@ -53,9 +55,13 @@ class EdgeOnly:
         return Outcome(embedder(learner.key), effort, ranks.peak, ranks.last, tuple(notes), encoder=learner.key)
 
 
-def hear(learner: EdgeLearner, corpus: Corpus, row: int, number: int, continuous: bool, effort: Effort) -> None:
-    """A device hears one window: embeds it and remembers it as its window `number`."""
+def hear(
+    learner: EdgeLearner, corpus: Corpus, row: int, number: int, continuous: bool, effort: Effort
+) -> tuple[np.ndarray, np.ndarray]:
+    """A device hears one window and remembers it as its window `number`; gives features [f, t] and embedding [d]."""
     features = corpus.learn.batch(slice(row, row + 1))[0]
-    learner.remember(features, z=learner.embed(features), index=number, continuous=continuous)
+    z = learner.embed(features)
+    learner.remember(features, z=z, index=number, continuous=continuous)
     effort.heard += 1
     effort.heard_s += float(corpus.learn.seconds[row])
+    return features, z

@@ -130,9 +130,7 @@ class _Run:
         device, window = self.devices[index], number // self.budget.devices
         device.starts = device.starts or not continuous
         follows = device.sent_last and continuous
-        features = self.corpus.learn.batch(slice(row, row + 1))[0]
-        z = device.learner.embed(features)
-        hear(device.learner, self.corpus, row, window, continuous, self.effort)
+        features, z = hear(device.learner, self.corpus, row, window, continuous, self.effort)
         device.sent_last = self._sends(device, window, z)
         if device.sent_last:
             heard = unpack_features(pack_features(features, ENCODING))
