@@ -37,6 +37,7 @@ splitting:
     enabled: false
 server:
   token: {token}
+  drain_s: {drain_s}
 """
 
 
@@ -72,8 +73,15 @@ def running_server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
             child.communicate()
 
 
-def device(folder: Path, port: int, *words: str, token: str = "secret") -> subprocess.Popen[str]:
-    (folder / "edge.yaml").write_text(DEVICE.format(token=token))
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a server that goes on."""
+    with running_server(tmp_path_factory.mktemp("served")) as (_, port):
+        yield port
+
+
+def device(folder: Path, port: int, *words: str, token: str = "secret", drain_s: float = 10.0) -> subprocess.Popen[str]:
+    (folder / "edge.yaml").write_text(DEVICE.format(token=token, drain_s=drain_s))
     common = ("edge", "--config", "edge.yaml", "--server", f"127.0.0.1:{port}", "--log-level", "WARNING", "--json")
     return start(folder, *common, *words)
 
@@ -94,12 +102,11 @@ def test_a_device_sends_its_windows_to_a_server_and_both_end_in_order(tmp_path):
     assert "Traceback" not in errors
 
 
-def test_control_c_ends_a_device_in_order(tmp_path):
-    with running_server(tmp_path) as (_, port):
-        edge = device(tmp_path, port, "--synthetic", "--interval", "0.2")
-        while json.loads(edge.stdout.readline())["windows_seen"] < 2:
-            pass
-        code, out, errors = end(edge)
+def test_control_c_ends_a_device_in_order(tmp_path, served):
+    edge = device(tmp_path, served, "--synthetic", "--interval", "0.2")
+    while json.loads(edge.stdout.readline())["windows_seen"] < 2:
+        pass
+    code, out, errors = end(edge)
     assert code == 0, errors
     summary = json.loads(out.splitlines()[-1])
     assert summary["event"] == "summary" and summary["left_in_queue"] == 0 and summary["windows_sent"] >= 2
@@ -109,7 +116,7 @@ def test_control_c_ends_a_device_in_order(tmp_path):
 def test_control_c_during_a_measurement_gives_130_and_no_traceback(tmp_path):
     child = start(tmp_path, "profile", "--repeats", "100000", "--log-level", "INFO")
     with pytest.raises(subprocess.TimeoutExpired):
-        child.wait(8)
+        child.wait(6)
     code, _, errors = end(child)
     assert code == 130
     assert errors.strip() == "interrupted"
@@ -125,10 +132,9 @@ def test_a_taken_port_is_one_line(tmp_path):
     assert errors.count("\n") == 1 and "is taken" in errors and "--port" in errors
 
 
-def test_a_wrong_token_ends_the_device_with_one_line(tmp_path):
-    with running_server(tmp_path) as (_, port):
-        edge = device(tmp_path, port, "--source", "synthetic:3", "--speed", "0", token="wrong")
-        _, errors = edge.communicate(timeout=60)
+def test_a_wrong_token_ends_the_device_with_one_line(tmp_path, served):
+    edge = device(tmp_path, served, "--source", "synthetic:3", "--speed", "0", token="wrong")
+    _, errors = edge.communicate(timeout=60)
     assert edge.returncode == 4
     last = errors.strip().splitlines()[-1]
     assert last.startswith("streamsplit: error: ") and "token" in last and "Traceback" not in errors
@@ -138,7 +144,7 @@ def test_a_server_that_is_not_there_does_not_stop_a_device_from_listening(tmp_pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    edge = device(tmp_path, port, "--source", "synthetic:3", "--speed", "0")
+    edge = device(tmp_path, port, "--source", "synthetic:3", "--speed", "0", drain_s=2.0)
     out, errors = edge.communicate(timeout=120)
     assert edge.returncode == 0, errors
     summary = json.loads(out.splitlines()[-1])

@@ -29,7 +29,7 @@ async def until(condition, task: asyncio.Future) -> None:
 
 def test_a_first_revision_brings_bottlenecks_and_exits_that_both_ends_then_use(tmp_path: Path) -> None:
     server_settings = make_settings(
-        tmp_path / "server", aggregation={"min_devices_per_update": 1},
+        tmp_path / "server", aggregation={"min_devices_per_update": 1}, encoder={"width": 0.25},
         training={
             "enabled": True, "worker": "thread", "warm_start_windows": 24, "batch_size": 8, "step_interval_s": 0.0,
             "publish_steps": 1_000_000, "publish_interval_s": 0.0,
@@ -40,6 +40,7 @@ def test_a_first_revision_brings_bottlenecks_and_exits_that_both_ends_then_use(t
         config = EdgeSettings.from_mapping(
             {
                 "device": {"id": "edge-1", "state_dir": str(tmp_path / "state")},
+                "encoder": {"width": 0.25},
                 "server": {"url": url, "token": "secret", "drain_s": 20.0},
                 "splitting": {"agent": {"policy": "fixed", "cut": "0:logmel-int8"}, "gate": {"enabled": False}},
                 "training": {"enabled": False},

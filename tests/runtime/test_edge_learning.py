@@ -345,6 +345,7 @@ def test_the_bank_of_a_small_device_follows_its_free_memory(tmp_path: Path) -> N
 def test_a_real_servers_prototypes_reach_a_device_that_uses_them(tmp_path: Path) -> None:
     server_settings = make_settings(
         tmp_path / "server", synchronisation={"gmm_every_windows": 10}, aggregation={"min_devices_per_update": 1},
+        encoder={"width": 0.25},
         training={
             "enabled": True, "worker": "thread", "warm_start_windows": 24, "batch_size": 8, "step_interval_s": 0.0,
             "publish_steps": 1_000, "publish_interval_s": 0.0,
@@ -355,6 +356,7 @@ def test_a_real_servers_prototypes_reach_a_device_that_uses_them(tmp_path: Path)
         config = settings(
             tmp_path, url, training={"uncertainty": "v1", "enabled": False}, sync={"download_min_bps": 0.0},
             splitting={"agent": {"policy": "fixed", "cut": "0:logmel-int8"}, "gate": {"enabled": False}},
+            encoder={"width": 0.25},
         )  # fmt: skip
         device, going = run(config, "synthetic", speed=10.0, duration_s=40.0, journal=tmp_path / "journal")
         task = asyncio.ensure_future(going)

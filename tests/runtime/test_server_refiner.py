@@ -15,7 +15,8 @@ import pytest
 from server_harness import RunningServer, TestDevice, device, embedding_window, make_settings, media, running, unit
 
 from streamsplit.codec.features import pack_features
-from streamsplit.encoders.factory import make_encoder
+from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import CheckpointError
 from streamsplit.refinement.refiner import Refiner
 from streamsplit.server import refiner_loop
@@ -27,7 +28,15 @@ from streamsplit.wire.media import Encoding
 from streamsplit.wire.messages import Error, Gmm, Prototypes, Revision, Stats, WeightsRequest
 from streamsplit.wire.types import FrameFlag, FrameType
 
-FIRST = encoder_weights(make_encoder())
+WIDTH = 0.25  # a small encoder, so that learning and transfers are quick
+
+
+def first_encoder() -> SplitEncoder:
+    """What the server of these tests starts with."""
+    return make_encoder(EncoderSettings(width=WIDTH))
+
+
+FIRST = encoder_weights(first_encoder())
 FIRST_REVISION = revision_of(FIRST)
 DEADLINE_S = 40.0
 
@@ -39,8 +48,9 @@ def learning(folder: Path, **training: Any) -> Any:
         "publish_steps": 2, "publish_interval_s": 0.0, "checkpoint_interval_s": 0.5,
     }  # fmt: skip
     return make_settings(
-        folder, training={**values, **training}, aggregation={"min_devices_per_update": 1}, limits={"max_in_flight": 16}
-    )
+        folder, training={**values, **training}, encoder={"width": WIDTH},
+        aggregation={"min_devices_per_update": 1}, limits={"max_in_flight": 16},
+    )  # fmt: skip
 
 
 def feature_window(window: int) -> bytes:
@@ -222,7 +232,7 @@ def test_prototypes_come_down_with_the_mixture_to_devices_that_ask(tmp_path: Pat
         assert distances.min(axis=1).max() < 0.05 and set(distances.argmin(axis=1)) == set(range(5))
 
     settings = make_settings(
-        tmp_path, training={"enabled": True, "worker": "thread", "warm_start_windows": 0},
+        tmp_path, training={"enabled": True, "worker": "thread", "warm_start_windows": 0}, encoder={"width": WIDTH},
         synchronisation={"gmm_every_windows": 10},
     )  # fmt: skip
     with running(settings) as server:
@@ -264,7 +274,7 @@ def test_labels_given_over_http_reach_the_windows_that_are_learned_from(tmp_path
     with running(learning(tmp_path, warm_start_windows=0)) as server:
         asyncio.run(eventually_running(server))
         asyncio.run(main(server))
-    again = Refiner(make_encoder())
+    again = Refiner(first_encoder())
     again.restore((tmp_path / "checkpoints" / "refiner.safetensors").read_bytes())
     labels = {item.window: item.label for item in again.reservoir.items()}
     assert labels == {window: "rain" if window in named else "" for window in range(40)}
@@ -284,7 +294,7 @@ def test_learning_on_an_unknown_base_is_refused_and_so_is_a_chunk_out_of_place(t
             await d.send(embedding_window(0, revision_prefix(FIRST_REVISION)))
             await d.until(lambda: len(d.results) == 1)
 
-    with running(make_settings(tmp_path)) as server:
+    with running(make_settings(tmp_path, encoder={"width": WIDTH})) as server:
         asyncio.run(main(server.port))
 
 
