@@ -37,7 +37,7 @@ def labelled_windows(seed: int, seconds: int) -> tuple[np.ndarray, np.ndarray, n
 
 @pytest.fixture(scope="module")
 def learned() -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    return labelled_windows(11, 600), labelled_windows(12, 250)
+    return labelled_windows(11, 400), labelled_windows(12, 250)
 
 
 def test_there_are_nine_kinds_of_sound():

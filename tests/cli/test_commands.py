@@ -266,15 +266,15 @@ def test_profile_measures_accuracy_and_risk_on_synthetic_sound(tmp_path, capsys,
     from streamsplit.evaluation import cut_material
 
     monkeypatch.setattr(profile, "FIT_WINDOWS", 60)
-    monkeypatch.setattr(profile, "PRIVACY_WINDOWS", 12)
-    monkeypatch.setattr("streamsplit.splitting.quality.DECODER_STEPS", 5)
-    monkeypatch.setattr(cut_material.synthetic_material, "__defaults__", (0, (6, 2)))
+    monkeypatch.setattr(profile, "PRIVACY_WINDOWS", 6)
+    monkeypatch.setattr("streamsplit.splitting.quality.DECODER_STEPS", 2)
+    monkeypatch.setattr(cut_material.synthetic_material, "__defaults__", (0, (4, 1)))
     path = tmp_path / "table.json"
     words = ["--width", "0.25", "--embedding-dim", "32", "--windows", "3", "--repeats", "1", "--json"]
     assert main(["profile", *words, "--output", str(path)]) == 0
     shown = json.loads(capsys.readouterr().out)
     quality, rows = shown["meta"]["quality"], {row["cut"]: row for row in shown["rows"]}
-    assert "6 of each to learn from and 2 held out" in quality["material"] and quality["full_accuracy"] > 0.3
+    assert "4 of each to learn from and 1 held out" in quality["material"] and quality["full_accuracy"] > 0.3
     assert rows["13:none"]["accuracy"] == pytest.approx(quality["full_accuracy"], abs=1e-4)
     assert rows["13:none"]["privacy_risk"] == 0 and rows["0:pcm16"]["privacy_risk"] > 0.99
     assert set(quality["epsilon"]) == set(rows) and set(quality["exits"]) == {str(k) for k in range(1, 13)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.evaluation import theory_study
 from streamsplit.evaluation.speakers import speaker_folds
 from streamsplit.evaluation.theory import TheorySettings
+from streamsplit.learning.settings import LearnerSettings
 from streamsplit.weights.pretrained import pack_pretrained
 from streamsplit.weights.revision import encoder_weights
 
@@ -26,9 +28,11 @@ SOUND = {"scenes": 20, "stream_s": 40.0}
 @pytest.fixture(autouse=True)
 def small_theory(monkeypatch) -> None:
     for place, name in ((evaluate, "QUICK_THEORY_WINDOWS"), (theory_study, "HEARD_WINDOWS")):
-        monkeypatch.setattr(place, name, 196)
+        monkeypatch.setattr(place, name, 64)
     monkeypatch.setattr(theory_study, "SETTINGS", TheorySettings(steps=20, seeds=1))
-    monkeypatch.setattr(theory_study.kept_study, "__kwdefaults__", {"settings": theory_study.SETTINGS, "heard": 196})
+    monkeypatch.setattr(theory_study.kept_study, "__kwdefaults__", {"settings": theory_study.SETTINGS, "heard": 64})
+    soon = partial(LearnerSettings, warm_start_windows=56, buffer_windows=64)
+    monkeypatch.setattr(theory_study, "LearnerSettings", soon)
 
 
 def test_a_quick_comparison_leaves_results_and_a_report_and_goes_on(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -46,7 +50,7 @@ def test_a_quick_comparison_leaves_results_and_a_report_and_goes_on(tmp_path: Pa
     row = next(line for line in page.splitlines() if line.startswith("| five_statistics_pca |"))
     assert f"| {shown['summary'][1]['probe']['mean']:.3f} |" in row and results["meta"]["command"] in page
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
-    assert main([*words, "--seeds", "2"]) == 0
+    assert main([word for word in words if word != "--plot"] + ["--seeds", "2"]) == 0
     capsys.readouterr()
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
     assert len(after) == 2 * len(before) and before.items() <= after.items()
@@ -171,10 +175,7 @@ def spoken(root: Path, speakers: tuple[str, ...] = ("ann", "bob", "eve")) -> Pat
     return root
 
 
-def test_asked_for_speakers_are_left_out_one_by_one_and_the_mean_over_them_is_reported(
-    tmp_path: Path, capsys, monkeypatch
-) -> None:
-    monkeypatch.setattr(theory_study, "HEARD_WINDOWS", 64)
+def test_asked_for_speakers_are_left_out_one_by_one_and_the_mean_over_them_is_reported(tmp_path: Path, capsys) -> None:
     spoken(tmp_path / "sound" / "fsdd")
     words = ["evaluate", "--data", str(tmp_path / "sound"), "--methods", "mean_std", "--seeds", "1"]
     for asked, names in (("all", "ann bob eve"), ("bob, ann", "bob ann"), ("", "")):

@@ -13,6 +13,7 @@ pytest.importorskip("stable_baselines3")
 
 from streamsplit.cli import evaluate_policy, train_policy
 from streamsplit.cli.main import main
+from streamsplit.evaluation import policy_run
 from streamsplit.simulation import training
 from streamsplit.splitting.device import device_profile
 from streamsplit.splitting.learned import LearnedPolicy
@@ -49,18 +50,20 @@ def test_a_trained_policy_decides_and_says_where_it_comes_from(trained: Path) ->
 
 @pytest.fixture
 def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(evaluate_policy.QUICK, "generated", 3)
+    monkeypatch.setitem(evaluate_policy.QUICK, "generated", 2)
     monkeypatch.setitem(evaluate_policy.QUICK, "sensitivity_runs", 1)
+    monkeypatch.setattr(policy_run, "GENERATED_S", 60.0)
 
 
 @pytest.mark.usefixtures("quicker")
 def test_the_policies_are_compared_and_a_report_is_left(trained: Path, tmp_path: Path, capsys) -> None:
     words = ["--quick", "--devices", "pi4", "--policies", "edge-only", "greedy", "ppo", "--policy", str(trained)]
+    words += ["--processes", "1"]
     assert main(["evaluate-policy", *words, "--json", "--output-dir", str(tmp_path)]) == 0
     shown = json.loads(capsys.readouterr().out)
     reward = {row["policy"]: row["reward"]["mean"] for row in shown["summary"]}
     assert set(reward) == {"edge-only", "greedy", "ppo"} and reward["greedy"] > reward["edge-only"]
-    assert shown["meta"]["traces"] == 3 and shown["verdicts"][0]["device"] == "pi4"
+    assert shown["meta"]["traces"] == 2 and shown["verdicts"][0]["device"] == "pi4"
     assert json.loads((tmp_path / "study.json").read_text())["summary"] == shown["summary"]
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
@@ -68,6 +71,7 @@ def test_the_policies_are_compared_and_a_report_is_left(trained: Path, tmp_path:
 @pytest.mark.usefixtures("quicker")
 def test_a_limit_on_quality_leaves_only_cuts_within_it(tmp_path: Path, capsys) -> None:
     words = ["--quick", "--devices", "m2", "--policies", "greedy", "--max-quality-loss", "0.01", "--json"]
+    words += ["--processes", "1"]
     assert main(["evaluate-policy", *words, "--output-dir", str(tmp_path)]) == 0
     (row,) = json.loads(capsys.readouterr().out)["summary"]
     accuracy = {str(cut_row.cut): cut_row.accuracy for cut_row in TABLE.rows}

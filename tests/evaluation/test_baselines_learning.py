@@ -27,7 +27,7 @@ from streamsplit.weights.revision import encoder_weights
 from streamsplit.wire.frame import HEADER_BYTES
 from streamsplit.wire.media import MEDIA_HEADER_BYTES, Encoding
 
-BUDGET = Budget(heard=230, windows=96, updates=3, converge_updates=2, server_batch=16, devices=1)
+BUDGET = Budget(heard=204, windows=64, updates=2, converge_updates=2, server_batch=16, devices=1)
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,12 @@ LOADS = [bursty_load(1), bursty_load(2)]
 WORLD = EnvironmentSettings(simulation=QUIET.replace(server_wait_ms=1.5), devices=("pi4", "m2"), episode_windows=64)
 SETTINGS = TrainingSettings(
     environment=WORLD,
-    steps=8192,
+    steps=4096,
     environments=8,
     rollout_steps=128,
     hidden=32,
     epochs=4,
-    check_steps=4096,
+    check_steps=2048,
     seed=3,
     lessons=1024,
     lesson_epochs=10,
@@ -106,7 +106,9 @@ def test_the_range_of_training_is_remembered_and_states_of_its_kind_are_inside(t
 
 def test_the_same_seed_gives_the_same_file_and_another_one_does_not():
     torch.set_num_threads(1)
-    short = SETTINGS.replace(steps=512, rollout_steps=64, check_steps=10_000, environments=4)
+    short = SETTINGS.replace(
+        steps=256, rollout_steps=64, check_steps=10_000, environments=4, lessons=256, lesson_epochs=3
+    )
     first, again, other = (
         train_policy(TABLE, TRACES, HELD_OUT[:1], LOADS, short.replace(seed=seed)).file for seed in (7, 7, 8)
     )

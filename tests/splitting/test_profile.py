@@ -167,6 +167,7 @@ def test_a_device_without_weights_fetches_those_of_the_blocks_it_runs(encoder, t
 
 
 def test_an_exit_costs_what_its_sure_windows_save(encoder, heard, table):
+    heard = heard[:32]
     with torch.no_grad():
         inputs = [torch.from_numpy(window.features)[None] for window in heard[1:]]
         early = [encoder.exit_embedding(encoder.forward_to(x, 7), 7)[0].numpy() for x in inputs]

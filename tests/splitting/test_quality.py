@@ -34,7 +34,7 @@ CUTS = [
 @pytest.fixture(scope="module", autouse=True)
 def quick_decoders() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streamsplit.splitting.quality.DECODER_STEPS", 20)
+        patch.setattr("streamsplit.splitting.quality.DECODER_STEPS", 8)
         yield
 
 
@@ -72,7 +72,7 @@ def says(z: np.ndarray) -> list[str]:
 def quality(encoder, material, full):
     labelled = material._replace(labels=says(full))
     with torch.inference_mode():
-        return measure_quality(encoder, labelled, CUTS, probe=says, uncertainty=doubt, privacy_windows=40)
+        return measure_quality(encoder, labelled, CUTS, probe=says, uncertainty=doubt, privacy_windows=24)
 
 
 def test_epsilon_and_agreement_are_of_the_same_embeddings(quality):
@@ -148,12 +148,13 @@ def test_without_probe_and_decoders_there_is_agreement_alone(encoder, material):
         measure_quality(encoder, material._replace(pairs=[]), CUTS)
 
 
-def test_quality_outlives_its_costs(encoder, material, full):
+def test_quality_outlives_its_costs(encoder, material, full, monkeypatch):
+    monkeypatch.setattr("streamsplit.splitting.quality.DECODER_STEPS", 2)
     windows = [window for pair in material.pairs[:3] for window in pair][::2]
-    few = material._replace(pairs=material.pairs[:12], clips=material.clips[:12], labels=says(full[:12]))
+    few = material._replace(pairs=material.pairs[:6], clips=material.clips[:6], labels=says(full[:6]))
     first = profile_encoder(
         encoder, device_profile("host"), windows, 2, material=few, probe=lambda _: says, uncertainty=doubt,
-        privacy_windows=12,
+        privacy_windows=6,
     )  # fmt: skip
     kept = quality_of(table_from_dict(first.as_dict()))
     again = profile_encoder(encoder, device_profile("pi4"), windows, 2, uncertainty=doubt, quality=kept)
