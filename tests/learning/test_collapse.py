@@ -157,19 +157,19 @@ def test_a_learner_whose_encoder_is_forced_to_a_point_alarms_and_its_snapshot_re
     learner.rank.window = learner.heard.window = 32  # so that the old embeddings are forgotten soon
     rng = np.random.default_rng(0)
 
-    def hear(start: int, stop: int) -> None:
+    def hear(start: int, stop: int, every: int) -> None:
         for index in range(start, stop):
             window = (-7 + 2 * rng.standard_normal((128, 1)) + rng.standard_normal((128, 16))).astype(np.float32)
-            learner.observe(window, index, learn=index % 8 == 0, continuous=index % 5 != 0)
+            learner.observe(window, index, learn=index % every == 0, continuous=index % 5 != 0)
 
-    hear(0, 160)
+    hear(0, 110, 4)
     assert learner.steps > 5 and learner.collapse.alarms == 0 and learner.collapse.reference > 0
     with torch.no_grad():
         for encoder in (learner.query, learner.key):
             for project in encoder.readout_projections():
                 project.weight.zero_()
                 project.bias.fill_(1.0)
-    hear(160, 350)
+    hear(110, 300, 8)
     assert learner.collapse.collapsed and learner.collapse.alarms == 1
     assert learner.rank.about_origin < 5 < learner.heard.about_origin
     made[1].restore(learner.snapshot())
