@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamsplit.audio.logmel import LOGMEL_MEAN, LOGMEL_STD
+from streamsplit.audio.logmel import LOGMEL_MEAN, LOGMEL_STD, reduce_resolution
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.crossing import Crossing, pack_crossing, stack_crossings, unpack_crossing
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
@@ -104,6 +104,16 @@ def test_the_embedding_is_the_normalised_projection_of_the_readouts(encoder, win
     torch.testing.assert_close(features.norm(dim=1), torch.ones(3), atol=1e-3, rtol=0)
     expected = torch.nn.functional.normalize(features @ weight.T + bias, dim=1)
     torch.testing.assert_close(encoder(x), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.embed_readouts(features), expected, atol=1e-5, rtol=0)
+
+
+def test_readouts_of_reduced_windows_give_the_embedding_too(encoder, windows):
+    x = torch.from_numpy(np.stack([reduce_resolution(window) for window in windows[:2]]))
+    encoder = copy.deepcopy(encoder)
+    with torch.no_grad():
+        encoder.from_reduced.weight.mul_(0.5).add_(0.01)
+        found = encoder.embed_readouts(encoder.readout_features(x), x.shape[1])
+        torch.testing.assert_close(found, encoder(x), atol=1e-5, rtol=0)
 
 
 def test_readouts_of_the_input_are_its_statistics_over_time(mobilenet, windows):

@@ -108,6 +108,7 @@ def test_both_memories_and_both_uncertainties_learn(memory: str, uncertainty: st
     [  # before the warm start; within an accumulation
         (10, {"memory": "mixture"}), (10, {"memory": "bank"}), (31, {"memory": "mixture"}), (31, {"memory": "bank"}),
         (31, {"memory": "bank", "augment": "auto"}), (31, {"memory": "mixture", "uncertainty": "v1"}),
+        (31, {"trained": "all"}),
     ],
     ids=str,
 )  # fmt: skip
@@ -142,6 +143,46 @@ def test_augmentation_changes_the_second_view_only_and_auto_follows_the_load() -
     for each in (learner, bare):
         feed(each, sounds(20), learn=False)
     assert learner.learn() == bare.learn()  # what is predicted stays as heard
+
+
+@pytest.mark.parametrize("trained", ["readouts", "all"])
+def test_blocks_learn_only_where_they_are_asked_to(trained: str) -> None:
+    learner = make(trained=trained)
+    feed(learner, sounds(24), learn=False)
+    before = encoder_weights(learner.query)
+    feed(learner, sounds(12, seed=1), start=24)
+    moved = {name for name, array in encoder_weights(learner.query).items() if not np.array_equal(array, before[name])}
+    assert learner.steps and any(name.startswith("readouts.") for name in moved)
+    assert any(name.startswith("blocks.") for name in moved) == (trained == "all")
+    difference = learner.local_difference()
+    assert difference is not None
+    shipped = max(float(np.abs(difference[name]).max()) for name in difference if name.startswith("blocks."))
+    assert (shipped > 0) == (trained == "all")
+
+
+def test_the_loss_is_the_same_from_kept_statistics_as_from_windows() -> None:
+    losses = []
+    for trained in ("readouts", "all"):
+        learner = make(trained=trained)
+        feed(learner, sounds(24), learn=False)
+        losses.append([learner.learn() for _ in range(2)])  # no optimiser step yet
+    assert np.allclose(losses[0], losses[1], rtol=2e-3)  # half precision
+
+
+def test_after_a_revision_statistics_are_those_of_its_blocks() -> None:
+    learner = make()
+    feed(learner, sounds(40))
+    base = encoder_weights(learner.query)
+    server = {name: array * 1.3 if name.startswith("blocks.") else array for name, array in base.items()}
+    learner.adopt(server)
+    batch = learner.buffer.draw(4, np.random.default_rng(0), decay=0.5, reach=4, gap=2)
+    assert batch is not None and learner._readouts is not None
+    kept = learner._readouts(batch.anchor_slots, batch.anchor_features)
+    with torch.no_grad():
+        fresh = learner.query.readout_features(torch.from_numpy(batch.anchor_features)).numpy()
+    assert np.allclose(kept, fresh, atol=2e-4) and np.abs(fresh).max() > 0.01
+    after = encoder_weights(learner.key)
+    assert all(np.array_equal(after[name], server[name]) for name in server if name.startswith("blocks."))
 
 
 @pytest.mark.parametrize("k", [0, 5, 11])
@@ -236,9 +277,10 @@ def test_memory_is_bounded_over_thousands_of_windows() -> None:
     assert account < 6_500_000
 
 
-def test_the_default_learner_fits_in_64_megabytes() -> None:
-    learner = EdgeLearner(MobileNetV3Small(0.75, 128), LearnerSettings())
-    assert learner.state_bytes() < 64e6
+def test_the_default_learner_holds_less_than_25_megabytes_above_its_frozen_encoder() -> None:
+    encoder = MobileNetV3Small(0.75, 128)
+    frozen = sum(4 * parameter.numel() for parameter in encoder.parameters())
+    assert EdgeLearner(encoder, LearnerSettings()).state_bytes() - frozen < 25e6
 
 
 def test_windows_of_both_resolutions_may_mix() -> None:

@@ -26,7 +26,7 @@ from streamsplit.wire.media import Encoding  # noqa: E402
 
 SMALL: dict[str, Any] = {
     "batch_windows": 4, "accumulate": 2, "buffer_windows": 40, "run_windows": 5, "warm_start_windows": 24,
-    "components": 8, "cold_start": 10, "negatives": 8,
+    "components": 8, "cold_start": 10, "negatives": 8, "trained": "all",
 }  # fmt: skip
 
 

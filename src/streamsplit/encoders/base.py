@@ -131,6 +131,17 @@ class SplitEncoder(nn.Module):
             groups += [self._readout(i).statistics(h) for i, site in enumerate(self.sites) if site.block == block]
         return torch.cat(groups, 1)
 
+    def embed_readouts(self, statistics: Tensor, rows: int = BANDS) -> Tensor:
+        """Unit-norm embeddings [b, d] of `readout_features` [b, g] of windows with so many rows: what `forward` gives.
+
+        Gradients reach the readouts' projections only.
+        """
+        partial = statistics.new_zeros(len(statistics), self.embedding_dim)
+        groups = statistics.split([site.features for site in self.sites], 1)
+        for project, group in zip(self.readout_projections(), groups, strict=True):
+            partial = partial + project(group)
+        return functional.normalize(self.from_reduced(partial) if rows < BANDS else partial, dim=1)
+
     def readout_projections(self) -> list[nn.Linear]:
         """The linear layers, input first, whose outputs on the groups of `readout_features` sum to the embedding."""
         return [self._readout(index).project for index in range(len(self.sites))]

@@ -24,6 +24,7 @@ from streamsplit.learning.momentum import follow, make_key
 from streamsplit.learning.rank import RunningRank
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.learning.shuffle import ShuffleBuffer
+from streamsplit.learning.slots import SlotCache, readout_cache
 from streamsplit.learning.target import CrossWindowTarget
 from streamsplit.learning.theorem import GradientVariance
 from streamsplit.learning.uncertainty import PrototypeUncertainty
@@ -59,6 +60,9 @@ class EdgeLearner:
         self.seed = seed
         self.query = encoder
         self.key = make_key(encoder)
+        frozen = self.settings.trained == "readouts"
+        if frozen:  # blocks that do not learn are the same in both
+            self.key.blocks = encoder.blocks
         self.memory: NegativeMemory = make_memory(self.settings, encoder.embedding_dim, seed)
         self.buffer = ShuffleBuffer(self.settings.buffer_windows, self.settings.run_windows)
         self.target = CrossWindowTarget(encoder.embedding_dim)
@@ -71,12 +75,16 @@ class EdgeLearner:
         self.started = not self.settings.warm_start
         self._rng = np.random.default_rng(seed)
         self._augmenter = Augmenter(rng=self._rng)
-        self._base = encoder_weights(encoder)
+        self._base = self._as_base(encoder_weights(encoder))
         self._changed = False
         self._updates = Updates(self.query, self.target, self.settings)
+        capacity = self.settings.buffer_windows
+        self._targets = SlotCache(capacity, self.target.dim, lambda window: self.target(window[None])[0])
+        self._readouts = readout_cache(self.key, capacity) if frozen else None
         self._loss = StreamLoss(
-            self.query, self.key, self.memory, self.target, self.prototypes, self._augmenter, self.settings
-        )
+            self.query, self.key, self.memory, self.target, self.prototypes, self._augmenter, self.settings,
+            self._targets, self._readouts,
+        )  # fmt: skip
 
     # ---- inference (key encoder) ----
 
@@ -155,7 +163,9 @@ class EdgeLearner:
         `z` may come from the device's own forward pass or from a RESULT. continuous=False where the window does not
         follow the one before (new clip, gap). `now_ms` is not needed: distances in time are counted in windows.
         """
-        self.buffer.add(features, index, self._rng, continuous=continuous)
+        slot = self.buffer.add(features, index, self._rng, continuous=continuous)
+        for cache in self._caches:
+            cache.forget(slot)
         if z is not None:
             self.hold(z, index)
         if not self.target.ready and len(self.buffer) >= self.settings.warm_start_windows:
@@ -244,6 +254,7 @@ class EdgeLearner:
             self._changed = True
             self._new_space()
         self.target.fit(windows, self.seed)
+        self._targets.clear()
         self._hear_anew()
         self._fit_predictor()
 
@@ -287,13 +298,17 @@ class EdgeLearner:
         check_same_layout(weights, {name: array.shape for name, array in self._base.items()})
         check_same_layout(base, {name: array.shape for name, array in self._base.items()})
         self._updates.drop()
-        for module in (self.query, self.key):
-            if breaks_space or not self._changed:
-                load_weights(module, weights)
-            else:
-                own = encoder_weights(module)
-                load_weights(module, {name: array + (own[name] - base[name]) for name, array in weights.items()})
-        self._base = {name: np.array(array, np.float32) for name, array in weights.items()}
+        modules = (self.query, self.key)
+        if breaks_space or not self._changed:
+            moved = [weights, weights]
+        else:  # of both before either changes: blocks that do not learn belong to both
+            owns = [encoder_weights(module) for module in modules]
+            moved = [{name: array + (own[name] - base[name]) for name, array in weights.items()} for own in owns]
+        for module, new in zip(modules, moved, strict=True):
+            load_weights(module, new)
+        self._base = self._as_base(weights)
+        if self._readouts is not None:
+            self._readouts.clear()
         if breaks_space:
             self.started, self._changed = True, False
             self._new_space()
@@ -348,7 +363,7 @@ class EdgeLearner:
             check_same_layout(snapshot.under(part, arrays), shapes)
         load_weights(self.query, snapshot.under("query", arrays))
         load_weights(self.key, snapshot.under("key", arrays))
-        self._base = snapshot.under("base", arrays)
+        self._base = self._as_base(snapshot.under("base", arrays))
         for name in ("memory", "buffer", "target", "rank", "prototypes"):
             getattr(self, name).load_state(snapshot.under(name, arrays))
         if self.context is not None:
@@ -359,6 +374,8 @@ class EdgeLearner:
         else:  # an older snapshot
             self._hear_anew()
             self.collapse.clear()
+        for cache in self._caches:
+            cache.clear()
         self._updates.load(arrays, record)
         self._rng.bit_generator.state = record["rng"]
         self.memory.load_rng_state(record["memory_rng"])
@@ -367,12 +384,26 @@ class EdgeLearner:
 
     def state_bytes(self) -> int:
         """Bytes this learner holds between two windows: weights, optimiser, memory, buffer, statistics; bounded."""
-        weights = sum(array.nbytes for array in self._base.values())
+        modules = {id(p): 4 * p.numel() for module in (self.query, self.key) for p in module.parameters()}
+        base = [array for name, array in self._base.items() if self._readouts is None or not name.startswith("blocks.")]
+        weights = sum(array.nbytes for array in base) + sum(modules.values())
         held = (self._updates, self.memory, self.buffer, self.target, self.rank, self.heard, self.prototypes)
         context = self.context.state_bytes() if self.context is not None else 0
-        return 3 * weights + context + sum(part.state_bytes() for part in held)
+        caches = sum(cache.state_bytes() for cache in self._caches)
+        return weights + context + caches + sum(part.state_bytes() for part in held)
 
     # ---- inside ----
+
+    @property
+    def _caches(self) -> list[SlotCache]:
+        return [self._targets] if self._readouts is None else [self._targets, self._readouts]
+
+    def _as_base(self, weights: Weights) -> Weights:
+        """The weights of a revision that was just loaded: blocks that do not learn are not held twice."""
+        blocks: Weights = {}
+        if self.settings.trained == "readouts":
+            blocks = {f"blocks.{name}": p.detach().numpy() for name, p in self.query.blocks.named_parameters()}
+        return {name: blocks[name] if name in blocks else np.array(a, np.float32) for name, a in weights.items()}
 
     @torch.no_grad()
     def _embed_batch(self, windows: Array) -> Array:

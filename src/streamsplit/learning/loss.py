@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamsplit.audio.augment import Augmenter, AugmentLevel, budget_level
+from streamsplit.encoders.base import SplitEncoder
 from streamsplit.learning.contrastive import consistency, cross_window_loss, streaming_info_nce
 from streamsplit.learning.memory import NegativeMemory
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.learning.shuffle import Batch
+from streamsplit.learning.slots import SlotCache
 from streamsplit.learning.target import CrossWindowTarget
 from streamsplit.learning.uncertainty import PrototypeUncertainty
 
@@ -22,10 +24,12 @@ class StreamLoss:
     """The loss of a batch drawn from the shuffle buffer, through the query and the key encoder it was made for."""
 
     def __init__(
-        self, query: nn.Module, key: nn.Module, memory: NegativeMemory, target: CrossWindowTarget,
-        prototypes: PrototypeUncertainty, augmenter: Augmenter, settings: LearnerSettings,
+        self, query: SplitEncoder, key: SplitEncoder, memory: NegativeMemory, target: CrossWindowTarget,
+        prototypes: PrototypeUncertainty, augmenter: Augmenter, settings: LearnerSettings, targets: SlotCache,
+        readouts: SlotCache | None = None,
     ) -> None:  # fmt: skip
-        self._query, self._key = query, key
+        """`targets` are those of the buffer's windows; `readouts`, where blocks do not learn, their statistics."""
+        self._query, self._key, self._targets, self._readouts = query, key, targets, readouts
         self._memory, self._target, self._prototypes = memory, target, prototypes
         self._augmenter, self._settings = augmenter, settings
 
@@ -39,22 +43,32 @@ class StreamLoss:
     def __call__(self, batch: Batch, level: AugmentLevel | None, rng: np.random.Generator) -> Tensor:
         """A scalar with a graph. `level` is of the second view only: the target that is predicted stays as heard."""
         s = self._settings
-        query: Tensor = self._query(torch.from_numpy(batch.anchor_features))
-        partner = batch.partner_features
-        if level is not None:
-            partner = np.stack([self._augmenter.features(window, level) for window in partner])
+        query = self._embed(self._query, batch.anchor_slots, batch.anchor_features)
         with torch.no_grad():
-            positive: Tensor = self._key(torch.from_numpy(partner))
+            if level is None:
+                positive = self._embed(self._key, batch.partner_slots, batch.partner_features)
+            else:
+                views = [self._augmenter.features(window, level) for window in batch.partner_features]
+                positive = self._key(torch.from_numpy(np.stack(views)))
         total = query.new_zeros(())
         if s.contrast_weight:
             total = total + s.contrast_weight * self._contrast(query, positive, batch, rng)
         if s.consistency_weight:
             total = total + s.consistency_weight * consistency(query, positive)
         predicted = self._target.predict(query)
-        for weight, windows in ((s.target_weight, batch.partner_features), (s.own_weight, batch.anchor_features)):
+        for weight, slots, windows in (
+            (s.target_weight, batch.partner_slots, batch.partner_features),
+            (s.own_weight, batch.anchor_slots, batch.anchor_features),
+        ):
             if weight:
-                total = total + weight * cross_window_loss(predicted, torch.from_numpy(self._target(windows)))
+                total = total + weight * cross_window_loss(predicted, torch.from_numpy(self._targets(slots, windows)))
         return total
+
+    def _embed(self, encoder: SplitEncoder, slots: NDArray[np.intp], windows: Array) -> Tensor:
+        if self._readouts is None:
+            embeddings: Tensor = encoder(torch.from_numpy(windows))
+            return embeddings
+        return encoder.embed_readouts(torch.from_numpy(self._readouts(slots, windows)), windows.shape[1])
 
     def _contrast(self, query: Tensor, positive: Tensor, batch: Batch, rng: np.random.Generator) -> Tensor:
         anchors = query.detach().numpy()

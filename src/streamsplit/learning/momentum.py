@@ -20,8 +20,9 @@ def make_key(query: M) -> M:
 
 @torch.no_grad()
 def follow(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """key <- momentum key + (1 - momentum) query, in place; buffers are copied."""
+    """key <- momentum key + (1 - momentum) query, in place; buffers are copied, parameters of both stay."""
     for slow, fast in zip(key.parameters(), query.parameters(), strict=True):
-        slow.lerp_(fast.detach(), 1.0 - momentum)
+        if slow is not fast:
+            slow.lerp_(fast.detach(), 1.0 - momentum)
     for mine, theirs in zip(key.buffers(), query.buffers(), strict=True):
         mine.copy_(theirs)

@@ -20,6 +20,8 @@ class Batch(NamedTuple):
     times: NDArray[np.int64]  # window indices of the anchors [b]
     anchor_features: Array  # [b, f, t]
     partner_features: Array  # [b, f, t]: for each anchor a window close in time, or itself where there is none
+    anchor_slots: NDArray[np.intp]  # [b] where the buffer holds them
+    partner_slots: NDArray[np.intp]  # [b]
     excluded: NDArray[np.bool_]  # [b, b]: pairs too close in time to be negatives of each other
 
 
@@ -90,7 +92,8 @@ class ShuffleBuffer:
         excluded = (self._segments[anchors][:, None] == self._segments[anchors][None]) & (
             np.abs(self._times[anchors][:, None] - self._times[anchors][None]) < gap
         )
-        return Batch(self._times[anchors], self.features(anchors), self.features(partners), excluded)
+        windows = self.features(anchors), self.features(partners)
+        return Batch(self._times[anchors], *windows, anchors, partners, excluded)
 
     def pairs(self, size: int, rng: np.random.Generator, *, decay: float, reach: int) -> tuple[Array, Array] | None:
         """Up to `size` anchors and partners of the commonest resolution, every window at most once an anchor."""

@@ -30,7 +30,7 @@ METHODS: tuple[Method, ...] = (
     Released(),
     EdgeOnly("edge_only", "edge only as published: batch 8, bank", AS_PUBLISHED),
     EdgeOnly("edge_only_same_memory", "edge only, StreamSplit's memory and loss", LearnerSettings()),
-    EdgeOnly("leo", "LEO: MobileNetV2 0.35, edge only", LearnerSettings(), "leo"),
+    EdgeOnly("leo", "LEO: MobileNetV2 0.35, edge only", LearnerSettings(trained="all"), "leo"),
     FedCL(),
     SplitTraining("fsl", "split training at a fixed cut"),
     heuristic_split(),

@@ -33,7 +33,7 @@ from streamsplit.weights.revision import Weights, encoder_weights, load_weights
 from streamsplit.wire.media import Encoding
 
 ROUNDS = 10
-SETTINGS = LearnerSettings(warm_start=False)  # the projection's start comes with the first weights
+SETTINGS = LearnerSettings(warm_start=False, trained="all")  # the projection's start comes with the first weights
 
 
 class Update(NamedTuple):
