@@ -321,7 +321,7 @@ def test_cpu_load_lowers_the_rate_of_a_step() -> None:
 def test_a_new_revision_keeps_what_was_learned_here() -> None:
     learner = make()
     feed(learner, sounds(40))
-    base = learner._base
+    base = learner.base
     local = learner.local_difference()
     assert local is not None and any(np.abs(v).max() > 0 for v in local.values())
     server = {name: array + np.float32(0.01) for name, array in base.items()}

@@ -17,10 +17,10 @@ from streamsplit.errors import CheckpointError, EncoderError
 from streamsplit.learning import snapshot
 from streamsplit.learning.collapse import CollapseWatch
 from streamsplit.learning.context import ContextUncertainty
+from streamsplit.learning.copies import EncoderCopies
 from streamsplit.learning.heap import trim_heap
 from streamsplit.learning.loss import StreamLoss
 from streamsplit.learning.memory import NegativeMemory, make_memory
-from streamsplit.learning.momentum import follow, make_key
 from streamsplit.learning.rank import RunningRank
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.learning.shuffle import ShuffleBuffer
@@ -29,7 +29,7 @@ from streamsplit.learning.target import CrossWindowTarget
 from streamsplit.learning.theorem import GradientVariance
 from streamsplit.learning.uncertainty import PrototypeUncertainty
 from streamsplit.learning.updates import Updates
-from streamsplit.weights.revision import Weights, check_same_layout, encoder_weights, load_weights
+from streamsplit.weights.revision import Weights
 
 __all__ = ["EdgeLearner", "LearnerSettings", "Observed"]
 
@@ -58,11 +58,9 @@ class EdgeLearner:
     def __init__(self, encoder: SplitEncoder, settings: LearnerSettings | None = None, seed: int = 0) -> None:
         self.settings = settings or LearnerSettings()
         self.seed = seed
-        self.query = encoder
-        self.key = make_key(encoder)
         frozen = self.settings.trained == "readouts"
-        if frozen:  # blocks that do not learn are the same in both
-            self.key.blocks = encoder.blocks
+        self._copies = EncoderCopies(encoder, blocks_learn=not frozen)
+        self.query, self.key = encoder, self._copies.key
         self.memory: NegativeMemory = make_memory(self.settings, encoder.embedding_dim, seed)
         self.buffer = ShuffleBuffer(self.settings.buffer_windows, self.settings.run_windows)
         self.target = CrossWindowTarget(encoder.embedding_dim)
@@ -75,8 +73,6 @@ class EdgeLearner:
         self.started = not self.settings.warm_start
         self._rng = np.random.default_rng(seed)
         self._augmenter = Augmenter(rng=self._rng)
-        self._base = self._as_base(encoder_weights(encoder))
-        self._changed = False
         self._updates = Updates(self.query, self.target, self.settings)
         capacity = self.settings.buffer_windows
         self._targets = SlotCache(capacity, self.target.dim, lambda window: self.target(window[None])[0])
@@ -121,7 +117,7 @@ class EdgeLearner:
     @property
     def base(self) -> Weights:
         """The weights of the revision adopted last (the encoder's own before the first); not to be changed."""
-        return self._base
+        return self._copies.base
 
     @property
     def effective_rank(self) -> float:
@@ -202,8 +198,7 @@ class EdgeLearner:
             return None
         loss = self._loss(batch, self._loss.level(cpu_load, memory_load), self._rng)
         if self._updates.add(loss, len(batch.times), cpu_load):
-            follow(self.key, self.query, s.momentum)
-            self._changed = True
+            self._copies.follow(s.momentum)
         return float(loss.detach())
 
     def take_gradient(self, features: Array, k: int, gradient: Crossing, weight: float = 1.0) -> None:
@@ -249,9 +244,8 @@ class EdgeLearner:
             fit_exits(self.query, windows)
             if windows.shape[1] == BANDS:
                 fit_reduced(self.query, windows)
-            load_weights(self.key, encoder_weights(self.query))
+            self._copies.start()
             self.started = True
-            self._changed = True
             self._new_space()
         self.target.fit(windows, self.seed)
         self._targets.clear()
@@ -294,23 +288,15 @@ class EdgeLearner:
         the space: then the device starts from the revision as it is. Raises RevisionError, before any change, if the
         weights do not fit.
         """
-        base = self._base if base is None else base
-        check_same_layout(weights, {name: array.shape for name, array in self._base.items()})
-        check_same_layout(base, {name: array.shape for name, array in self._base.items()})
+        for given in (weights, base):
+            if given is not None:
+                self._copies.check(given)
         self._updates.drop()
-        modules = (self.query, self.key)
-        if breaks_space or not self._changed:
-            moved = [weights, weights]
-        else:  # of both before either changes: blocks that do not learn belong to both
-            owns = [encoder_weights(module) for module in modules]
-            moved = [{name: array + (own[name] - base[name]) for name, array in weights.items()} for own in owns]
-        for module, new in zip(modules, moved, strict=True):
-            load_weights(module, new)
-        self._base = self._as_base(weights)
+        self._copies.adopt(weights, base, breaks_space=breaks_space)
         if self._readouts is not None:
             self._readouts.clear()
         if breaks_space:
-            self.started, self._changed = True, False
+            self.started = True
             self._new_space()
             if self.target.ready:
                 self._fit_predictor()
@@ -318,19 +304,14 @@ class EdgeLearner:
 
     def local_difference(self) -> Weights | None:
         """What learning changed in the query encoder since the last adopted revision; None when nothing did."""
-        if not self._changed:
-            return None
-        own = encoder_weights(self.query)
-        return {name: own[name] - self._base[name] for name in own}
+        return self._copies.difference()
 
     # ---- snapshots ----
 
     def snapshot(self) -> bytes:
         """Everything needed to go on exactly: weights, optimiser, memory, buffer, generator, half-done accumulation."""
         arrays = {
-            **snapshot.nest("query", encoder_weights(self.query)),
-            **snapshot.nest("key", encoder_weights(self.key)),
-            **snapshot.nest("base", self._base),
+            **self._copies.arrays(),
             **snapshot.nest("memory", self.memory.state()),
             **snapshot.nest("buffer", self.buffer.state()),
             **snapshot.nest("target", self.target.state()),
@@ -345,7 +326,7 @@ class EdgeLearner:
             **self._updates.record(),
             "settings": self.settings.as_dict(), "encoder": self.query.name, "rng": self._rng.bit_generator.state,
             "memory_rng": self.memory.rng_state(), "space": self.space, "started": self.started,
-            "changed": self._changed, "seed": self.seed,
+            "changed": self._copies.changed, "seed": self.seed,
         }  # fmt: skip
         return snapshot.seal(arrays, record)
 
@@ -358,12 +339,7 @@ class EdgeLearner:
                 f"the snapshot is of a learner with encoder '{record.get('encoder')}' and other settings; "
                 "start with the settings it was made with, or delete it"
             )
-        shapes = {name: array.shape for name, array in self._base.items()}
-        for part in ("query", "key", "base"):
-            check_same_layout(snapshot.under(part, arrays), shapes)
-        load_weights(self.query, snapshot.under("query", arrays))
-        load_weights(self.key, snapshot.under("key", arrays))
-        self._base = self._as_base(snapshot.under("base", arrays))
+        self._copies.load(arrays, record["changed"])
         for name in ("memory", "buffer", "target", "rank", "prototypes"):
             getattr(self, name).load_state(snapshot.under(name, arrays))
         if self.context is not None:
@@ -379,31 +355,20 @@ class EdgeLearner:
         self._updates.load(arrays, record)
         self._rng.bit_generator.state = record["rng"]
         self.memory.load_rng_state(record["memory_rng"])
-        self.space, self.started, self._changed = record["space"], record["started"], record["changed"]
-        self.seed = record["seed"]
+        self.space, self.started, self.seed = record["space"], record["started"], record["seed"]
 
     def state_bytes(self) -> int:
         """Bytes this learner holds between two windows: weights, optimiser, memory, buffer, statistics; bounded."""
-        modules = {id(p): 4 * p.numel() for module in (self.query, self.key) for p in module.parameters()}
-        base = [array for name, array in self._base.items() if self._readouts is None or not name.startswith("blocks.")]
-        weights = sum(array.nbytes for array in base) + sum(modules.values())
         held = (self._updates, self.memory, self.buffer, self.target, self.rank, self.heard, self.prototypes)
         context = self.context.state_bytes() if self.context is not None else 0
         caches = sum(cache.state_bytes() for cache in self._caches)
-        return weights + context + caches + sum(part.state_bytes() for part in held)
+        return self._copies.state_bytes() + context + caches + sum(part.state_bytes() for part in held)
 
     # ---- inside ----
 
     @property
     def _caches(self) -> list[SlotCache]:
         return [self._targets] if self._readouts is None else [self._targets, self._readouts]
-
-    def _as_base(self, weights: Weights) -> Weights:
-        """The weights of a revision that was just loaded: blocks that do not learn are not held twice."""
-        blocks: Weights = {}
-        if self.settings.trained == "readouts":
-            blocks = {f"blocks.{name}": p.detach().numpy() for name, p in self.query.blocks.named_parameters()}
-        return {name: blocks[name] if name in blocks else np.array(a, np.float32) for name, a in weights.items()}
 
     @torch.no_grad()
     def _embed_batch(self, windows: Array) -> Array:
