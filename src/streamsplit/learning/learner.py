@@ -199,6 +199,7 @@ class EdgeLearner:
         loss = self._loss(batch, self._loss.level(cpu_load, memory_load), self._rng)
         if self._updates.add(loss, len(batch.times), cpu_load):
             self._copies.follow(s.momentum)
+            trim_heap()  # a millisecond; a step leaves ten megabytes behind
         return float(loss.detach())
 
     def take_gradient(self, features: Array, k: int, gradient: Crossing, weight: float = 1.0) -> None:
