@@ -199,8 +199,10 @@ class EdgeLearner:
         loss = self._loss(batch, self._loss.level(cpu_load, memory_load), self._rng)
         if self._updates.add(loss, len(batch.times), cpu_load):
             self._copies.follow(s.momentum)
-            trim_heap()  # a millisecond; a step leaves ten megabytes behind
-        return float(loss.detach())
+        value = float(loss.detach())
+        del loss, batch
+        trim_heap()  # a millisecond; a mini-batch leaves ten megabytes behind
+        return value
 
     def take_gradient(self, features: Array, k: int, gradient: Crossing, weight: float = 1.0) -> None:
         """Carries a server's gradients at the cut after block k back through blocks 1..k, for windows [n, f, t].
