@@ -3,7 +3,7 @@
     python -m benchmarks.learner_cost
 
 One process a setting of `trained`, because memory does not shrink back. Memory is what the process holds for itself
-(USS): its peak while it learns, read after every optimiser step, and what stays once freed pages are given back, both
+(USS): its peak while it learns, read after every mini-batch, and what stays once freed pages are given back, both
 above what 50 forward passes of the frozen encoder left. A device's stream is played: every window is embedded and
 remembered, every fourth one is followed by a mini-batch of eight; then mini-batches alone are timed (process time),
 beside a single forward pass. A Pi 4 takes its compute factor as long.
