@@ -43,7 +43,7 @@ def learning_server(folder: Path, **training: object) -> object:
 def device_settings(folder: Path, url: str, **training: object) -> EdgeSettings:
     learns = {
         "warm_start_windows": 16, "buffer_windows": 64, "learn_every_windows": 2, "accumulate": 2, "load_share": 1.0,
-        "highest_cpu": 1.0,
+        "highest_cpu": 1.0, "trained": "all",
     }  # fmt: skip
     return EdgeSettings.from_mapping(
         {
