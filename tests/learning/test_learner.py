@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from streamsplit.encoders.mobilenet import MobileNetV3Small  # noqa: E402
 from streamsplit.errors import CheckpointError, ConfigError, EncoderError, RevisionError  # noqa: E402
 from streamsplit.learning.learner import EdgeLearner, LearnerSettings  # noqa: E402
-from streamsplit.weights.revision import encoder_weights  # noqa: E402
+from streamsplit.weights.revision import encoder_weights, load_weights  # noqa: E402
 
 SMALL: dict[str, Any] = {
     "batch_windows": 4, "accumulate": 2, "buffer_windows": 40, "run_windows": 5, "warm_start_windows": 24,
@@ -108,7 +108,7 @@ def test_both_memories_and_both_uncertainties_learn(memory: str, uncertainty: st
     [  # before the warm start; within an accumulation
         (10, {"memory": "mixture"}), (10, {"memory": "bank"}), (31, {"memory": "mixture"}), (31, {"memory": "bank"}),
         (31, {"memory": "bank", "augment": "auto"}), (31, {"memory": "mixture", "uncertainty": "v1"}),
-        (31, {"trained": "all"}),
+        (31, {"trained": "all"}), (31, {"target": "statistics"}),
     ],
     ids=str,
 )  # fmt: skip
@@ -167,6 +167,44 @@ def test_the_loss_is_the_same_from_kept_statistics_as_from_windows() -> None:
         feed(learner, sounds(24), learn=False)
         losses.append([learner.learn() for _ in range(2)])  # no optimiser step yet
     assert np.allclose(losses[0], losses[1], rtol=2e-3)  # half precision
+
+
+@pytest.mark.parametrize("trained", ["readouts", "all"])
+def test_what_is_predicted_is_what_the_start_and_then_the_last_revision_says(trained: str) -> None:
+    learner = make(trained=trained)
+    feed(learner, sounds(24), learn=False)
+    started = encoder_weights(learner.key)
+    feed(learner, sounds(12, seed=1), start=24)
+    rng = np.random.default_rng(0)
+
+    def predicted_by(weights: dict[str, np.ndarray]) -> bool:
+        other = MobileNetV3Small(0.25, 32)
+        load_weights(other, weights)
+        batch = learner.buffer.draw(4, rng, decay=0.5, reach=4, gap=2)
+        assert batch is not None
+        with torch.no_grad():
+            wanted = [other(torch.from_numpy(part)) for part in (batch.partner_features, batch.anchor_features)]
+        found = learner._loss._predicted(batch)
+        return all(torch.allclose(one, known, atol=2e-3) for one, known in zip(found, wanted, strict=True))
+
+    assert learner.steps and predicted_by(started) and not predicted_by(encoder_weights(learner.query))
+    server = {name: array * 1.5 if name.startswith("readouts.1") else array for name, array in learner.base.items()}
+    learner.adopt(server)
+    assert predicted_by(server) and not predicted_by(started)
+    restored = make(trained=trained)
+    restored.restore(learner.snapshot())
+    learner = restored
+    assert predicted_by(server)
+
+
+def test_windows_that_the_revision_finds_alike_are_no_negatives() -> None:
+    losses = {}
+    for similarity in (-1.0, 1.0):
+        learner = make(mask_similarity=similarity, negatives=0, target_weight=0.0, own_weight=0.0)
+        feed(learner, sounds(24), learn=False)
+        losses[similarity] = learner.learn()
+    assert losses[-1.0] == pytest.approx(0.0, abs=1e-6)  # nothing is left to tell the positive from
+    assert losses[1.0] is not None and losses[1.0] > 0.01
 
 
 def test_after_a_revision_statistics_are_those_of_its_blocks() -> None:

@@ -1,4 +1,4 @@
-"""The encoders that a learner holds: one that learns, its moving average, and the revision that both stand on."""
+"""The encoders that a learner holds: one that learns, its moving average, and what both stand on."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ _BLOCKS = "blocks."
 class EncoderCopies:
     """Query encoder (the given one, moved by learning) and key encoder (inference and everything uplinked).
 
-    Blocks that do not learn are held once, for both encoders and the base.
+    `anchor` is what learning must not lose: the encoder as the last revision, or its own start, left it. Blocks that do
+    not learn are held once, for all encoders and the base.
     """
 
     def __init__(self, encoder: SplitEncoder, *, blocks_learn: bool) -> None:
-        self.query, self.key = encoder, make_key(encoder)
+        self.query, self.key, self.anchor = encoder, make_key(encoder), make_key(encoder)
         self.changed = False  # by learning, since `base`
         self._shared = not blocks_learn
         if self._shared:
-            self.key.blocks = encoder.blocks
+            self.key.blocks = self.anchor.blocks = encoder.blocks
         self.base: Weights = self._held(encoder_weights(encoder))
 
     def follow(self, momentum: float) -> None:
@@ -32,8 +33,9 @@ class EncoderCopies:
         self.changed = True
 
     def start(self) -> None:
-        """The query was started anew: so is the key."""
-        load_weights(self.key, encoder_weights(self.query))
+        """The query was started anew: so are key and anchor."""
+        for encoder in (self.key, self.anchor):
+            load_weights(encoder, encoder_weights(self.query))
         self.changed = True
 
     def check(self, weights: Weights) -> None:
@@ -52,7 +54,7 @@ class EncoderCopies:
         else:  # of both before either changes: they may share blocks
             owns = [encoder_weights(encoder) for encoder in encoders]
             moved = [{name: array + (own[name] - base[name]) for name, array in weights.items()} for own in owns]
-        for encoder, new in zip(encoders, moved, strict=True):
+        for encoder, new in zip((*encoders, self.anchor), (*moved, weights), strict=True):
             load_weights(encoder, new)
         self.base = self._held(weights)
         self.changed = self.changed and not breaks_space
@@ -69,21 +71,23 @@ class EncoderCopies:
         return {
             **snapshot.nest("query", encoder_weights(self.query)),
             **snapshot.nest("key", encoder_weights(self.key)),
+            **snapshot.nest("anchor", encoder_weights(self.anchor)),
             **snapshot.nest("base", self.base),
         }
 
     def load(self, arrays: dict[str, np.ndarray], changed: bool) -> None:
         """Goes on from `arrays()`; RevisionError, before any change, where they are of another encoder."""
-        query, key, base = (snapshot.under(part, arrays) for part in ("query", "key", "base"))
-        for part in (query, key, base):
+        query, key, anchor, base = (snapshot.under(part, arrays) for part in ("query", "key", "anchor", "base"))
+        for part in (query, key, anchor, base):
             self.check(part)
-        load_weights(self.query, query)
-        load_weights(self.key, key)
+        for encoder, part in ((self.query, query), (self.key, key), (self.anchor, anchor)):
+            load_weights(encoder, part)
         self.base, self.changed = self._held(base), changed
 
     def state_bytes(self) -> int:
-        """Bytes of the three."""
-        modules = {id(p): 4 * p.numel() for encoder in (self.query, self.key) for p in encoder.parameters()}
+        """Bytes of all."""
+        encoders = (self.query, self.key, self.anchor)
+        modules = {id(p): 4 * p.numel() for encoder in encoders for p in encoder.parameters()}
         own = [array.nbytes for name, array in self.base.items() if not (self._shared and name.startswith(_BLOCKS))]
         return sum(modules.values()) + sum(own)
 

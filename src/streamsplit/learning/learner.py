@@ -76,10 +76,11 @@ class EdgeLearner:
         self._updates = Updates(self.query, self.target, self.settings)
         capacity = self.settings.buffer_windows
         self._targets = SlotCache(capacity, self.target.dim, lambda window: self.target(window[None])[0])
+        self._anchors = SlotCache(capacity, encoder.embedding_dim, self._anchored)
         self._readouts = readout_cache(self.key, capacity) if frozen else None
         self._loss = StreamLoss(
-            self.query, self.key, self.memory, self.target, self.prototypes, self._augmenter, self.settings,
-            self._targets, self._readouts,
+            self._copies, self.memory, self.target, self.prototypes, self._augmenter, self.settings,
+            self._targets, self._anchors, self._readouts,
         )  # fmt: skip
 
     # ---- inference (key encoder) ----
@@ -248,6 +249,7 @@ class EdgeLearner:
             if windows.shape[1] == BANDS:
                 fit_reduced(self.query, windows)
             self._copies.start()
+            self._anchors.clear()
             self.started = True
             self._new_space()
         self.target.fit(windows, self.seed)
@@ -296,6 +298,7 @@ class EdgeLearner:
                 self._copies.check(given)
         self._updates.drop()
         self._copies.adopt(weights, base, breaks_space=breaks_space)
+        self._anchors.clear()
         if self._readouts is not None:
             self._readouts.clear()
         if breaks_space:
@@ -371,7 +374,13 @@ class EdgeLearner:
 
     @property
     def _caches(self) -> list[SlotCache]:
-        return [self._targets] if self._readouts is None else [self._targets, self._readouts]
+        own = [self._targets, self._anchors]
+        return own if self._readouts is None else [*own, self._readouts]
+
+    @torch.no_grad()
+    def _anchored(self, window: Array) -> Array:
+        z: Array = self._copies.anchor(_as_batch(window))[0].numpy()
+        return z
 
     @torch.no_grad()
     def _embed_batch(self, windows: Array) -> Array:

@@ -10,6 +10,7 @@ from torch import Tensor
 from streamsplit.audio.augment import Augmenter, AugmentLevel, budget_level
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.learning.contrastive import consistency, cross_window_loss, streaming_info_nce
+from streamsplit.learning.copies import EncoderCopies
 from streamsplit.learning.memory import NegativeMemory
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.learning.shuffle import Batch
@@ -21,15 +22,22 @@ Array = NDArray[np.float32]
 
 
 class StreamLoss:
-    """The loss of a batch drawn from the shuffle buffer, through the query and the key encoder it was made for."""
+    """The loss of a batch drawn from the shuffle buffer, through the query and the key encoder it was made for.
+
+    Beside contrast, a window predicts what is known of a neighbouring window and of itself. With target 'revision' that
+    is their embedding by the last revision (or the start), as in the server's own task; windows that the revision finds
+    alike are no negatives of each other then. With 'statistics' it is a projection of fixed statistics.
+    """
 
     def __init__(
-        self, query: SplitEncoder, key: SplitEncoder, memory: NegativeMemory, target: CrossWindowTarget,
+        self, copies: EncoderCopies, memory: NegativeMemory, target: CrossWindowTarget,
         prototypes: PrototypeUncertainty, augmenter: Augmenter, settings: LearnerSettings, targets: SlotCache,
-        readouts: SlotCache | None = None,
+        anchors: SlotCache, readouts: SlotCache | None = None,
     ) -> None:  # fmt: skip
-        """`targets` are those of the buffer's windows; `readouts`, where blocks do not learn, their statistics."""
-        self._query, self._key, self._targets, self._readouts = query, key, targets, readouts
+        """Of the buffer's windows: `targets` are their fixed ones, `anchors` their embeddings by the revision, and
+        `readouts`, where blocks do not learn, their statistics."""
+        self._query, self._key, self._anchor = copies.query, copies.key, copies.anchor
+        self._targets, self._anchors, self._readouts = targets, anchors, readouts
         self._memory, self._target, self._prototypes = memory, target, prototypes
         self._augmenter, self._settings = augmenter, settings
 
@@ -51,18 +59,33 @@ class StreamLoss:
                 views = [self._augmenter.features(window, level) for window in batch.partner_features]
                 positive = self._key(torch.from_numpy(np.stack(views)))
         total = query.new_zeros(())
+        others, owns = self._predicted(batch)
+        if s.target == "revision":
+            alike = (owns @ others.T > s.mask_similarity).fill_diagonal_(False)
+            batch = batch._replace(excluded=batch.excluded | alike.numpy())
         if s.contrast_weight:
             total = total + s.contrast_weight * self._contrast(query, positive, batch, rng)
         if s.consistency_weight:
             total = total + s.consistency_weight * consistency(query, positive)
-        predicted = self._target.predict(query)
-        for weight, slots, windows in (
-            (s.target_weight, batch.partner_slots, batch.partner_features),
-            (s.own_weight, batch.anchor_slots, batch.anchor_features),
-        ):
+        predicted = query if s.target == "revision" else self._target.predict(query)
+        for weight, known in ((s.target_weight, others), (s.own_weight, owns)):
             if weight:
-                total = total + weight * cross_window_loss(predicted, torch.from_numpy(self._targets(slots, windows)))
+                total = total + weight * cross_window_loss(predicted, known)
         return total
+
+    @torch.no_grad()
+    def _predicted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is predicted of the partners, and of the anchors themselves, [b, g] each."""
+        parts = []
+        held = ((batch.partner_slots, batch.partner_features), (batch.anchor_slots, batch.anchor_features))
+        for slots, windows in held:
+            if self._settings.target == "statistics":
+                parts.append(torch.from_numpy(self._targets(slots, windows)))
+            elif self._readouts is None:
+                parts.append(torch.from_numpy(self._anchors(slots, windows)))
+            else:
+                parts.append(self._embed(self._anchor, slots, windows))
+        return parts[0], parts[1]
 
     def _embed(self, encoder: SplitEncoder, slots: NDArray[np.intp], windows: Array) -> Tensor:
         if self._readouts is None:

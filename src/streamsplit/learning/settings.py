@@ -35,8 +35,10 @@ class LearnerSettings(Settings):
     temperature: float = setting(0.1, low=0.01, high=2.0)
     contrast_weight: float = setting(1.0, low=0.0)
     consistency_weight: float = setting(0.0, low=0.0)  # v1: 0.5; measured: costs probe and rank
-    target_weight: float = setting(4.0, low=0.0)  # of predicting a neighbouring window's fixed statistics
-    own_weight: float = setting(4.0, low=0.0)  # of predicting its own: keeps what the start knew
+    target: str = setting("revision", choices=("revision", "statistics"))  # what a window predicts; see StreamLoss
+    target_weight: float = setting(2.0, low=0.0)  # of predicting a neighbouring window's
+    own_weight: float = setting(2.0, low=0.0)  # of predicting its own: keeps what the start knew
+    mask_similarity: float = setting(0.5, low=-1.0, high=1.0)  # windows that the revision finds closer: no negatives
     positive_decay: float = setting(0.5, low=0.0)  # per window: density exp(-decay d) of the positive's distance
     positive_reach: int = setting(8, low=1, high=1000)  # windows
     augment: str = setting("none", choices=("none", "auto", "basic", "standard", "extended"))  # the second view

@@ -23,6 +23,7 @@ from streamsplit.learning.settings import LearnerSettings
 AS_PUBLISHED = LearnerSettings(
     memory="bank", uncertainty="v1", negatives=256, buffer_windows=32, run_windows=10, warm_start=False,
     warm_start_windows=16, contrast_weight=1.0, consistency_weight=0.5, target_weight=0.0, own_weight=0.0,
+    target="statistics",
     augment="standard", trained="all", learning_rate=1e-4, readout_rate=1e-4, momentum=0.999, temperature=0.1,
 )  # fmt: skip
 """v1 on a device by itself: batch 8, memory bank, consistency with the momentum encoder, Adam 1e-4, random start."""
