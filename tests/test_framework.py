@@ -338,7 +338,7 @@ def test_the_edge_trainer_learns_and_its_loss_falls():
         MobileNetV3EdgeEncoder(embedding_dim=32, width_multiplier=0.25),
     )
     losses = []
-    for window in cut_windows(sound(28.0)):
+    for window in cut_windows(sound(80.0)):
         result = trainer.train_step(window.features)
         if result["learned"]:
             losses.append(result["loss"]["total_loss"])
