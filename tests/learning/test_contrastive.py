@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 from streamsplit.errors import EncoderError  # noqa: E402
 from streamsplit.learning.contrastive import (  # noqa: E402
     consistency,
-    cross_window_loss,
     load_adaptive_rate,
     positive_law,
+    prediction_loss,
     streaming_info_nce,
 )
 from streamsplit.learning.momentum import follow, make_key  # noqa: E402
@@ -81,10 +81,10 @@ def test_wrong_shapes_are_refused() -> None:
         streaming_info_nce(unit(3, 8), unit(4, 8))
 
 
-def test_consistency_is_the_squared_distance_and_the_cross_window_loss_one_minus_cosine() -> None:
+def test_consistency_is_the_squared_distance_and_the_prediction_loss_one_minus_cosine() -> None:
     a, b = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert float(consistency(a, b)) == pytest.approx((0 + 2) / 2)
-    assert float(cross_window_loss(3 * a, b)) == pytest.approx((0 + 1) / 2)
+    assert float(prediction_loss(3 * a, b)) == pytest.approx((0 + 1) / 2)
 
 
 def test_positives_fall_off_exponentially_with_time() -> None:

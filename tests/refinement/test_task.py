@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from streamsplit.learning.contrastive import prediction_loss
 from streamsplit.refinement.settings import RefinerSettings
-from streamsplit.refinement.task import label_loss, pair_info_nce, prediction_loss, task_loss
+from streamsplit.refinement.task import label_loss, pair_info_nce, task_loss
 
 
 def unit(n, d=8, seed=0):

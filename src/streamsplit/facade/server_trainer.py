@@ -20,12 +20,13 @@ from streamsplit.facade.checkpoint import read_checkpoint, write_checkpoint
 from streamsplit.facade.config import torch_device
 from streamsplit.facade.encoders import MobileNetV3ServerEncoder
 from streamsplit.facade.server import as_features
+from streamsplit.learning.contrastive import prediction_loss
 from streamsplit.learning.rank import effective_rank
 from streamsplit.refinement.buffer import BufferSettings, TemporalBuffer
 from streamsplit.refinement.hybrid import HybridSettings, hybrid_loss
 from streamsplit.refinement.refiner import Refiner
 from streamsplit.refinement.settings import RefinerSettings
-from streamsplit.refinement.task import pair_info_nce, prediction_loss
+from streamsplit.refinement.task import pair_info_nce
 from streamsplit.weights.revision import encoder_weights, load_weights
 
 

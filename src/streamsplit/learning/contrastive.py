@@ -59,9 +59,9 @@ def consistency(query: Tensor, key: Tensor) -> Tensor:
     return (query - key).square().sum(1).mean()
 
 
-def cross_window_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean of 1 - cosine between predictions [b, g] and frozen targets [b, g] of another window, in [0, 2]."""
-    return (1.0 - functional.cosine_similarity(predicted, target, dim=1)).mean()
+def prediction_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean of 1 - cosine between predictions [b, g] and frozen targets [b, g], of its own or another window."""
+    return 1.0 - functional.cosine_similarity(predicted, target, dim=1).mean()
 
 
 def positive_law(distances: NDArray[np.int64], decay: float) -> NDArray[np.float64]:

@@ -75,12 +75,15 @@ class EdgeLearner:
         self._augmenter = Augmenter(rng=self._rng)
         self._updates = Updates(self.query, self.target, self.settings)
         capacity = self.settings.buffer_windows
-        self._targets = SlotCache(capacity, self.target.dim, lambda window: self.target(window[None])[0])
-        self._anchors = SlotCache(capacity, encoder.embedding_dim, self._anchored)
         self._readouts = readout_cache(self.key, capacity) if frozen else None
+        self._known: SlotCache | None = None  # what is predicted, unless it follows from the readouts
+        if self.settings.target == "statistics":
+            self._known = SlotCache(capacity, self.target.dim, lambda window: self.target(window[None])[0])
+        elif not frozen:
+            self._known = SlotCache(capacity, encoder.embedding_dim, self._anchored)
         self._loss = StreamLoss(
             self._copies, self.memory, self.target, self.prototypes, self._augmenter, self.settings,
-            self._targets, self._anchors, self._readouts,
+            self._known, self._readouts,
         )  # fmt: skip
 
     # ---- inference (key encoder) ----
@@ -249,11 +252,10 @@ class EdgeLearner:
             if windows.shape[1] == BANDS:
                 fit_reduced(self.query, windows)
             self._copies.start()
-            self._anchors.clear()
             self.started = True
             self._new_space()
         self.target.fit(windows, self.seed)
-        self._targets.clear()
+        self._forget_computed()
         self._hear_anew()
         self._fit_predictor()
 
@@ -298,9 +300,7 @@ class EdgeLearner:
                 self._copies.check(given)
         self._updates.drop()
         self._copies.adopt(weights, base, breaks_space=breaks_space)
-        self._anchors.clear()
-        if self._readouts is not None:
-            self._readouts.clear()
+        self._forget_computed()
         if breaks_space:
             self.started = True
             self._new_space()
@@ -356,8 +356,7 @@ class EdgeLearner:
         else:  # an older snapshot
             self._hear_anew()
             self.collapse.clear()
-        for cache in self._caches:
-            cache.clear()
+        self._forget_computed()
         self._updates.load(arrays, record)
         self._rng.bit_generator.state = record["rng"]
         self.memory.load_rng_state(record["memory_rng"])
@@ -374,8 +373,12 @@ class EdgeLearner:
 
     @property
     def _caches(self) -> list[SlotCache]:
-        own = [self._targets, self._anchors]
-        return own if self._readouts is None else [*own, self._readouts]
+        return [cache for cache in (self._known, self._readouts) if cache is not None]
+
+    def _forget_computed(self) -> None:
+        """What is kept of the buffer's windows was computed with weights, or a target, that have changed."""
+        for cache in self._caches:
+            cache.clear()
 
     @torch.no_grad()
     def _anchored(self, window: Array) -> Array:

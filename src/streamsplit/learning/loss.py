@@ -9,7 +9,7 @@ from torch import Tensor
 
 from streamsplit.audio.augment import Augmenter, AugmentLevel, budget_level
 from streamsplit.encoders.base import SplitEncoder
-from streamsplit.learning.contrastive import consistency, cross_window_loss, streaming_info_nce
+from streamsplit.learning.contrastive import consistency, prediction_loss, streaming_info_nce
 from streamsplit.learning.copies import EncoderCopies
 from streamsplit.learning.memory import NegativeMemory
 from streamsplit.learning.settings import LearnerSettings
@@ -31,13 +31,13 @@ class StreamLoss:
 
     def __init__(
         self, copies: EncoderCopies, memory: NegativeMemory, target: CrossWindowTarget,
-        prototypes: PrototypeUncertainty, augmenter: Augmenter, settings: LearnerSettings, targets: SlotCache,
-        anchors: SlotCache, readouts: SlotCache | None = None,
+        prototypes: PrototypeUncertainty, augmenter: Augmenter, settings: LearnerSettings, known: SlotCache | None,
+        readouts: SlotCache | None,
     ) -> None:  # fmt: skip
-        """Of the buffer's windows: `targets` are their fixed ones, `anchors` their embeddings by the revision, and
-        `readouts`, where blocks do not learn, their statistics."""
+        """Of the buffer's windows: `known` is what is predicted; `readouts`, where blocks do not learn, their
+        statistics. Without `known`, the revision's embeddings are computed from these."""
         self._query, self._key, self._anchor = copies.query, copies.key, copies.anchor
-        self._targets, self._anchors, self._readouts = targets, anchors, readouts
+        self._known, self._readouts = known, readouts
         self._memory, self._target, self._prototypes = memory, target, prototypes
         self._augmenter, self._settings = augmenter, settings
 
@@ -70,7 +70,7 @@ class StreamLoss:
         predicted = query if s.target == "revision" else self._target.predict(query)
         for weight, known in ((s.target_weight, others), (s.own_weight, owns)):
             if weight:
-                total = total + weight * cross_window_loss(predicted, known)
+                total = total + weight * prediction_loss(predicted, known)
         return total
 
     @torch.no_grad()
@@ -79,10 +79,8 @@ class StreamLoss:
         parts = []
         held = ((batch.partner_slots, batch.partner_features), (batch.anchor_slots, batch.anchor_features))
         for slots, windows in held:
-            if self._settings.target == "statistics":
-                parts.append(torch.from_numpy(self._targets(slots, windows)))
-            elif self._readouts is None:
-                parts.append(torch.from_numpy(self._anchors(slots, windows)))
+            if self._known is not None:
+                parts.append(torch.from_numpy(self._known(slots, windows)))
             else:
                 parts.append(self._embed(self._anchor, slots, windows))
         return parts[0], parts[1]

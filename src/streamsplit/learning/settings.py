@@ -44,7 +44,7 @@ class LearnerSettings(Settings):
     augment: str = setting("none", choices=("none", "auto", "basic", "standard", "extended"))  # the second view
     negative_gap: int = setting(16, low=1, high=100_000)  # windows closer than this are no negatives of each other
     # optimiser
-    trained: str = setting("readouts", choices=("readouts", "all"))  # all: the convolutions too, at ten times the work
+    trained: str = setting("readouts", choices=("readouts", "all"))  # all: the convolutions too, at six times the work
     learning_rate: float = setting(5e-4, low=1e-7, high=1.0)  # Adam, of the convolutions and the predictor
     readout_rate: float = setting(
         0.015, low=0.0, high=1.0

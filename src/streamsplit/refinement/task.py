@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from streamsplit.learning.contrastive import prediction_loss
 from streamsplit.refinement.settings import RefinerSettings
 
 
@@ -68,11 +69,6 @@ def pair_info_nce(
     np.fill_diagonal(near, True)
     logits = logits.masked_fill(torch.from_numpy(near).to(z.device), float("-inf"))
     return functional.cross_entropy(logits, torch.from_numpy(positive).to(z.device))
-
-
-def prediction_loss(z: Tensor, targets: Tensor) -> Tensor:
-    """Mean of 1 - cosine between the rows of z and of `targets` [n, d]: a scalar."""
-    return 1.0 - functional.cosine_similarity(z, targets, dim=1).mean()
 
 
 def label_loss(z: Tensor, labels: np.ndarray, temperature: float) -> Tensor:
