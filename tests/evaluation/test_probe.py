@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from streamsplit.errors import ConfigError
 from streamsplit.evaluation.probe import REGULARISATION, cross_validated_probe, linear_probe
-from streamsplit.evaluation.retrieval import precision_at_k, silhouette
+from streamsplit.evaluation.retrieval import possible_precision, precision_at_k, silhouette
 
 
 def clusters(n=120, d=8, classes=4, spread=0.3, seed=0):
@@ -110,6 +110,18 @@ def test_queries_with_few_answers_are_judged_on_those():
     assert precision_at_k(np.eye(3), [0, 0, 0], 10) == 1.0
     with pytest.raises(ConfigError, match="outside its own group"):
         precision_at_k(np.eye(3), [0, 0, 1], 2, groups=[0, 0, 0])
+
+
+def test_no_search_beats_what_is_possible_and_a_perfect_one_reaches_it():
+    labels, recordings = [0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 2, 3, 4, 4]
+    perfect = np.eye(2)[labels]
+    # three right answers of k = 3 for one of class 0, two for the two of recording 0, and so on: by hand
+    assert possible_precision(labels, 3, groups=recordings) == pytest.approx((2 + 2 + 3 + 3 + 2 + 1 + 1) / (3 * 7))
+    assert precision_at_k(perfect, labels, 3, groups=recordings) == pytest.approx(14 / 21)
+    blurred = perfect + np.random.default_rng(0).normal(0, 2.0, perfect.shape)
+    assert precision_at_k(blurred, labels, 3, groups=recordings) < 14 / 21
+    with pytest.raises(ConfigError, match="outside its own group"):
+        possible_precision([0, 1], 3, groups=[0, 0])
 
 
 def test_the_silhouette_equals_sklearns_and_needs_two_classes():

@@ -194,11 +194,14 @@ def _given(name: str | None) -> list[Method]:
 
 
 def _about(corpus: Corpus) -> dict[str, Any]:
+    from streamsplit.evaluation.retrieval import possible_precision
+
+    most = possible_precision(corpus.test.labels, 10, groups=corpus.test.recordings)
     return {
         "name": corpus.name, "held_out": corpus.held_out, "classes": len(corpus.classes),
         "learn_windows": len(corpus.learn.windows), "learn_pieces": len(corpus.learn.labels),
         "train_pieces": len(corpus.train.labels), "test_pieces": len(corpus.test.labels),
-        "fingerprint": corpus.fingerprint, "notes": list(corpus.notes),
+        "precision_at_10_possible": most, "fingerprint": corpus.fingerprint, "notes": list(corpus.notes),
     }  # fmt: skip
 
 

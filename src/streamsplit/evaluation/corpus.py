@@ -46,6 +46,12 @@ class Part(NamedTuple):
         """New sound that each window holds, in seconds [n]."""
         return np.where(self.places == 0, WINDOW_FRAMES, self.stride_frames) * FRAME_S
 
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        """The recording of each piece; the piece itself where one speaker, or two, made them all."""
+        few = len(set(self.sources)) < 3
+        return tuple(str(piece) for piece in range(len(self.sources))) if few else self.sources
+
     def window(self, row: int) -> Window:
         """Window `row` with the samples under it, as a device has it."""
         place = int(self.places[row])

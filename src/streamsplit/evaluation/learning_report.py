@@ -117,7 +117,7 @@ def _about(data: Mapping[str, Any]) -> str:
     return (
         f"Learned from {data['learn_windows']} windows of {data['learn_pieces']} pieces without labels; probe trained "
         f"on {data['train_pieces']} pieces of {data['classes']} classes, tested on {data['test_pieces']} "
-        f"({data['held_out']}). "
+        f"({data['held_out']}); P@10 among these can be {data['precision_at_10_possible']:.3f} at most. "
         "Means over seeds with 95 % intervals; where seeds change nothing, the interval is a point and the test "
         "pieces are still only a sample (one probe's standard error is in results.json)."
         + "".join(f" {note[0].upper()}{note[1:]}." for note in data["notes"])

@@ -41,6 +41,22 @@ def precision_at_k(
     return float(np.mean(shares))
 
 
+def possible_precision(labels: Sequence[Any], k: int = 10, *, groups: Sequence[Any] | None = None) -> float:
+    """Precision@k of a search that makes no mistake: a row with n < k possible right answers comes to n / k at most.
+
+    Rows, groups and the queries that count are those of `precision_at_k`, whose ceiling this is. Raises ConfigError
+    where no row has an answer.
+    """
+    names = np.array([str(label) for label in labels])
+    tied = np.arange(len(names)) if groups is None else np.unique(np.asarray(list(groups)), return_inverse=True)[1]
+    answers = tied[:, None] != tied[None, :]
+    right = (answers & (names[:, None] == names[None, :])).sum(axis=1)
+    places = np.minimum(answers.sum(axis=1), k)
+    if k < 1 or not places.any():
+        raise ConfigError(f"got k = {k} and no answer outside its own group for any of {len(names)} rows")
+    return float(np.mean(np.minimum(right, places)[places > 0] / places[places > 0]))
+
+
 def silhouette(vectors: np.ndarray, labels: Sequence[Any], *, most: int = 5000, seed: int = 0) -> float:
     """Mean silhouette of the labels by cosine distance, in [-1, 1]; over `most` rows drawn at random if there are more.
 

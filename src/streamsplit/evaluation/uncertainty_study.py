@@ -98,8 +98,14 @@ def study_uncertainty(
         _exits(device.key, part, rows, block)
         for part, rows in ((corpus.train, train_rows), (corpus.test, test_rows))
     )  # fmt: skip
-    names, groups = _of_pieces(corpus.train, corpus.train.labels, train_rows), _sources(corpus.train, train_rows)
-    truth, recordings = _of_pieces(corpus.test, corpus.test.labels, test_rows), _sources(corpus.test, test_rows)
+    names, groups = (
+        _of_pieces(corpus.train, corpus.train.labels, train_rows),
+        _of_pieces(corpus.train, corpus.train.recordings, train_rows),
+    )
+    truth, recordings = (
+        _of_pieces(corpus.test, corpus.test.labels, test_rows),
+        _of_pieces(corpus.test, corpus.test.recordings, test_rows),
+    )
     (edge_right, sure), (server_right, _) = (
         (correct(said, truth), shares)
         for said, shares in (
@@ -160,12 +166,6 @@ def _as_stream(corpus: Corpus, seed: int) -> np.ndarray:
 
 def _of_pieces(part: Part, values: tuple[str, ...], rows: np.ndarray) -> list[str]:
     return [values[owner] for owner in part.owners[rows]]
-
-
-def _sources(part: Part, rows: np.ndarray) -> list[str]:
-    """The recording of each window; its piece where one speaker made them all."""
-    few = len(set(part.sources)) < 3
-    return _of_pieces(part, tuple(map(str, range(len(part.sources)))) if few else part.sources, rows)
 
 
 def _curve(held: Mapping[str, Any]) -> TransmissionCurve:
