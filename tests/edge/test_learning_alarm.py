@@ -35,8 +35,9 @@ def test_the_alarm_is_said_once_at_its_start_and_once_at_its_end(
     device = RealDevice(settings.device.profile)
     notes: list[dict[str, Any]] = []
     problems: list[str] = []
+    counters = Counters()
     loop = LearningLoop(
-        settings, model, device, Counters(), lambda kind, **values: notes.append({"kind": kind, **values}),
+        settings, model, device, counters, lambda kind, **values: notes.append({"kind": kind, **values}),
         problems.append, paced=True, behind=lambda: False,
     )  # fmt: skip
     pipeline = WindowPipeline(
@@ -53,6 +54,7 @@ def test_the_alarm_is_said_once_at_its_start_and_once_at_its_end(
             position += 1
             watch.observe(position, rank)
             loop.heard(window, pipeline.process(window, around))
+            assert counters.collapsed is watch.collapsed, "what STATS will say"
     assert [note["collapsed"] for note in notes if note["kind"] == "collapse"] == [True, False]
     assert len(problems) == 1 and "effective rank" in problems[0] and "13% of its reference" in problems[0]
     assert [record.getMessage() for record in caplog.records] == ["embeddings no longer collapse"]

@@ -16,6 +16,7 @@ STATUS = EdgeStatus(
     cpu=0.4, bandwidth_bps=2e6, rtt_ms=41.0, edge_ms=7.0, latency_ms=130.0, uncertainty=0.3, loss=1.7,
     effective_rank=33.0, learner_steps=8, uplink_bytes=7000, downlink_bytes=300, energy_mj=55.0, revision="a" * 64,
     dropped_audio_ms=0.0, problem="", policy="greedy", decisions=24, cut_changes=3, fallbacks=1, regret=0.2,
+    collapsed=True,
 )  # fmt: skip
 READINGS = Readings(0.4, 0.5, 0.6, 0.7)
 

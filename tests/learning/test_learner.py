@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from streamsplit.encoders.mobilenet import MobileNetV3Small  # noqa: E402
 from streamsplit.errors import CheckpointError, ConfigError, EncoderError, RevisionError  # noqa: E402
+from streamsplit.learning.collapse import CollapseSettings  # noqa: E402
 from streamsplit.learning.learner import EdgeLearner, LearnerSettings  # noqa: E402
 from streamsplit.weights.revision import encoder_weights, load_weights  # noqa: E402
 
@@ -284,6 +285,14 @@ def test_a_snapshot_of_other_settings_or_of_nothing_is_refused() -> None:
         with pytest.raises(CheckpointError, match="snapshot"):
             learner.restore(broken)
     assert identical(before, weights_of(learner))
+
+
+def test_another_alarm_goes_on_from_the_same_snapshot() -> None:
+    learner = make()
+    other = make(collapse=CollapseSettings(share=0.3, clear_share=0.4))
+    other.restore(learner.snapshot())
+    assert other.collapse.settings.share == 0.3
+    assert identical(weights_of(learner), weights_of(other))
 
 
 def test_memory_is_bounded_over_thousands_of_windows() -> None:

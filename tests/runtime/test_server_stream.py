@@ -154,15 +154,17 @@ def test_the_status_counts_bytes_of_the_socket_and_shows_the_last_stats(server: 
         async with device(server.port, "counted") as d:
             for window in range(5):
                 await d.send(embedding_window(window, PREFIX))
-            await d.say(Stats(cpu=0.25, cut="13:embedding-fp16", queue_windows=3))
+            await d.say(Stats(cpu=0.25, cut="13:embedding-fp16", queue_windows=3, collapsed=True))
             await d.until(lambda: len(d.results) == 5 and d.acked == 5)
             while device_row(server, "counted")["stats"] is None:
                 await asyncio.sleep(0.01)
+            assert "streamsplit_devices_collapsed 1.0" in server.get("/metrics").text
             return d.session.sent_bytes
 
     sent = asyncio.run(main())
     row = device_row(server, "counted")
     assert row["stats"]["cpu"] == 0.25 and row["stats"]["uncertainty"] is None and row["stats"]["queue_windows"] == 3
+    assert row["stats"]["collapsed"] is True
     frames = 5 + 1 + 1
     assert sent + 6 * frames <= row["uplink_bytes"] <= sent + 14 * (frames + 5)
     assert row["windows"] == 5 and row["latency_ms"]["p50"] > 0

@@ -76,7 +76,7 @@ MESSAGE_SAMPLES: dict[str, Message] = {
         cpu=0.5, memory=0.25, battery=1.0, thermal=0.0, bandwidth_bps=2e6, rtt_ms=35.5, queue_windows=3,
         queue_bytes=12_000, windows_seen=100, windows_sent=40, windows_skipped=60, uplink_bytes=500_000,
         downlink_bytes=60_000, latency_ms=80.5, cut="0:logmel-int8", uncertainty=1.5, energy_mj=250.0,
-        policy="greedy", cut_changes=7, regret=0.25,
+        policy="greedy", cut_changes=7, regret=0.25, collapsed=True,
     ),
     "result": Result(
         sequence=43, window=43, capture_ms=21_500, uncertainty=2.25, cluster=5, label="rain", confidence=0.75,

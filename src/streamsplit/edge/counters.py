@@ -31,6 +31,7 @@ class Counters:
     loss: float = math.nan
     effective_rank: float = math.nan
     learner_steps: int = 0
+    collapsed: bool = False  # the alarm is on
     gradients_asked: int = 0  # windows sent with the wish for the server's gradient
     gradients_applied: int = 0  # gradients that came and went into the accumulation
     gradients_late: int = 0  # that came for no window waiting: too late, twice, or never asked for
@@ -87,6 +88,7 @@ class EdgeStatus(NamedTuple):
     regret: float = math.nan  # mean, in units of the reward
     gradients_asked: int = 0
     gradients_applied: int = 0
+    collapsed: bool = False  # the alarm is on: the embeddings fall onto few directions
 
 
 class RunSummary(NamedTuple):

@@ -55,7 +55,6 @@ class LearningLoop:
         self._cpu = self._memory = 0.0
         self._total_bytes = settings.device.memory_bytes
         self._heard = 0
-        self._collapsed = False
         self._saved_s = time.monotonic()
 
     def heard(self, window: Window, outcome: Outcome) -> None:
@@ -117,9 +116,10 @@ class LearningLoop:
         if not isinstance(self._model, EncoderModel):
             return
         watch = self._model.learner.collapse
-        if watch.collapsed == self._collapsed:
-            return
-        self._collapsed = watch.collapsed
+        with self._counters.lock:
+            if watch.collapsed == self._counters.collapsed:
+                return
+            self._counters.collapsed = watch.collapsed
         share = watch.level / watch.reference if watch.collapsed else None
         self._note("collapse", collapsed=watch.collapsed, share=share)
         if share is not None:

@@ -65,6 +65,7 @@ class StatusView:
             problem=counters.last_problem, policy=self._policies.name, decisions=counters.decisions,
             cut_changes=counters.cut_changes, fallbacks=self._policies.fallbacks, regret=counters.regret,
             gradients_asked=counters.gradients_asked, gradients_applied=counters.gradients_applied,
+            collapsed=counters.collapsed,
         )  # fmt: skip
 
     def stats(self) -> Stats:
@@ -93,7 +94,7 @@ def stats_message(status: EdgeStatus, readings: Readings) -> Stats:
         resolution=status.resolution, uncertainty=status.uncertainty, loss=status.loss,
         effective_rank=status.effective_rank, learner_steps=status.learner_steps, energy_mj=status.energy_mj,
         revision=status.revision, policy=status.policy, cut_changes=status.cut_changes,
-        fallbacks=status.fallbacks, regret=status.regret,
+        fallbacks=status.fallbacks, regret=status.regret, collapsed=status.collapsed,
     )  # fmt: skip
 
 

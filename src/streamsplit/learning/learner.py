@@ -66,7 +66,9 @@ class EdgeLearner:
         self.target = CrossWindowTarget(encoder.embedding_dim)
         self.rank = RunningRank(encoder.embedding_dim)
         self.heard = RunningRank(self.target.dim)  # of the fixed target: how much the sound itself varies
-        self.collapse = CollapseWatch()  # of the rank against that of what is heard, both about the origin
+        self.collapse = CollapseWatch(
+            self.settings.collapse
+        )  # of the rank against that of what is heard, both about the origin
         self.prototypes = PrototypeUncertainty(encoder.embedding_dim)
         self.context = ContextUncertainty(encoder.embedding_dim) if self.settings.uncertainty == "context" else None
         self.space = 0
@@ -330,7 +332,7 @@ class EdgeLearner:
         }
         record = {
             **self._updates.record(),
-            "settings": self.settings.as_dict(), "encoder": self.query.name, "rng": self._rng.bit_generator.state,
+            "settings": self.settings.learned_with(), "encoder": self.query.name, "rng": self._rng.bit_generator.state,
             "memory_rng": self.memory.rng_state(), "space": self.space, "started": self.started,
             "changed": self._copies.changed, "seed": self.seed,
         }  # fmt: skip
@@ -340,7 +342,7 @@ class EdgeLearner:
         """Goes on from `snapshot()` of a learner with the same encoder and settings; raises CheckpointError before any
         change if it is not one."""
         arrays, record = snapshot.unseal(data)
-        if record.get("encoder") != self.query.name or record.get("settings") != self.settings.as_dict():
+        if record.get("encoder") != self.query.name or record.get("settings") != self.settings.learned_with():
             raise CheckpointError(
                 f"the snapshot is of a learner with encoder '{record.get('encoder')}' and other settings; "
                 "start with the settings it was made with, or delete it"

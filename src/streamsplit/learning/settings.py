@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from streamsplit.config import Settings, setting
+from streamsplit.config import Settings, section, setting
 from streamsplit.errors import ConfigError
+from streamsplit.learning.collapse import CollapseSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class LearnerSettings(Settings):
     )  # Adam, of the readouts' projections, x the RMS of their weights
     momentum: float = setting(0.9, low=0.0, high=0.99999)  # of the key encoder, per optimiser step
     gradient_clip: float = setting(1.0, low=1e-3)
+    # the alarm
+    collapse: CollapseSettings = section(CollapseSettings)
 
     def check(self) -> None:
         """Refuses settings that contradict each other."""
@@ -62,3 +66,9 @@ class LearnerSettings(Settings):
             raise ConfigError(f"'bank_least': got {self.bank_least}, allowed <= bank_entries {self.bank_entries}")
         if self.buffer_windows < 2 * self.run_windows:
             raise ConfigError(f"'run_windows': got {self.run_windows}, allowed <= half of {self.buffer_windows}")
+
+    def learned_with(self) -> dict[str, Any]:
+        """What a snapshot depends on: everything but the alarm, which only watches."""
+        values = self.as_dict()
+        del values["collapse"]
+        return values

@@ -45,6 +45,11 @@ class Device:
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES)  # frame received to result sent
         self.history: deque[tuple[float, float, float]] = deque(maxlen=HISTORY)  # time s, uncertainty, latency ms
 
+    @property
+    def collapsed(self) -> bool:
+        """Connected, and its last STATS reports that its embeddings collapse."""
+        return self.connected and self.stats is not None and self.stats.collapsed
+
     def count(self, record: WindowRecord, latency_ms: float) -> None:
         """One window answered."""
         self.windows += 1

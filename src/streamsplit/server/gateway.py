@@ -67,6 +67,7 @@ class Gateway:
         self._metrics = metrics
         self._roster = Roster(settings, store)
         self.devices = self._roster.devices
+        self._metrics.collapsed.set_function(lambda: sum(device.collapsed for device in self.devices.values()))
         self.links = self._roster.links
         self._door = Doorkeeper(settings, self._roster, weights=weights, store=store, metrics=metrics)
         self._transfers = Transfers(weights, store=store, metrics=metrics, merge=merge, start=self._start)

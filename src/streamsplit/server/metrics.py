@@ -14,6 +14,9 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self.devices = Gauge("streamsplit_devices_connected", "Devices connected now", registry=registry)
+        self.collapsed = Gauge(
+            "streamsplit_devices_collapsed", "Connected devices that report a collapse of embeddings", registry=registry
+        )
         self.connections = Counter("streamsplit_connections", "Sessions opened", ["resumed"], registry=registry)
         self.refused = Counter("streamsplit_connections_refused", "Devices turned away", ["code"], registry=registry)
         self.windows = Counter("streamsplit_windows", "Windows completed", ["cut"], registry=registry)

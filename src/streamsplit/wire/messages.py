@@ -151,6 +151,7 @@ class Stats(Message, frozen=True, kw_only=True):
     cut_changes: U63 = 0  # windows whose cut was not that of the window before
     fallbacks: U63 = 0  # decisions made in place of the policy: outside of what it knows, or without a usable one
     regret: float = math.nan  # mean cost above the best cut's in hindsight, in units of the reward
+    collapsed: bool = False  # the alarm is on: the embeddings fall onto few directions
 
 
 class Result(Message, frozen=True, kw_only=True):
