@@ -16,14 +16,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from benchmarks.record import RESULTS, record
+from streamsplit.errors import StreamSplitError
 from streamsplit.evaluation.baselines.base import embedder, published
 from streamsplit.evaluation.corpus import Corpus, esc10_corpus, piece_vectors
-from streamsplit.evaluation.probe import REGULARISATION
+from streamsplit.evaluation.probe import REGULARISATION, fit_classifier
 from streamsplit.evaluation.retrieval import possible_precision, precision_at_k
 from streamsplit.weights.pretrained import pretrained_encoder
 
@@ -35,17 +35,16 @@ def measure(corpus: Corpus, start: str) -> dict[str, Any]:
     embed = embedder(pretrained_encoder(published(start)).eval())
     train, test = (piece_vectors(embed(part.batch(slice(None))), part) for part in (corpus.train, corpus.test))
     labels, groups = corpus.test.labels, corpus.test.recordings
-    scale = StandardScaler().fit(train)
+    known = np.array(corpus.train.labels)
     rows = []
     for strength in REGULARISATION:
-        model = LogisticRegression(C=strength, max_iter=3000).fit(scale.transform(train), corpus.train.labels)
-        seen = scale.transform(test)
+        model = fit_classifier(train, known, strength)
         rows.append(
             {
                 "C": strength,
-                "accuracy": float(model.score(seen, labels)),
-                "precision_at_10_logits": precision_at_k(model.decision_function(seen), labels, K, groups=groups),
-                "precision_at_10_probabilities": precision_at_k(model.predict_proba(seen), labels, K, groups=groups),
+                "accuracy": float(model.score(test, labels)),
+                "precision_at_10_logits": precision_at_k(model.decision_function(test), labels, K, groups=groups),
+                "precision_at_10_probabilities": precision_at_k(model.predict_proba(test), labels, K, groups=groups),
             }
         )
     return {
@@ -63,8 +62,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    corpus = esc10_corpus(args.data / "esc10")
-    figures = measure(corpus, args.start)
+    try:
+        corpus = esc10_corpus(args.data / "esc10")
+        figures = measure(corpus, args.start)
+    except StreamSplitError as error:
+        raise SystemExit(f"error: {error}") from None
     print(f"possible {figures['possible']:.3f}, by the embedding {figures['precision_at_10']:.3f}")
     for row in figures["classifiers"]:
         print(

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from streamsplit.evaluation.uncertainty_study import measures_of
+
 QUARTER = 0.25  # share sent at which the uncertainty's table looks
 
 _HEAD = ("method", "probe", "P@10", "P@10, all", "silhouette", "rank", "updates", "MB/h up", "sent")
@@ -71,8 +73,8 @@ def _uncertainty(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         studies = [cell["uncertainty"] for cell in cells if cell["method"] == name]
         curve = _mean_curve([study["curve"] for study in studies])
         rows = []
-        for measure in studies[0]["measures"]:
-            worth = [study["measures"][measure] for study in studies]
+        for measure in measures_of(studies[0]):
+            worth = [held[measure] for held in map(measures_of, studies) if measure in held]
             quality = [_known([one["quality"][key] for one in worth]) for key in (
                 "auroc_error", "auroc_benefit", "spearman_error", "spearman_benefit")]  # fmt: skip
             sent = _mean_curve([one["curve"] for one in worth])["by_uncertainty"]

@@ -20,7 +20,7 @@ from streamsplit.evaluation.study import map_2d
 from streamsplit.evaluation.theory_plots import convergence_figure, trace_figure
 from streamsplit.evaluation.theory_study import TheoryStudy
 from streamsplit.evaluation.transmission_plot import transmission_figure
-from streamsplit.evaluation.uncertainty_study import curve_of, curves_of
+from streamsplit.evaluation.uncertainty_study import curve_of, curves_of, measures_of
 
 FIGURES = ("probe", "precision_at_10", "precision_at_10_all", "silhouette", "effective_rank", "uniformity")
 EFFORT = (
@@ -188,7 +188,7 @@ def _uncertainty(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         rows = [
             _worth(str(cell["seed"]), measure, worth)
             for cell in mine
-            for measure, worth in (cell["uncertainty"].get("measures") or {"own": cell["uncertainty"]}).items()
+            for measure, worth in measures_of(cell["uncertainty"]).items()
         ]
         first = mine[0]["uncertainty"]
         text = paragraph(

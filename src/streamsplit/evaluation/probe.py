@@ -46,7 +46,7 @@ def linear_probe(
     classes = sorted(set(train_names.tolist()) | set(test_names.tolist()))
     _two_classes(train_names, "in the training part")
     chosen = _choose(train, train_names, _tied(groups, len(train)), seed)
-    predicted = _fit(train, train_names, chosen).predict(test)
+    predicted = fit_classifier(train, train_names, chosen).predict(test)
     accuracy = float(np.mean(predicted == test_names))
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (np.searchsorted(classes, test_names), np.searchsorted(classes, predicted)), 1)
@@ -68,7 +68,7 @@ def fit_sure_probe(
     """As `fit_probe`, with each answer's probability [m]. Raises ConfigError."""
     x, names = _checked(train, train_labels, "train")
     _two_classes(names, "in the training part")
-    model = _fit(x, names, _choose(x, names, _tied(groups, len(x)), seed))
+    model = fit_classifier(x, names, _choose(x, names, _tied(groups, len(x)), seed))
 
     def answer(vectors: np.ndarray) -> tuple[list[str], np.ndarray]:
         shares = model.predict_proba(np.asarray(vectors, np.float64))
@@ -120,7 +120,7 @@ def _choose(x: np.ndarray, names: np.ndarray, groups: np.ndarray | None, seed: i
     scores = []
     for strength in REGULARISATION:
         hits = sum(
-            int(np.sum(_fit(x[rows], names[rows], strength).predict(x[held_out]) == names[held_out]))
+            int(np.sum(fit_classifier(x[rows], names[rows], strength).predict(x[held_out]) == names[held_out]))
             for rows, held_out in splits
             if len(set(names[rows].tolist())) > 1
         )
@@ -143,7 +143,8 @@ def _splits(names: np.ndarray, groups: np.ndarray | None, folds: int, seed: int)
     return StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(names, names, groups)
 
 
-def _fit(x: np.ndarray, names: np.ndarray, strength: float) -> Any:
+def fit_classifier(x: np.ndarray, names: np.ndarray, strength: float) -> Any:
+    """The probe's classifier, a fitted scikit-learn pipeline, on vectors x [n, d] with inverse penalty C = strength."""
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline

@@ -10,6 +10,7 @@ import numpy as np
 from streamsplit.errors import ConfigError, MissingExtraError
 
 _ROWS_AT_ONCE = 1024
+_NO_ANSWER = "got no row with an answer outside its own group, expected at least two groups"
 
 
 def precision_at_k(
@@ -21,11 +22,8 @@ def precision_at_k(
     fewer than k possible answers are judged on those there are; raises ConfigError where no query has any.
     """
     unit, names = _unit(vectors, labels)
-    tied = np.arange(len(unit)) if groups is None else np.unique(np.asarray(list(groups)), return_inverse=True)[1]
-    if k < 1 or len(tied) != len(unit):
-        raise ConfigError(
-            f"got k = {k} and {len(tied)} groups for {len(unit)} rows, expected k >= 1 and one group a row"
-        )
+    tied = _groups(groups, len(unit))
+    _check_k(k)
     shares: list[float] = []
     for start in range(0, len(unit), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
@@ -37,7 +35,7 @@ def precision_at_k(
         counted = allowed.sum(axis=1)
         shares += (hits.sum(axis=1)[counted > 0] / counted[counted > 0]).tolist()
     if not shares:
-        raise ConfigError("got no row with an answer outside its own group, expected at least two groups")
+        raise ConfigError(_NO_ANSWER)
     return float(np.mean(shares))
 
 
@@ -48,12 +46,13 @@ def possible_precision(labels: Sequence[Any], k: int = 10, *, groups: Sequence[A
     where no row has an answer.
     """
     names = np.array([str(label) for label in labels])
-    tied = np.arange(len(names)) if groups is None else np.unique(np.asarray(list(groups)), return_inverse=True)[1]
+    tied = _groups(groups, len(names))
+    _check_k(k)
     answers = tied[:, None] != tied[None, :]
     right = (answers & (names[:, None] == names[None, :])).sum(axis=1)
     places = np.minimum(answers.sum(axis=1), k)
-    if k < 1 or not places.any():
-        raise ConfigError(f"got k = {k} and no answer outside its own group for any of {len(names)} rows")
+    if not places.any():
+        raise ConfigError(_NO_ANSWER)
     return float(np.mean(np.minimum(right, places)[places > 0] / places[places > 0]))
 
 
@@ -92,3 +91,18 @@ def _unit(vectors: np.ndarray, labels: Sequence[Any]) -> tuple[np.ndarray, np.nd
     if len(unit) != len(names):
         raise ConfigError(f"got {len(names)} labels for {len(unit)} rows, expected one a row")
     return unit, names
+
+
+def _groups(groups: Sequence[Any] | None, rows: int) -> np.ndarray:
+    """A number for each row's group [rows]; without groups, every row is its own."""
+    tied: np.ndarray = np.arange(rows)
+    if groups is not None:
+        tied = np.unique(np.asarray(list(groups)), return_inverse=True)[1]
+    if len(tied) != rows:
+        raise ConfigError(f"got {len(tied)} groups for {rows} rows, expected one a row")
+    return tied
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"got k = {k}, expected at least 1")

@@ -98,13 +98,9 @@ def study_uncertainty(
         _exits(device.key, part, rows, block)
         for part, rows in ((corpus.train, train_rows), (corpus.test, test_rows))
     )  # fmt: skip
-    names, groups = (
-        _of_pieces(corpus.train, corpus.train.labels, train_rows),
-        _of_pieces(corpus.train, corpus.train.recordings, train_rows),
-    )
-    truth, recordings = (
-        _of_pieces(corpus.test, corpus.test.labels, test_rows),
-        _of_pieces(corpus.test, corpus.test.recordings, test_rows),
+    (names, groups), (truth, recordings) = (
+        (_of_pieces(part, part.labels, rows), _of_pieces(part, part.recordings, rows))
+        for part, rows in ((corpus.train, train_rows), (corpus.test, test_rows))
     )
     (edge_right, sure), (server_right, _) = (
         (correct(said, truth), shares)
@@ -137,8 +133,13 @@ def curve_of(held: Mapping[str, Any]) -> tuple[TransmissionCurve, list[GatePoint
 
 
 def curves_of(held: Mapping[str, Any]) -> dict[str, TransmissionCurve]:
-    """Every measure's curve, by name, of an `as_dict()` that went through JSON; none of one made without them."""
-    return {name: _curve(worth) for name, worth in held.get("measures", {}).items()}
+    """Every measure's curve, by name, of an `as_dict()` that went through JSON."""
+    return {name: _curve(worth) for name, worth in measures_of(held).items()}
+
+
+def measures_of(held: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Every measure's worth, by name, of an `as_dict()` that went through JSON; of older ones the device's own."""
+    return held.get("measures") or {"own": held}
 
 
 @torch.no_grad()

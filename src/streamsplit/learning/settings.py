@@ -53,8 +53,7 @@ class LearnerSettings(Settings):
     )  # Adam, of the readouts' projections, x the RMS of their weights
     momentum: float = setting(0.9, low=0.0, high=0.99999)  # of the key encoder, per optimiser step
     gradient_clip: float = setting(1.0, low=1e-3)
-    # the alarm
-    collapse: CollapseSettings = section(CollapseSettings)
+    collapse: CollapseSettings = section(CollapseSettings)  # the alarm
 
     def check(self) -> None:
         """Refuses settings that contradict each other."""
