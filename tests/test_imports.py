@@ -49,7 +49,9 @@ BASE_PACKAGES = {
     "numpy", "msgspec", "websockets", "psutil", "yaml", "soundfile", "soxr", "opuslib_next", "safetensors", "rich",
 }  # fmt: skip
 WITHOUT_EXTRAS = ("errors", "config", "wire", "audio", "codec", "splitting", "edge", "cli")
-NEEDS_TORCH = {f"streamsplit.splitting.{name}" for name in ("profile", "paths", "quality", "privacy")}
+NEEDS_TORCH = {f"streamsplit.splitting.{name}" for name in ("profile", "paths", "quality", "privacy")} | {
+    f"streamsplit.codec.tinystream.{name}" for name in ("layers", "decoder", "quantizer", "model")
+}
 
 
 class Import(NamedTuple):

@@ -1,0 +1,116 @@
+"""Layers: causal, the same in any pieces, and equal to torch's own convolutions with the right padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from streamsplit.codec.tinystream.decoder import ConvNextBlock, SpectralDecoder
+from streamsplit.codec.tinystream.layers import (
+    CausalConv,
+    CausalTransposedConv,
+    Chain,
+    ResidualUnit,
+    Streaming,
+    relu,
+    separable,
+)
+
+LAYERS = {
+    "conv": (lambda: CausalConv(3, 5, 7), 3, 1),
+    "strided": (lambda: CausalConv(3, 5, 8, 4), 3, 4),
+    "stride as long as the kernel": (lambda: CausalConv(3, 5, 4, 4), 3, 4),
+    "separable": (lambda: separable(3, 6, 8, 4), 3, 4),
+    "transposed": (lambda: CausalTransposedConv(3, 2, 5), 3, 1),
+    "residual": (lambda: ResidualUnit(3), 3, 1),
+    "convnext": (lambda: ConvNextBlock(3, 9, 2), 3, 1),
+    "spectral": (lambda: SpectralDecoder(3, 8, 2, 16), 3, 1),
+    "chain": (lambda: Chain(CausalConv(3, 4, 7), relu(), separable(4, 8, 4, 2), CausalTransposedConv(8, 1, 2)), 3, 2),
+}
+
+
+def in_pieces(layer: Streaming, x: Tensor, sizes: list[int], unit: int) -> Tensor:
+    state = layer.initial(len(x))
+    parts, at = [], 0
+    for size in [*sizes, x.shape[-1] // unit]:
+        piece = x[..., at : at + size * unit]
+        if piece.shape[-1]:
+            y, state = layer.step(piece, state)
+            parts.append(y)
+        at += size * unit
+    return torch.cat(parts, -1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(sizes=st.lists(st.integers(1, 5), max_size=6))
+def test_any_pieces_give_what_all_of_it_at_once_gives(name: str, sizes: list[int]) -> None:
+    make, channels, unit = LAYERS[name]
+    torch.manual_seed(0)
+    layer, x = make().eval(), torch.randn(2, channels, 12 * unit)
+    with torch.no_grad():
+        torch.testing.assert_close(in_pieces(layer, x, sizes, unit), layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_output_does_not_change_with_what_comes_after_it(name: str) -> None:
+    make, channels, unit = LAYERS[name]
+    torch.manual_seed(0)
+    layer, x = make().eval(), torch.randn(1, channels, 10 * unit)
+    other = x.clone()
+    other[..., 6 * unit :] = torch.randn(1, channels, 4 * unit)
+    with torch.no_grad():
+        before, after = layer(x), layer(other)
+    same = before.shape[-1] * 6 // 10
+    torch.testing.assert_close(before[..., :same], after[..., :same], rtol=0, atol=1e-6)
+    assert not torch.allclose(before[..., same:], after[..., same:])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_step_leaves_the_state_it_was_given_as_it_was(name: str) -> None:
+    make, channels, unit = LAYERS[name]
+    layer = make().eval()
+    with torch.no_grad():
+        state = layer.step(torch.randn(1, channels, 4 * unit), layer.initial(1))[1]
+        kept = [tensor.clone() for tensor in state]
+        first = layer.step(torch.ones(1, channels, 2 * unit), state)[0]
+        again = layer.step(torch.ones(1, channels, 2 * unit), state)[0]
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(state, kept, strict=True))
+    assert torch.equal(first, again)
+    assert [tensor.shape for tensor in state] == [tensor.shape for tensor in layer.initial(1)]
+
+
+def test_a_strided_convolution_is_torchs_with_its_context_in_front() -> None:
+    layer, x = CausalConv(3, 5, 8, 4), torch.randn(2, 3, 24)
+    expected = functional.conv1d(functional.pad(x, (4, 0)), layer.conv.weight, layer.conv.bias, 4)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_transposed_convolution_is_torchs_without_its_last_stride() -> None:
+    layer, x = CausalTransposedConv(3, 2, 5), torch.randn(2, 3, 6)
+    torch.testing.assert_close(layer(x), layer.conv(x)[..., :30], rtol=1e-5, atol=1e-6)
+
+
+def test_a_residual_unit_with_a_silent_branch_passes_its_input() -> None:
+    unit, x = ResidualUnit(4), torch.randn(1, 4, 9)
+    for child in unit.modules():
+        if isinstance(child, nn.Conv1d):
+            nn.init.zeros_(child.weight)
+            nn.init.zeros_(child.bias)
+    assert torch.equal(unit(x), x)
+
+
+def test_constant_spectra_overlap_to_a_constant_after_the_first_hop() -> None:
+    decoder = SpectralDecoder(1, 8, 1, 16)
+    nn.init.zeros_(decoder.head.weight)
+    with torch.no_grad():
+        decoder.head.bias.zero_()
+        decoder.head.bias[:17] = -40.0
+        decoder.head.bias[0] = 3.465735902799727  # ln 32: a window of 32 samples at 1
+        audio = decoder(torch.zeros(1, 1, 4))
+    torch.testing.assert_close(audio[0, 0, 16:], torch.ones(48), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(audio[0, 0, :16], torch.hann_window(32)[:16], rtol=1e-5, atol=1e-5)
