@@ -50,7 +50,8 @@ BASE_PACKAGES = {
 }  # fmt: skip
 WITHOUT_EXTRAS = ("errors", "config", "wire", "audio", "codec", "splitting", "edge", "cli")
 NEEDS_TORCH = {f"streamsplit.splitting.{name}" for name in ("profile", "paths", "quality", "privacy")} | {
-    f"streamsplit.codec.tinystream.{name}" for name in ("layers", "decoder", "quantizer", "model")
+    f"streamsplit.codec.tinystream.{name}"
+    for name in ("layers", "front", "decoder", "quantizer", "model", "losses", "discriminators")
 }
 
 

@@ -46,6 +46,10 @@ class CheckpointError(StreamSplitError):
     """A checkpoint could not be written or read; what was there before is untouched."""
 
 
+class CollapseError(StreamSplitError):
+    """A training was stopped because what it learns no longer tells anything apart."""
+
+
 class StoreError(StreamSplitError):
     """The server's database or the device's offline queue failed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamsplit.codec.tinystream.decoder import ConvNextBlock, SpectralDecoder
+from streamsplit.codec.tinystream.front import FFT, FLOOR, LogMelFront
 from streamsplit.codec.tinystream.layers import (
     CausalConv,
     CausalTransposedConv,
@@ -27,6 +29,7 @@ LAYERS = {
     "separable": (lambda: separable(3, 6, 8, 4), 3, 4),
     "transposed": (lambda: CausalTransposedConv(3, 2, 5), 3, 1),
     "residual": (lambda: ResidualUnit(3), 3, 1),
+    "logmel": (lambda: LogMelFront(16_000, 160, 20), 1, 160),
     "convnext": (lambda: ConvNextBlock(3, 9, 2), 3, 1),
     "spectral": (lambda: SpectralDecoder(3, 8, 2, 16), 3, 1),
     "chain": (lambda: Chain(CausalConv(3, 4, 7), relu(), separable(4, 8, 4, 2), CausalTransposedConv(8, 1, 2)), 3, 2),
@@ -114,3 +117,28 @@ def test_constant_spectra_overlap_to_a_constant_after_the_first_hop() -> None:
         audio = decoder(torch.zeros(1, 1, 4))
     torch.testing.assert_close(audio[0, 0, 16:], torch.ones(48), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(audio[0, 0, :16], torch.hann_window(32)[:16], rtol=1e-5, atol=1e-5)
+
+
+def test_the_fronts_levels_are_band_energies_of_scipys_spectrum() -> None:
+    from scipy.signal import stft
+
+    rng = np.random.default_rng(0)
+    audio = (0.1 * rng.standard_normal(1_600)).astype(np.float32)
+    front = LogMelFront(16_000, 160, 20)
+    levels = front(torch.from_numpy(audio)[None, None])[0].numpy()
+    padded = np.concatenate([np.zeros(FFT - 160, np.float32), audio])
+    spectrum = stft(padded, 16_000, "hann", FFT, FFT - 160, boundary=None, padded=False)[
+        2
+    ]  # scaled by the window's sum
+    energies = front.filters.numpy() @ (4.0 * np.abs(spectrum) ** 2)
+    expected = 1.0 + 2.0 * np.log2(energies + FLOOR) / -np.log2(FLOOR)
+    np.testing.assert_allclose(levels, expected, atol=2e-5)
+
+
+def test_silence_is_minus_one_and_no_full_scale_sine_is_above_one() -> None:
+    front = LogMelFront(16_000, 160, 64)
+    assert torch.allclose(front(torch.zeros(1, 1, 1_600)), torch.tensor(-1.0))
+    time = torch.arange(3_200) / 16_000
+    for hertz in (31.25, 1_000.0, 7_000.0):
+        levels = front(torch.sin(2 * torch.pi * hertz * time)[None, None])
+        assert 0.7 < levels.max() <= 1.0  # a band is the mean over its bins

@@ -171,6 +171,19 @@ def test_a_stream_refuses_what_is_no_mono_sound_and_goes_on() -> None:
     assert stream.push(np.zeros(40, np.float32)).shape == (3, 2)
 
 
+def test_the_spectral_front_streams_like_the_other_and_is_small() -> None:
+    model = TinyStream(D=64, strides=(160, 2), num_quantizers=5, codebook_dim=16, front="logmel").eval()
+    assert numbers(model.encoder) + model.quantizer.codebooks.numel() == 70_352  # 68.7 KiB of int8
+    assert model.clock.hop == 320
+    assert model.clock.bitrate_bps == 2_250.0
+    model.quantizer.codebooks.copy_(torch.randn(5, 512, 16, generator=torch.Generator().manual_seed(0)))
+    audio, stream = sound(16_000, 4).numpy(), EncoderStream(model)
+    parts = [stream.push(audio[at : at + 777]) for at in range(0, 16_000, 777)]
+    with torch.no_grad():
+        expected = model.encode(torch.from_numpy(audio)[None, None])[0].numpy()
+    assert np.array_equal(np.concatenate([*parts, stream.finish()], 1), expected)
+
+
 def test_more_quantizers_than_there_are_is_refused() -> None:
     with pytest.raises(CutError, match=r"got 4 quantizers, expected 1\.\.3"):
         EncoderStream(codec(), 4)
@@ -179,6 +192,7 @@ def test_more_quantizers_than_there_are_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"strides": ()}, "'strides'"), ({"strides": (4, 40)}, "'strides'"), ({"codebook_size": 500}, "power of two"),
+     ({"front": "logmel"}, "spectrum's hop of 16..512 samples first"),
      ({"C": 0}, "'C': got 0"), ({"decoder": "big"}, "allowed mirror, spectral")],
 )  # fmt: skip
 def test_sizes_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:

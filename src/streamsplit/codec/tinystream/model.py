@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from streamsplit.codec.tinystream.decoder import make_decoder
+from streamsplit.codec.tinystream.front import LogMelFront
 from streamsplit.codec.tinystream.layers import (
     CausalConv,
     Chain,
     ResidualUnit,
     State,
     Streaming,
+    pointwise,
     relu,
     separable,
 )
@@ -139,11 +141,20 @@ class TinyStream(nn.Module):
 
 def make_encoder(settings: TinyStreamSettings) -> Streaming:
     """Samples [b, 1, t hop] -> latents [b, latent dim, t]: stages of a residual unit and a strided convolution."""
-    width = settings.C
-    layers: list[Streaming] = [CausalConv(1, width, _KERNEL)]
-    for stride in settings.strides:
-        layers += [ResidualUnit(width, _KERNEL), relu(), separable(width, 2 * width, 2 * stride, stride)]
-        width *= 2
+    layers: list[Streaming]
+    if settings.front == "logmel":
+        width, strides, growth = settings.D, settings.strides[1:], 1
+        layers = [
+            LogMelFront(settings.sample_rate, settings.strides[0], settings.bands), pointwise(settings.bands, width)
+        ]  # fmt: skip
+    else:
+        width, strides, growth = settings.C, settings.strides, 2
+        layers = [CausalConv(1, width, _KERNEL)]
+    for stride in strides:
+        layers += [ResidualUnit(width, _KERNEL), relu(), separable(width, growth * width, 2 * stride, stride)]
+        width *= growth
+    if settings.front == "logmel":
+        layers.append(ResidualUnit(width, _KERNEL))
     return Chain(*layers, relu(), CausalConv(width, settings.latent_dim, 3))
 
 

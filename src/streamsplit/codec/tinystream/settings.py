@@ -9,7 +9,9 @@ from typing import NamedTuple
 from streamsplit.config import Settings, setting
 from streamsplit.errors import ConfigError
 
+FRONTS = ("waveform", "logmel")
 DECODERS = ("mirror", "spectral")
+LONGEST_HOP = 512  # of the spectral front: its window
 
 
 class Clock(NamedTuple):
@@ -32,7 +34,8 @@ class TinyStreamSettings(Settings):
     Stage i of the encoder has C 2^i channels and shortens time by `strides[i]`. With `codebook_dim` the encoder's last
     layer gives that many channels instead of D, and the codebooks are as narrow: at 16 of 128 an eighth of the memory
     and of the search. `decoder` is the encoder's mirror, as in the seed, or `spectral`: blocks at the frame rate and an
-    inverse Fourier transform, as large as a server likes.
+    inverse Fourier transform, as large as a server likes. With the `logmel` front the encoder begins with the energies
+    of `bands` mel bands every `strides[0]` samples, and its stages are all D wide (C is not used).
     """
 
     C: int = setting(8, low=1, high=64)
@@ -42,6 +45,8 @@ class TinyStreamSettings(Settings):
     codebook_size: int = setting(512, low=2, high=4096)
     sample_rate: int = setting(16_000, low=4_000, high=48_000)
     codebook_dim: int | None = setting(None, low=1, high=1024)
+    front: str = setting("waveform", choices=FRONTS)
+    bands: int = setting(64, low=8, high=128)  # of the logmel front
     decoder: str = setting("mirror", choices=DECODERS)
     decoder_width: int = setting(160, low=8, high=2048)  # channels of the spectral decoder
     decoder_blocks: int = setting(5, low=1, high=64)
@@ -49,7 +54,16 @@ class TinyStreamSettings(Settings):
 
     def check(self) -> None:
         """Strides must shorten time; a codebook's size is a power of two, so that its indices fill their bits."""
-        if not self.strides or len(self.strides) > 8 or not all(1 <= stride <= 16 for stride in self.strides):
+        strides = self.strides
+        if self.front == "logmel":
+            if not strides or not 16 <= strides[0] <= LONGEST_HOP:
+                raise ConfigError(
+                    f"'strides': got {list(strides)}, expected the spectrum's hop of 16..{LONGEST_HOP} samples first"
+                )
+            strides = strides[1:]
+        elif not strides:
+            raise ConfigError("'strides': got none, expected one to eight numbers of 1..16")
+        if len(strides) > 8 or not all(1 <= stride <= 16 for stride in strides):
             raise ConfigError(f"'strides': got {list(self.strides)}, expected one to eight numbers of 1..16")
         if self.codebook_size & (self.codebook_size - 1):
             raise ConfigError(f"'codebook_size': got {self.codebook_size}, expected a power of two")
