@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "encoders": _BELOW | {"audio"},
     "learning": _BELOW | {"audio", "codec", "encoders", "weights"},
     "splitting": _BELOW | {"audio", "codec", "encoders"},
-    "weights": _BELOW | {"encoders"},
+    "weights": _BELOW | {"encoders", "codec"},
     "refinement": _BELOW | {"audio", "codec", "encoders", "learning", "splitting", "weights"},
     "network": _PURE_TOP,
     "edge": _PURE_TOP,

@@ -19,6 +19,7 @@ COMMANDS = {
     "edge": "listen, learn and stream as one device",
     "profile": "measure what every cut costs on this machine",
     "data": "make folders of sound into data sets: fair splits, a card, nothing copied",
+    "codec": "train TinyStream, a codec for microcontrollers, and code files with it",
     "export-onnx": "write an encoder as ONNX, whole or cut in two, and check it against torch",
     "pretrain": "learn an encoder from folders of sound, without labels, to start from",
     "train-policy": "train the policy that chooses cuts, by PPO in simulation",

@@ -46,7 +46,7 @@ def sound(samples: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy((0.1 * np.cumsum(rng.standard_normal(samples)) / 10).astype(np.float32)).clamp(-1, 1)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", COUNTS)
 def test_the_named_sizes_are_what_their_architecture_says(name: str) -> None:
     made = TinyStream.from_settings(SIZES[name])
     *counts, bitrate = COUNTS[name]

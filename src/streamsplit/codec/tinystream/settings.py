@@ -105,5 +105,9 @@ SIZES = {
     "ultra_tiny": TinyStreamSettings(C=4, D=64, num_quantizers=2, codebook_size=256),
     "tiny": TinyStreamSettings(C=8, D=128, num_quantizers=4, codebook_size=512),
     "small": TinyStreamSettings(C=12, D=192, num_quantizers=4, codebook_size=1024),
+    "tiny_mel": TinyStreamSettings(
+        front="logmel", strides=(160, 2), D=64, codebook_dim=16, num_quantizers=5, decoder="spectral"
+    ),
 }
-"""The seed's three sizes; its parameter counts do not follow from them by any one rule."""
+"""The seed's three sizes, whose parameter counts do not follow from them by any one rule, and one with a log-mel front
+and narrow codebooks."""

@@ -1,0 +1,187 @@
+"""`streamsplit codec`: trains TinyStream codecs, and encodes and decodes files with them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamsplit.cli.console import LOG_LEVELS, print_json, set_up_logging
+from streamsplit.cli.evaluate_policy import Ticker, command_line
+from streamsplit.errors import AudioError, ConfigError
+
+if TYPE_CHECKING:
+    from streamsplit.evaluation.codec_run import CodecSettings, Told
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own commands."""
+    commands = parser.add_subparsers(dest="codec_command", metavar="COMMAND", required=True)
+    train = commands.add_parser("train", help="train a codec on a folder of sound")
+    train.add_argument("--config", type=Path, help="YAML with codec, training and data (default: tiny_mel)")
+    train.add_argument("--data", type=Path, required=True, help="folder with audio files, at any depth")
+    train.add_argument("--output-dir", type=Path, default=Path("runs/codec"), help="(default: runs/codec)")
+    train.add_argument("--resume", action="store_true", help="go on with the training in --output-dir, exactly")
+    train.add_argument("--steps", type=int, help="optimiser steps (default: the config's)")
+    train.add_argument("--threads", type=int, default=1, help="processor threads (default: 1)")
+    train.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU where there is one")
+    train.add_argument("--name", default="codec", help="for the card")
+    train.add_argument("--licence", default="that of the recordings", help="for the card: terms of the training sound")
+    encode = commands.add_parser("encode", help="audio file -> bitstream")
+    decode = commands.add_parser("decode", help="bitstream -> WAV")
+    for command in (encode, decode):
+        command.add_argument("input", type=Path)
+        command.add_argument("output", type=Path)
+    encode.add_argument("--quantizers", type=int, help="send only the first ones: fewer bits, coarser")
+    info = commands.add_parser("info", help="a codec's clock, sizes and card")
+    for command in (encode, decode, info):
+        command.add_argument("--codec", required=True, help="a packaged codec's name, or its .safetensors file")
+    for command in (train, encode, decode, info):
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+        command.add_argument("--log-level", default="WARNING", choices=LOG_LEVELS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the chosen command."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    set_up_logging(args.log_level)
+    result, lines = {"train": _train, "encode": _encode, "decode": _decode, "info": _info}[args.codec_command](args)
+    if args.json:
+        print_json(result)
+    else:
+        print("\n".join(lines))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    import torch
+
+    from streamsplit.codec.tinystream.model import TinyStream
+    from streamsplit.evaluation.codec_run import CODEC, run_training
+    from streamsplit.evaluation.codec_sounds import hear_for_codec
+    from streamsplit.evaluation.provenance import machine, revision_of_code
+    from streamsplit.refinement.codec_training import CodecTraining
+    from streamsplit.server.models import torch_device
+
+    settings = _settings(args)
+    if args.threads < 1:
+        raise ConfigError(f"'--threads': got {args.threads}, expected at least 1")
+    torch.set_num_threads(args.threads)
+    device = torch_device(args.device)
+    with Ticker("codec train") as tick:
+        sounds = hear_for_codec(
+            args.data, settings.data, settings.codec.sample_rate,
+            lambda done, total: tick.show(done, total, "recordings read"),
+        )  # fmt: skip
+        model = TinyStream.from_settings(settings.codec, settings.seed).to(device)
+        training = CodecTraining(model, sounds.train, sounds.held_out, settings.training, settings.seed)
+        card = {
+            "name": args.name, "about": "TinyStream codec", "licence": args.licence,
+            "data": f"{len(sounds.train.recordings)} recordings of {args.data.resolve().name}, "
+            f"{len(sounds.held_out.recordings)} held out: {', '.join(settings.data.held_out) or 'every twentieth'}",
+            "hours": round(sounds.train.seconds / 3600, 2), "command": command_line("codec"),
+            "commit": revision_of_code(), "machine": machine(), "settings": settings.training.as_dict(),
+            "seed": settings.seed, "left_out": list(sounds.notes),
+        }  # fmt: skip
+
+        def tell(told: Told) -> None:
+            health = (
+                ""
+                if told.health is None
+                else (f", held out {told.health.mel_db:.2f} dB, rank {told.health.effective_rank:.1f}")
+            )
+            tick.show(told.step.step, settings.training.steps, f"mel {told.step.mel_db:.2f} dB{health}")
+
+        last = run_training(training, args.output_dir, card, resume=args.resume, tell=tell)
+    path = args.output_dir / CODEC
+    figures = {**last._asdict(), "codec": str(path), "bytes": path.stat().st_size, "left_out": list(sounds.notes)}
+    lines = [
+        f"{path}: {path.stat().st_size / 1e6:.2f} MB after {last.step} steps",
+        f"held out: mel distance {last.mel_db:.2f} dB, {last.mel_db_one:.2f} with one quantizer, "
+        f"{last.mel_db_unquantized:.2f} without quantizing; rank of the latent {last.effective_rank:.1f}",
+        *sounds.notes,
+    ]
+    return figures, lines
+
+
+def _settings(args: argparse.Namespace) -> CodecSettings:
+    from streamsplit.codec.tinystream.settings import SIZES
+    from streamsplit.config import load_settings
+    from streamsplit.evaluation.codec_run import CodecSettings
+
+    settings = load_settings(args.config, CodecSettings) if args.config else CodecSettings(codec=SIZES["tiny_mel"])
+    if args.steps is None:
+        return settings
+    return settings.replace(training=settings.training.replace(steps=args.steps))
+
+
+def _encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    import numpy as np
+    import torch
+
+    from streamsplit.audio.files import iter_audio
+    from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES, pack_file
+    from streamsplit.codec.tinystream.model import EncoderStream
+    from streamsplit.server.checkpoint import write_atomic
+    from streamsplit.weights.codec_file import read_codec
+
+    torch.set_num_threads(1)
+    model = read_codec(args.codec).model
+    stream = EncoderStream(model, args.quantizers)
+    parts, samples = [], 0
+    for block in iter_audio(args.input, model.settings.sample_rate, model.settings.sample_rate):
+        parts.append(stream.push(block))
+        samples += len(block)
+    parts.append(stream.finish())
+    indices = np.concatenate(parts, 1)
+    data = pack_file(indices, model.settings.index_bits, model.model_id()[:MODEL_ID_BYTES])
+    write_atomic(args.output, data)
+    seconds = samples / model.settings.sample_rate
+    result = {"frames": indices.shape[1], "seconds": seconds, "bytes": len(data), "bps": 8 * len(data) / seconds}
+    return result, [f"{args.output}: {len(data)} bytes for {seconds:.2f} s, {result['bps'] / 1000:.2f} kbit/s"]
+
+
+def _decode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    import soundfile
+    import torch
+
+    from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES, unpack_file
+    from streamsplit.weights.codec_file import read_codec
+
+    torch.set_num_threads(1)
+    if args.output.suffix.lower() != ".wav":
+        raise ConfigError(f"got {args.output}, expected a .wav file to write")
+    model = read_codec(args.codec).model
+    try:
+        data = args.input.read_bytes()
+    except OSError as error:
+        raise AudioError(f"{args.input}: cannot be read ({error.strerror or error})") from None
+    indices = unpack_file(data, model.model_id()[:MODEL_ID_BYTES])
+    with torch.no_grad():
+        audio = model.decode(torch.from_numpy(indices)[None])[0, 0].numpy()
+    soundfile.write(args.output, audio.clip(-1.0, 1.0), model.settings.sample_rate)
+    seconds = len(audio) / model.settings.sample_rate
+    return {"seconds": seconds, "frames": indices.shape[1]}, [f"{args.output}: {seconds:.2f} s"]
+
+
+def _info(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from streamsplit.weights.codec_file import read_codec
+
+    model, card = read_codec(args.codec)
+    sizes = {
+        "encoder": sum(value.numel() for value in model.encoder.parameters()),
+        "codebooks": model.quantizer.codebooks.numel(),
+        "decoder": sum(value.numel() for value in model.decoder.parameters()),
+    }
+    clock = model.clock
+    result = {"clock": clock._asdict(), "parameters": sizes, "settings": model.settings.as_dict(), "card": card,
+              "model_id": model.model_id().hex()}  # fmt: skip
+    lines = [
+        f"{card['name']} {model.model_id().hex()}: {clock.bitrate_bps / 1000:g} kbit/s, {clock.frame_rate_hz:g} frames "
+        f"of {clock.bits_per_frame} bits a second, {clock.latency_ms:g} ms",
+        ", ".join(f"{name} {count:,}" for name, count in sizes.items()) + " parameters",
+        *(f"{name}: {card[name]}" for name in ("data", "licence", "commit")),
+        *(f"{name} {value:.3f}" for name, value in card["metrics"].items()),
+    ]
+    return result, lines

@@ -1,0 +1,81 @@
+"""The sound that a codec is trained and judged on: any folder of audio, and what of it is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsplit.audio.files import AUDIO_SUFFIXES, read_audio
+from streamsplit.config import Settings, setting
+from streamsplit.errors import AudioError, ConfigError
+from streamsplit.refinement.codec_training import Sounds
+
+_ONE_OF = 20  # recordings, where nothing is named to be held out
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecDataSettings(Settings):
+    """Which recordings take part; patterns of paths within the data folder, like 'esc10/*/4-*'."""
+
+    include: tuple[str, ...] = setting(("**/*",))
+    held_out: tuple[str, ...] = setting(())  # never trained on; none named: every twentieth recording
+
+
+class CodecSounds(NamedTuple):
+    """Recordings, in memory."""
+
+    train: Sounds
+    held_out: Sounds
+    notes: tuple[str, ...]  # what was left out, and why
+
+
+def hear_for_codec(
+    root: Path, settings: CodecDataSettings, sample_rate: int, progress: Callable[[int, int], None] | None = None
+) -> CodecSounds:
+    """Reads every recording under `root` that the settings name, at the codec's rate.
+
+    Raises AudioError for a folder without usable audio, ConfigError where a pattern matches nothing or all is held out.
+    """
+    train, held_out = split_recordings(root, settings)
+    notes: list[str] = []
+    read: list[list[NDArray[np.int16]]] = [[], []]
+    paths = [(path, 0) for path in train] + [(path, 1) for path in held_out]
+    for done, (path, part) in enumerate(paths):
+        try:
+            samples = read_audio(path, sample_rate)
+        except AudioError as error:
+            notes.append(f"left out: {error}")
+        else:
+            read[part].append((np.clip(samples, -1.0, 1.0) * 32767.0).astype(np.int16))
+        if progress is not None:
+            progress(done + 1, len(paths))
+    return CodecSounds(Sounds(read[0], sample_rate), Sounds(read[1], sample_rate), tuple(notes))
+
+
+def split_recordings(root: Path, settings: CodecDataSettings) -> tuple[list[Path], list[Path]]:
+    """Paths to train on and paths held out; errors as `hear_for_codec`."""
+    if not root.is_dir():
+        raise AudioError(f"{root}: there is no such folder; give one with audio files in it")
+    chosen = _matching(root, settings.include, "include")
+    if not chosen:
+        raise AudioError(f"{root}: got no audio files, expected recordings ({', '.join(sorted(AUDIO_SUFFIXES))})")
+    held_out = set(_matching(root, settings.held_out, "held_out")) if settings.held_out else set(chosen[::_ONE_OF])
+    train = [path for path in chosen if path not in held_out]
+    if not train:
+        raise ConfigError(f"{root}: got {len(chosen)} recordings, all of them held out, expected some to train on")
+    return train, [path for path in chosen if path in held_out]
+
+
+def _matching(root: Path, patterns: Sequence[str], name: str) -> list[Path]:
+    found: set[Path] = set()
+    for pattern in patterns:
+        matches = {path for path in root.glob(pattern) if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()}
+        if not matches and name == "held_out":
+            raise ConfigError(f"'data.{name}': got '{pattern}', which no audio file under {root} has; correct it")
+        found |= matches
+    return sorted(found)

@@ -1,0 +1,137 @@
+"""`streamsplit codec`: train, stop, go on, encode and decode, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from streamsplit.audio.synth import render_scene
+from streamsplit.cli.main import main
+
+CONFIG = """
+codec: {front: logmel, strides: [160, 2], bands: 16, D: 16, codebook_dim: 6, num_quantizers: 2, codebook_size: 16,
+  decoder: spectral, decoder_width: 24, decoder_blocks: 1}
+training: {steps: STEPS, batch: 2, crop_s: 0.3, unquantized_steps: 1, health_steps: 2, least_rank: 1.0}
+data: {held_out: ["b/*"]}
+"""
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("a/one.wav", "a/two.flac", "b/three.wav"):
+        path = tmp_path / "sounds" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.3 * render_scene("music", 1.0, rng), 16_000)
+    return tmp_path / "sounds"
+
+
+def train(folder: Path, sounds: Path, steps: int, *more: str) -> int:
+    config = folder / f"codec{steps}.yaml"
+    config.write_text(CONFIG.replace("STEPS", "6"))
+    out = str(folder / "run")
+    return main(["codec", "train", "--config", str(config), "--data", str(sounds), "--output-dir", out, *more])
+
+
+def test_a_codec_is_trained_and_files_go_there_and_back(
+    tmp_path: Path, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, sounds, 6) == 0
+    assert "MB after 6 steps" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "run/figures.csv").open()))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert float(rows[-1]["held_out_mel_db"]) > 0
+    codec = str(tmp_path / "run/codec.safetensors")
+    assert main(["codec", "info", "--codec", codec, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["clock"]["bitrate_bps"] == 400.0
+    assert told["card"]["data"] == "2 recordings of sounds, 1 held out: b/*"
+    coded, back = tmp_path / "x.tsc", tmp_path / "x.wav"
+    assert main(["codec", "encode", "--codec", codec, str(sounds / "b/three.wav"), str(coded)]) == 0
+    assert "58 bytes for 1.00 s" in capsys.readouterr().out  # header 8, 50 frames of 8 bits
+    assert main(["codec", "decode", "--codec", codec, str(coded), str(back)]) == 0
+    audio, rate = soundfile.read(back)
+    assert (len(audio), rate) == (16_000, 16_000)
+    assert (
+        main(["codec", "encode", "--codec", codec, "--quantizers", "1", str(sounds / "b/three.wav"), str(coded)]) == 0
+    )
+    assert "33 bytes" in capsys.readouterr().out
+
+
+def test_a_stopped_training_goes_on_to_the_same_codec(tmp_path: Path, sounds: Path) -> None:
+    assert train(tmp_path, sounds, 6) == 0
+    expected = (tmp_path / "run/checkpoint.safetensors").read_bytes()
+    from streamsplit.refinement.codec_training import CodecTraining
+
+    stop = CodecTraining.step
+
+    def interrupted(self: CodecTraining) -> object:
+        if self.step_number == 5:
+            raise KeyboardInterrupt
+        return stop(self)
+
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CodecTraining, "step", interrupted)
+        assert train(other, sounds, 6) == 130
+    assert train(other, sounds, 6) == 2  # holds a training already
+    assert train(other, sounds, 6, "--resume") == 0
+    assert (other / "run/checkpoint.safetensors").read_bytes() == expected
+    assert [row["step"] for row in csv.DictReader((other / "run/figures.csv").open())] == ["2", "4", "6"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("b/*=nosuch/*", "which no audio file"),
+        ("b/*=*/*", "all of them held out"),
+        ("steps: 6=stepz: 6", "did you mean"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(
+    tmp_path: Path, sounds: Path, change: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "codec.yaml"
+    config.write_text(CONFIG.replace("STEPS", "6").replace(*change.split("=")))
+    assert main(["codec", "train", "--config", str(config), "--data", str(sounds), "--output-dir", str(tmp_path)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert message in told[-1]
+    assert told[-1].startswith("streamsplit: error: ")
+
+
+def test_files_that_are_no_codec_or_bitstream_are_one_line(
+    tmp_path: Path, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, sounds, 6) == 0
+    codec, bad = str(tmp_path / "run/codec.safetensors"), tmp_path / "bad.tsc"
+    bad.write_bytes(b"\1\2\3")
+    for arguments, message in (
+        (["decode", "--codec", codec, str(bad), str(tmp_path / "x.wav")], "got 3 bytes, expected at least 8"),
+        (["decode", "--codec", codec, str(bad), str(tmp_path / "x.mp3")], "expected a .wav file"),
+        (["decode", "--codec", "nosuch", str(bad), str(tmp_path / "x.wav")], "expected a packaged codec"),
+        (["encode", "--codec", codec, str(bad), str(tmp_path / "x.tsc")], "bad.tsc"),
+        (["encode", "--codec", codec, "--quantizers", "9", str(sounds / "a/one.wav"), "x"], "expected 1..2"),
+    ):
+        capsys.readouterr()
+        assert main(["codec", *arguments]) != 0
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs/codec").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_configs_that_come_along_are_the_named_sizes_encoders(path: Path) -> None:
+    from streamsplit.codec.tinystream.settings import SIZES
+    from streamsplit.config import load_settings
+    from streamsplit.evaluation.codec_run import CodecSettings
+
+    codec = load_settings(path, CodecSettings).codec
+    assert codec.replace(decoder=SIZES[path.stem].decoder) == SIZES[path.stem]
