@@ -154,18 +154,18 @@ class CodecTraining:
         commitment = adversarial = judged = math.nan
         if coded.quantized is not None:
             loss = loss + settings.commitment_weight * coded.quantized.commitment
-            commitment = float(coded.quantized.commitment)
+            commitment = coded.quantized.commitment.item()
         if settings.adversarial_from is not None and number >= settings.adversarial_from:
             judged = self._teach_discriminators(audio, coded.audio.detach())
             real, decoded = self.discriminators(audio), self.discriminators(coded.audio)
             fooled = adversarial_loss(decoded)
             loss = loss + settings.adversarial_weight * fooled
             loss = loss + settings.feature_weight * feature_matching_loss(real, decoded)
-            adversarial = float(fooled)
+            adversarial = fooled.item()
         self._move(self.optimiser, self.model, loss, settings.learning_rate)
         self.step_number += 1
         return CodecStep(
-            self.step_number, float(mel), float(waveform), commitment, adversarial, judged, self.model.quantizer.revived
+            self.step_number, mel.item(), waveform.item(), commitment, adversarial, judged, self.model.quantizer.revived
         )
 
     def _used(self) -> Tensor:
@@ -178,7 +178,7 @@ class CodecTraining:
     def _teach_discriminators(self, audio: Tensor, decoded: Tensor) -> float:
         loss = discriminator_loss(self.discriminators(audio), self.discriminators(decoded))
         self._move(self.judge, self.discriminators, loss, self.settings.discriminator_rate)
-        return float(loss)
+        return loss.item()
 
     def _move(self, optimiser: torch.optim.Optimizer, module: torch.nn.Module, loss: Tensor, rate: float) -> None:
         """One optimiser step at the schedule's rate."""

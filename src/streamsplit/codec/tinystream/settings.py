@@ -106,7 +106,7 @@ SIZES = {
     "tiny": TinyStreamSettings(C=8, D=128, num_quantizers=4, codebook_size=512),
     "small": TinyStreamSettings(C=12, D=192, num_quantizers=4, codebook_size=1024),
     "tiny_mel": TinyStreamSettings(
-        front="logmel", strides=(160, 2), D=64, codebook_dim=16, num_quantizers=5, decoder="spectral"
+        front="logmel", strides=(160, 2), D=60, codebook_dim=16, num_quantizers=5, decoder="spectral"
     ),
 }
 """The seed's three sizes, whose parameter counts do not follow from them by any one rule, and one with a log-mel front
