@@ -51,7 +51,7 @@ BASE_PACKAGES = {
 WITHOUT_EXTRAS = ("errors", "config", "wire", "audio", "codec", "splitting", "edge", "cli")
 NEEDS_TORCH = {f"streamsplit.splitting.{name}" for name in ("profile", "paths", "quality", "privacy")} | {
     f"streamsplit.codec.tinystream.{name}"
-    for name in ("layers", "front", "decoder", "quantizer", "model", "losses", "discriminators")
+    for name in ("layers", "front", "decoder", "quantizer", "model", "losses", "discriminators", "integerise")
 }
 
 

@@ -28,6 +28,8 @@ def sounds(tmp_path: Path) -> Path:
         path = tmp_path / "sounds" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, 0.3 * render_scene("music", 1.0, rng), 16_000)
+    (tmp_path / "sounds" / "b").rename(tmp_path / "elsewhere")
+    (tmp_path / "sounds" / "b").symlink_to(tmp_path / "elsewhere")  # data sets are often put together by links
     return tmp_path / "sounds"
 
 

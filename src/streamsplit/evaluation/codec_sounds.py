@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ _ONE_OF = 20  # recordings, where nothing is named to be held out
 class CodecDataSettings(Settings):
     """Which recordings take part; patterns of paths within the data folder, like 'esc10/*/4-*'."""
 
-    include: tuple[str, ...] = setting(("**/*",))
+    include: tuple[str, ...] = setting(("*",))
     held_out: tuple[str, ...] = setting(())  # never trained on; none named: every twentieth recording
 
 
@@ -72,9 +74,12 @@ def split_recordings(root: Path, settings: CodecDataSettings) -> tuple[list[Path
 
 
 def _matching(root: Path, patterns: Sequence[str], name: str) -> list[Path]:
+    """Audio files, in folders behind links too, whose path within `root` has one of the patterns."""
+    files = [Path(folder) / file for folder, _, names in os.walk(root, followlinks=True) for file in names]
+    audio = {path.relative_to(root).as_posix(): path for path in files if path.suffix.lower() in AUDIO_SUFFIXES}
     found: set[Path] = set()
     for pattern in patterns:
-        matches = {path for path in root.glob(pattern) if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()}
+        matches = {path for place, path in audio.items() if fnmatch.fnmatchcase(place, pattern)}
         if not matches and name == "held_out":
             raise ConfigError(f"'data.{name}': got '{pattern}', which no audio file under {root} has; correct it")
         found |= matches
