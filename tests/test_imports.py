@@ -29,11 +29,12 @@ MAY_IMPORT = {
     "network": _PURE_TOP,
     "edge": _PURE_TOP,
     "server": _PURE_TOP,
+    "export": _PURE_TOP,
     "simulation": _PURE_TOP | {"network", "edge", "server"},
     "evaluation": _PURE_TOP | {"network", "edge", "server", "simulation"},
     "framework": _PURE_TOP | {"edge", "server", "evaluation", "facade"},
     "facade": _PURE_TOP | {"edge", "server", "evaluation"},
-    "cli": _PURE_TOP | {"network", "edge", "server", "simulation", "evaluation", "framework", "facade"},
+    "cli": _PURE_TOP | {"export", "network", "edge", "server", "simulation", "evaluation", "framework", "facade"},
     "": {"errors", "framework", "facade", "evaluation"},  # streamsplit/__init__.py: lazy exports
 }
 PURE = ("errors", "config", "wire", "audio", "codec", "encoders", "learning", "splitting", "weights", "refinement")
@@ -51,7 +52,17 @@ BASE_PACKAGES = {
 WITHOUT_EXTRAS = ("errors", "config", "wire", "audio", "codec", "splitting", "edge", "cli")
 NEEDS_TORCH = {f"streamsplit.splitting.{name}" for name in ("profile", "paths", "quality", "privacy")} | {
     f"streamsplit.codec.tinystream.{name}"
-    for name in ("layers", "front", "decoder", "quantizer", "model", "losses", "discriminators", "integerise")
+    for name in (
+        "layers",
+        "front",
+        "decoder",
+        "quantizer",
+        "model",
+        "losses",
+        "discriminators",
+        "integerise",
+        "streams",
+    )
 }
 
 

@@ -137,3 +137,23 @@ def test_the_configs_that_come_along_are_the_named_sizes_encoders(path: Path) ->
 
     codec = load_settings(path, CodecSettings).codec
     assert codec.replace(decoder=SIZES[path.stem].decoder) == SIZES[path.stem]
+
+
+def test_the_export_and_integer_codes_are_those_of_the_published_file(
+    tmp_path: Path, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, sounds, 6) == 0
+    codec, out = str(tmp_path / "run/codec.safetensors"), tmp_path / "model"
+    capsys.readouterr()
+    assert main(["codec", "export", "--codec", codec, "--output-dir", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["stored_bytes"] < 10_000
+    assert told["ram_bytes"] < 20_000
+    assert sorted(path.name for path in out.iterdir()) == [
+        "tinystream_golden.h", "tinystream_model.c", "tinystream_model.h",
+    ]  # fmt: skip
+    whole, real = tmp_path / "whole.tsc", tmp_path / "real.tsc"
+    arguments = ["codec", "encode", "--codec", codec, str(sounds / "b/three.wav")]
+    assert main([*arguments, str(whole), "--integer"]) == 0
+    assert main([*arguments, str(real)]) == 0
+    assert whole.stat().st_size == real.stat().st_size == 58

@@ -12,6 +12,7 @@ from streamsplit.errors import CheckpointError, ConfigError
 from streamsplit.weights.codec_file import pack_codec, read_codec
 
 CARD = {"name": "t", "licence": "-", "data": "-", "hours": 1, "command": "-", "commit": "-", "metrics": {}}
+PEAKS = [0.5] * 20
 
 
 def trained() -> TinyStream:
@@ -24,9 +25,10 @@ def trained() -> TinyStream:
 
 def test_a_published_codec_codes_as_its_rounded_self(tmp_path: Path) -> None:
     model, path = trained(), tmp_path / "codec.safetensors"
-    path.write_bytes(pack_codec(model, CARD))
+    path.write_bytes(pack_codec(model, PEAKS, CARD))
     found = read_codec(path)
     assert found.card == CARD
+    assert list(found.peaks) == PEAKS
     assert found.model.settings == model.settings
     with torch.no_grad():
         for value in (*model.parameters(), model.quantizer.codebooks):
@@ -40,13 +42,13 @@ def test_a_published_codec_codes_as_its_rounded_self(tmp_path: Path) -> None:
 
 def test_codebooks_without_data_are_not_published() -> None:
     with pytest.raises(CheckpointError, match="codebooks hold no data"):
-        pack_codec(TinyStream(C=2, D=8), CARD)
+        pack_codec(TinyStream(C=2, D=8), PEAKS, CARD)
     with pytest.raises(ConfigError, match="got none of licence"):
-        pack_codec(trained(), {name: value for name, value in CARD.items() if name != "licence"})
+        pack_codec(trained(), PEAKS, {name: value for name, value in CARD.items() if name != "licence"})
 
 
 def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
-    good = pack_codec(trained(), CARD)
+    good = pack_codec(trained(), PEAKS, CARD)
     for name, data in {"cut": good[:-7], "empty": b"", "noise": b"\1" * 100}.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(data)

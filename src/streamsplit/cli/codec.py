@@ -34,10 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("input", type=Path)
         command.add_argument("output", type=Path)
     encode.add_argument("--quantizers", type=int, help="send only the first ones: fewer bits, coarser")
+    encode.add_argument("--integer", action="store_true", help="encode in whole numbers, as a microcontroller does")
+    export = commands.add_parser("export", help="write the encoder for other runtimes")
+    export.add_argument("--format", choices=("c",), default="c", help="c: constants for firmware/, and golden vectors")
+    export.add_argument("--output-dir", type=Path, required=True)
     info = commands.add_parser("info", help="a codec's clock, sizes and card")
-    for command in (encode, decode, info):
+    for command in (encode, decode, export, info):
         command.add_argument("--codec", required=True, help="a packaged codec's name, or its .safetensors file")
-    for command in (train, encode, decode, info):
+    for command in (train, encode, decode, export, info):
         command.add_argument("--json", action="store_true", help="print the result as JSON")
         command.add_argument("--log-level", default="WARNING", choices=LOG_LEVELS)
 
@@ -46,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the chosen command."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     set_up_logging(args.log_level)
-    result, lines = {"train": _train, "encode": _encode, "decode": _decode, "info": _info}[args.codec_command](args)
+    command = {"train": _train, "encode": _encode, "decode": _decode, "export": _export, "info": _info}
+    result, lines = command[args.codec_command](args)
     if args.json:
         print_json(result)
     else:
@@ -86,12 +91,10 @@ def _train(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         }  # fmt: skip
 
         def tell(told: Told) -> None:
-            health = (
-                ""
-                if told.health is None
-                else (f", held out {told.health.mel_db:.2f} dB, rank {told.health.effective_rank:.1f}")
-            )
-            tick.show(told.step.step, settings.training.steps, f"mel {told.step.mel_db:.2f} dB{health}")
+            text = f"mel {told.step.mel_db:.2f} dB"
+            if told.health is not None:
+                text += f", held out {told.health.best_mel_db:.2f} dB, rank {told.health.effective_rank:.1f}"
+            tick.show(told.step.step, settings.training.steps, text)
 
         last = run_training(training, args.output_dir, card, resume=args.resume, tell=tell)
     path = args.output_dir / CODEC
@@ -122,13 +125,19 @@ def _encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
     from streamsplit.audio.files import iter_audio
     from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES, pack_file
-    from streamsplit.codec.tinystream.model import EncoderStream
+    from streamsplit.codec.tinystream.frames import FrameStream, IntegerEncoderStream
+    from streamsplit.codec.tinystream.streams import EncoderStream
     from streamsplit.server.checkpoint import write_atomic
     from streamsplit.weights.codec_file import read_codec
 
     torch.set_num_threads(1)
-    model = read_codec(args.codec).model
-    stream = EncoderStream(model, args.quantizers)
+    codec = read_codec(args.codec)
+    model = codec.model
+    stream: FrameStream
+    if args.integer:
+        stream = IntegerEncoderStream(codec.integer_encoder(), args.quantizers)
+    else:
+        stream = EncoderStream(model, args.quantizers)
     parts, samples = [], 0
     for block in iter_audio(args.input, model.settings.sample_rate, model.settings.sample_rate):
         parts.append(stream.push(block))
@@ -140,6 +149,30 @@ def _encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     seconds = samples / model.settings.sample_rate
     result = {"frames": indices.shape[1], "seconds": seconds, "bytes": len(data), "bps": 8 * len(data) / seconds}
     return result, [f"{args.output}: {len(data)} bytes for {seconds:.2f} s, {result['bps'] / 1000:.2f} kbit/s"]
+
+
+def _export(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from streamsplit.export.c_model import c_files, sizes
+    from streamsplit.server.checkpoint import write_atomic
+    from streamsplit.weights.codec_file import read_codec
+
+    codec = read_codec(args.codec)
+    encoder = codec.integer_encoder()
+    files = c_files(encoder)
+    for name, text in files.items():
+        write_atomic(args.output_dir / name, text.encode())
+    size, frame_rate = sizes(encoder), codec.model.clock.frame_rate_hz
+    ram_bytes, macs = size.ram_bytes(encoder), (size.macs + size.search_macs) * frame_rate
+    result = {
+        "files": [str(args.output_dir / name) for name in files], "stored_bytes": encoder.stored_bytes,
+        "ram_bytes": ram_bytes, "macs_per_s": round(macs),
+    }  # fmt: skip
+    lines = [
+        f"{args.output_dir}: {', '.join(files)}",
+        f"weights and codebooks {encoder.stored_bytes / 1024:.1f} KiB, static RAM {ram_bytes / 1024:.1f} KiB, "
+        f"{macs / 1e6:.1f} million multiply-accumulates a second beside the front",
+    ]
+    return result, lines
 
 
 def _decode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -168,7 +201,8 @@ def _decode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 def _info(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from streamsplit.weights.codec_file import read_codec
 
-    model, card = read_codec(args.codec)
+    codec = read_codec(args.codec)
+    model, card = codec.model, codec.card
     sizes = {
         "encoder": sum(value.numel() for value in model.encoder.parameters()),
         "codebooks": model.quantizer.codebooks.numel(),

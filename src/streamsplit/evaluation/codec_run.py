@@ -76,7 +76,8 @@ def run_training(
         "held_out_mel_db": last.mel_db, "held_out_mel_db_first_quantizer": last.mel_db_one,
         "effective_rank": last.effective_rank,
     }  # fmt: skip
-    write_atomic(output / CODEC, pack_codec(training.model, card | {"metrics": metrics, "steps": last.step}))
+    published = card | {"metrics": metrics, "steps": last.step}
+    write_atomic(output / CODEC, pack_codec(training.model, training.peaks(), published))
     return last
 
 

@@ -22,6 +22,7 @@ from streamsplit.codec.tinystream.discriminators import (
     discriminator_loss,
     feature_matching_loss,
 )
+from streamsplit.codec.tinystream.integerise import activation_peaks
 from streamsplit.codec.tinystream.losses import SCALES, MelDistance, waveform_distance
 from streamsplit.codec.tinystream.model import TinyStream
 from streamsplit.config import Settings, setting
@@ -31,6 +32,7 @@ from streamsplit.learning.rank import effective_rank
 FORMAT = "streamsplit-codec-training-1"
 _SILENCE = 1e-4  # RMS of a crop below which another one is drawn
 _HEALTH_CROPS = 32
+_PEAK_CROPS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,11 @@ class CodecHealth(NamedTuple):
     mel_db_unquantized: float
     effective_rank: float  # of the centred latent, in 1..d
     perplexity: tuple[float, ...]  # of each codebook
+
+    @property
+    def best_mel_db(self) -> float:
+        """With all quantizers, or without any as long as they hold no data."""
+        return self.mel_db_unquantized if math.isnan(self.mel_db) else self.mel_db
 
 
 class Sounds:
@@ -199,7 +206,7 @@ class CodecTraining:
         """Figures on held-out crops; raises CollapseError where the latent says next to nothing."""
         self.model.eval()
         audio, model = self._held_out, self.model
-        latent = model.encoder(model._whole_frames(audio))
+        latent = model.encoder(model.whole_frames(audio))
         rows = latent.transpose(1, 2).reshape(-1, latent.shape[1]).cpu().numpy()
         rank = effective_rank(rows - rows.mean(0))
         plain = float(self.mel(model(audio, quantize=False).audio, audio))
@@ -216,6 +223,11 @@ class CodecTraining:
                 "commitment_weight or a lower learning_rate help"
             )
         return found
+
+    def peaks(self) -> list[float]:
+        """The encoder's largest activations on crops at full level, for its form in whole numbers."""
+        crops = self.sounds.crops(_PEAK_CROPS, self.samples, 0.0, np.random.default_rng(0))
+        return activation_peaks(self.model.eval(), self._tensor(crops))
 
     def state(self) -> bytes:
         """Everything that goes on, as safetensors bytes."""

@@ -6,7 +6,7 @@ What is packaged lies in codec/tinystream/pretrained/.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from streamsplit.codec import tinystream
+from streamsplit.codec.tinystream.integer import IntegerEncoder
+from streamsplit.codec.tinystream.integerise import integerise
 from streamsplit.codec.tinystream.model import TinyStream
 from streamsplit.codec.tinystream.settings import TinyStreamSettings
 from streamsplit.errors import CheckpointError, ConfigError, RevisionError
@@ -21,18 +23,23 @@ from streamsplit.weights.container import seal, unseal
 from streamsplit.weights.pretrained import SUFFIX, check_card
 
 PACKAGED = Path(tinystream.__file__).parent / "pretrained"
-_SETTINGS, _CARD, _FORMAT = "codec", "card", "streamsplit-codec-1"
+_SETTINGS, _CARD, _PEAKS, _FORMAT = "codec", "card", "peaks", "streamsplit-codec-1"
 
 
 class PublishedCodec(NamedTuple):
-    """A codec in evaluation mode, and its card."""
+    """A codec in evaluation mode, its card, and the encoder's largest activations on what it was trained on."""
 
     model: TinyStream
     card: dict[str, Any]
+    peaks: tuple[float, ...]
+
+    def integer_encoder(self) -> IntegerEncoder:
+        """The encoder in whole numbers, as microcontrollers run it."""
+        return integerise(self.model, self.peaks)
 
 
-def pack_codec(model: TinyStream, card: Mapping[str, Any]) -> bytes:
-    """The bytes of a published file, weights rounded to half precision.
+def pack_codec(model: TinyStream, peaks: Sequence[float], card: Mapping[str, Any]) -> bytes:
+    """The bytes of a published file, weights rounded to half precision; `peaks` as of `activation_peaks`.
 
     Raises ConfigError for a card that lacks something, CheckpointError for codebooks that hold no data yet.
     """
@@ -42,7 +49,7 @@ def pack_codec(model: TinyStream, card: Mapping[str, Any]) -> bytes:
     arrays = {name: array.astype(np.float16) for name, array in _arrays(model).items()}
     record = {
         "format": _FORMAT, _CARD: json.dumps(dict(card), sort_keys=True, allow_nan=False),
-        _SETTINGS: json.dumps(model.settings.as_dict(), sort_keys=True),
+        _SETTINGS: json.dumps(model.settings.as_dict(), sort_keys=True), _PEAKS: json.dumps([float(p) for p in peaks]),
     }  # fmt: skip
     return seal(arrays, record)
 
@@ -61,6 +68,7 @@ def read_codec(name: str | Path) -> PublishedCodec:
         if record.get("format") != _FORMAT:
             raise CheckpointError(f"{path}: got weights of another kind, expected a published codec")
         values, card = json.loads(record[_SETTINGS]), json.loads(record[_CARD])
+        peaks = tuple(float(peak) for peak in json.loads(record[_PEAKS]))
         check_card(card)
         model = TinyStream.from_settings(TinyStreamSettings.from_mapping(values))
         expected = {key: array.shape for key, array in _arrays(model).items()}
@@ -75,7 +83,7 @@ def read_codec(name: str | Path) -> PublishedCodec:
         state[key] = torch.from_numpy(array.astype(np.float32))
     model.load_state_dict(state)
     model.quantizer.filled.fill_(True)
-    return PublishedCodec(model.eval(), card)
+    return PublishedCodec(model.eval(), card, peaks)
 
 
 def codec_path(name: str | Path) -> Path:

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamsplit.codec.tinystream.model import DecoderStream, EncoderStream, TinyStream
+from streamsplit.codec.tinystream.model import TinyStream
 from streamsplit.codec.tinystream.settings import SIZES, TinyStreamSettings
+from streamsplit.codec.tinystream.streams import DecoderStream, EncoderStream
 from streamsplit.errors import AudioError, ConfigError, CutError
 
 COUNTS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,14 +29,15 @@ class _Step(NamedTuple):
     relu: bool = False
 
 
-def integerise(model: TinyStream, audio: Tensor) -> IntegerEncoder:
-    """The encoder of `model` in whole numbers, its scales from sounds [b, 1, n].
+def integerise(model: TinyStream, peaks: Sequence[float]) -> IntegerEncoder:
+    """The encoder of `model` in whole numbers, its scales from the largest activations heard (`activation_peaks`).
 
-    Raises CutError where sums would not fit 32 bits, or an architecture has a layer that has no integer form.
+    Raises CutError where there are not as many peaks as operations, or sums would not fit 32 bits.
     """
     settings = model.settings
     steps = list(_steps(list(model.encoder.layers)))  # type: ignore[arg-type]
-    peaks = _peaks(model, steps, audio)
+    if len(peaks) != len(steps):
+        raise CutError(f"tinystream: got {len(peaks)} peaks of activations, expected {len(steps)}")
     front = None
     scale = _SAMPLE_STEP
     if settings.front == "logmel":
@@ -89,9 +90,13 @@ def _flat(layers: list[Streaming]) -> Iterator[nn.Module | Kind]:
 
 
 @torch.no_grad()
-def _peaks(model: TinyStream, steps: list[_Step], audio: Tensor) -> list[float]:
-    """Largest magnitude after each step; of what a residual unit is added to, of the sum as well."""
-    x = model._whole_frames(audio)
+def activation_peaks(model: TinyStream, audio: Tensor) -> list[float]:
+    """Largest magnitude after each operation of the encoder, over sounds [b, 1, n].
+
+    Of what a residual unit is added to, of the sum as well: both have one scale.
+    """
+    steps = list(_steps(list(model.encoder.layers)))  # type: ignore[arg-type]
+    x = model.whole_frames(audio)
     first = model.encoder.layers[0]  # type: ignore[index]
     if isinstance(first, LogMelFront):
         x = first(x)

@@ -1,4 +1,4 @@
-"""The codec: encoder, residual quantizer and decoder, whole clips at once or any pieces of a stream."""
+"""The codec: encoder, residual quantizer and decoder, whole clips at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from streamsplit.codec.tinystream.decoder import make_decoder
@@ -17,7 +16,6 @@ from streamsplit.codec.tinystream.layers import (
     CausalConv,
     Chain,
     ResidualUnit,
-    State,
     Streaming,
     pointwise,
     relu,
@@ -28,8 +26,6 @@ from streamsplit.codec.tinystream.settings import Clock, TinyStreamSettings
 from streamsplit.errors import AudioError, CutError
 
 _KERNEL = 7
-_HELD_FRAMES = 2  # of lost ones: the last latent as it was; after them it goes over to silence
-_FADE = 0.8  # a frame
 _SETTLES = 16  # frames: longer than anything in the encoder remembers
 
 
@@ -76,7 +72,7 @@ class TinyStream(nn.Module):
 
     def forward(self, audio: Tensor, used: Tensor | None = None, *, quantize: bool = True) -> Coded:
         """Through the codec and back, for training; `used` [b] as for the quantizer, `quantize` False without it."""
-        latent = self.encoder(self._whole_frames(audio))
+        latent = self.encoder(self.whole_frames(audio))
         quantized = self.quantizer(latent, used) if quantize else None
         decoded = self._decoded(quantized.quantized if quantized is not None else latent)
         return Coded(decoded[..., : audio.shape[-1]], latent, quantized)
@@ -91,8 +87,8 @@ class TinyStream(nn.Module):
             raise AudioError(f"tinystream: got audio of shape {tuple(audio.shape)}, expected mono [b, 1, n]")
         if not bool(torch.isfinite(audio).all()):
             raise AudioError("tinystream: got samples that are not finite, expected -1..1")
-        self._check_count(num_quantizers)
-        return self.quantizer.encode(self.encoder(self._whole_frames(audio)), num_quantizers)
+        self.check_count(num_quantizers)
+        return self.quantizer.encode(self.encoder(self.whole_frames(audio)), num_quantizers)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Audio [b, 1, frames * hop] of indices [b, quantizers, frames], aligned with what was encoded.
@@ -121,12 +117,13 @@ class TinyStream(nn.Module):
             digest.update(state[name].detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
         return digest.digest()[:8]
 
-    def _check_count(self, num_quantizers: int | None) -> None:
+    def check_count(self, num_quantizers: int | None) -> None:
+        """Raises CutError where there are not that many quantizers."""
         if num_quantizers is not None and not 1 <= num_quantizers <= self.settings.num_quantizers:
             raise CutError(f"tinystream: got {num_quantizers} quantizers, expected 1..{self.settings.num_quantizers}")
 
-    def _whole_frames(self, audio: Tensor) -> Tensor:
-        """Filled up with silence to whole frames."""
+    def whole_frames(self, audio: Tensor) -> Tensor:
+        """Sounds [b, 1, n], filled up with silence to whole frames."""
         missing = -audio.shape[-1] % self.settings.hop
         return nn.functional.pad(audio, (0, missing)) if missing else audio
 
@@ -171,67 +168,3 @@ def initialise(module: nn.Module, rng: np.random.Generator) -> None:
                 weight.copy_(torch.from_numpy(values))
                 if child.bias is not None:
                     child.bias.zero_()
-
-
-class EncoderStream:
-    """Encodes a stream piece by piece: the same indices as at once, however it is cut."""
-
-    def __init__(self, model: TinyStream, num_quantizers: int | None = None) -> None:
-        model._check_count(num_quantizers)
-        self._model, self._count = model, num_quantizers
-        self._rest = np.zeros(0, np.float32)
-        self._state: State = model.encoder.initial(1)
-
-    @torch.no_grad()
-    def push(self, samples: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Indices [quantizers, frames] of the frames that the samples [n] complete; raises AudioError as `encode`."""
-        samples = np.asarray(samples, np.float32)
-        if samples.ndim != 1 or not np.isfinite(samples).all():
-            raise AudioError(f"tinystream: got an array of shape {samples.shape}, expected finite mono samples [n]")
-        joined = np.concatenate([self._rest, samples])
-        whole = len(joined) - len(joined) % self._model.settings.hop
-        self._rest = joined[whole:]
-        if not whole:
-            count = self._count or self._model.settings.num_quantizers
-            return np.zeros((count, 0), np.int64)
-        latent, self._state = self._model.encoder.step(torch.from_numpy(joined[None, None, :whole]), self._state)
-        return self._model.quantizer.encode(latent, self._count)[0].numpy()
-
-    def finish(self) -> NDArray[np.int64]:
-        """Indices of what is left, filled up with silence; [quantizers, 0] where nothing is."""
-        missing = -len(self._rest) % self._model.settings.hop
-        return self.push(np.zeros(missing, np.float32))
-
-
-class DecoderStream:
-    """Decodes a stream piece by piece, `lookahead` frames late, and conceals frames that did not come."""
-
-    def __init__(self, model: TinyStream) -> None:
-        self._model = model
-        self._state: State = model.decoder.initial(1)
-        self._silence = model.silent_latent()
-        self._last = self._silence
-        self._lost = 0  # frames in a row
-
-    @torch.no_grad()
-    def push(self, indices: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Samples [frames * hop] of indices [quantizers, frames]; raises CutError as `decode`."""
-        latent = self._model.quantizer.decode(torch.from_numpy(np.asarray(indices, np.int64))[None])
-        if not latent.shape[-1]:
-            return np.zeros(0, np.float32)
-        self._last, self._lost = latent[..., -1:], 0
-        return self._decoded(latent)
-
-    @torch.no_grad()
-    def conceal(self, frames: int) -> NDArray[np.float32]:
-        """Samples [frames * hop] in place of `frames` lost ones: the last latent, held, then faded to silence."""
-        if not frames:
-            return np.zeros(0, np.float32)
-        age = torch.arange(self._lost + 1, self._lost + frames + 1, device=self._last.device)
-        weight = _FADE ** (age - _HELD_FRAMES).clamp(min=0)
-        self._lost += frames
-        return self._decoded(self._silence + weight * (self._last - self._silence))
-
-    def _decoded(self, latent: Tensor) -> NDArray[np.float32]:
-        audio, self._state = self._model.decoder.step(latent, self._state)
-        return audio[0, 0].numpy()
