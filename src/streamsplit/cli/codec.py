@@ -35,13 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("output", type=Path)
     encode.add_argument("--quantizers", type=int, help="send only the first ones: fewer bits, coarser")
     encode.add_argument("--integer", action="store_true", help="encode in whole numbers, as a microcontroller does")
+    evaluate = commands.add_parser("evaluate", help="judge codecs on held-out sound, beside Opus and Codec2")
+    evaluate.add_argument("--config", type=Path, required=True, help="the YAML that the codec was trained with")
+    evaluate.add_argument("--data", type=Path, required=True, help="folder with audio files, at any depth")
+    evaluate.add_argument("--output-dir", type=Path, default=Path("results/codec"), help="(default: results/codec)")
     export = commands.add_parser("export", help="write the encoder for other runtimes")
     export.add_argument("--format", choices=("c",), default="c", help="c: constants for firmware/, and golden vectors")
     export.add_argument("--output-dir", type=Path, required=True)
     info = commands.add_parser("info", help="a codec's clock, sizes and card")
-    for command in (encode, decode, export, info):
+    for command in (encode, decode, evaluate, export, info):
         command.add_argument("--codec", required=True, help="a packaged codec's name, or its .safetensors file")
-    for command in (train, encode, decode, export, info):
+    for command in (train, encode, decode, evaluate, export, info):
         command.add_argument("--json", action="store_true", help="print the result as JSON")
         command.add_argument("--log-level", default="WARNING", choices=LOG_LEVELS)
 
@@ -50,7 +54,14 @@ def run(args: argparse.Namespace) -> int:
     """Runs the chosen command."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     set_up_logging(args.log_level)
-    command = {"train": _train, "encode": _encode, "decode": _decode, "export": _export, "info": _info}
+    command = {
+        "train": _train,
+        "encode": _encode,
+        "decode": _decode,
+        "evaluate": _evaluate,
+        "export": _export,
+        "info": _info,
+    }
     result, lines = command[args.codec_command](args)
     if args.json:
         print_json(result)
@@ -149,6 +160,21 @@ def _encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     seconds = samples / model.settings.sample_rate
     result = {"frames": indices.shape[1], "seconds": seconds, "bytes": len(data), "bps": 8 * len(data) / seconds}
     return result, [f"{args.output}: {len(data)} bytes for {seconds:.2f} s, {result['bps'] / 1000:.2f} kbit/s"]
+
+
+def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from streamsplit.config import load_settings
+    from streamsplit.evaluation.codec_report import run_study
+    from streamsplit.evaluation.codec_run import CodecSettings
+    from streamsplit.evaluation.codec_study import rows_markdown
+    from streamsplit.weights.codec_file import read_codec
+
+    settings = load_settings(args.config, CodecSettings)
+    codecs = [read_codec(name) for name in args.codec.split(",")]
+    with Ticker("codec evaluate") as tick:
+        study = run_study(codecs, args.data, settings, args.output_dir, command_line("codec"), tick.show)
+    lines = [*study["meta"]["notes"], rows_markdown(study["rows"]), f"report: {args.output_dir / 'report.html'}"]
+    return study, lines
 
 
 def _export(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

@@ -30,7 +30,7 @@ COMMANDS = {
 EXTRAS = {
     "torch": "learn", "starlette": "server", "uvicorn": "server", "prometheus_client": "server", "sklearn": "server",
     "matplotlib": "server", "sounddevice": "mic", "av": "media", "gymnasium": "train", "stable_baselines3": "train",
-    "scipy": "server", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
+    "scipy": "server", "pystoi": "codec", "pesq": "codec", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
 }  # fmt: skip
 
 

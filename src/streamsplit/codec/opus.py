@@ -25,8 +25,8 @@ _LONGEST_LOOKAHEAD = 960
 _LARGEST_PACKET = 1_275  # of one Opus frame (RFC 6716, 3.2.1)
 
 
-def encode_segment(audio: Floats, bitrate_bps: int = 24_000) -> bytes:
-    """Samples [n] at 16 kHz as Opus, about `bitrate_bps / 8` bytes a second.
+def encode_segment(audio: Floats, bitrate_bps: int = 24_000, *, application: str = "audio") -> bytes:
+    """Samples [n] at 16 kHz as Opus, about `bitrate_bps / 8` bytes a second; `application` 'audio' or 'voip'.
 
     Raises CutError if the samples are not finite and one-dimensional or the rate is not 6000..128000, AudioError
     without libopus.
@@ -40,7 +40,7 @@ def encode_segment(audio: Floats, bitrate_bps: int = 24_000) -> bytes:
         raise CutError(f"opus: got {bitrate_bps} bit/s, expected 6000..128000")
     opus = _libopus()
     try:
-        encoder = opus.Encoder(RATE_HZ, 1, "audio")
+        encoder = opus.Encoder(RATE_HZ, 1, application)
         encoder.bitrate = bitrate_bps
         encoder.complexity = _COMPLEXITY
         lookahead = int(encoder.lookahead)
@@ -82,6 +82,12 @@ def decode_segment(payload: bytes | memoryview, samples: int) -> Floats:
         raise CutError(f"opus: a packet does not decode ({error})") from error
     audio = np.concatenate(decoded) if decoded else np.zeros(0, np.float32)
     return audio[lookahead : lookahead + samples].copy()
+
+
+def packets_bytes(payload: bytes, samples: int) -> int:
+    """Bytes of the Opus packets in a segment of `samples` samples, without this layout's header and lengths."""
+    (lookahead,) = _HEADER.unpack_from(payload)
+    return sum(map(len, _split(payload[_HEADER.size :], _packets(samples, lookahead))))
 
 
 def _packets(samples: int, lookahead: int) -> int:

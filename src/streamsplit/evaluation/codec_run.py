@@ -15,7 +15,7 @@ import numpy as np
 from streamsplit.codec.tinystream.settings import TinyStreamSettings
 from streamsplit.config import Settings, section, setting
 from streamsplit.errors import CheckpointError, ConfigError
-from streamsplit.evaluation.codec_sounds import CodecDataSettings
+from streamsplit.evaluation.codec_sounds import CodecDataSettings, CodecEvaluationSettings
 from streamsplit.refinement.codec_training import CodecHealth, CodecStep, CodecTraining, CodecTrainingSettings
 from streamsplit.server.checkpoint import write_atomic
 from streamsplit.weights.codec_file import pack_codec
@@ -34,6 +34,7 @@ class CodecSettings(Settings):
     codec: TinyStreamSettings = section(TinyStreamSettings)
     training: CodecTrainingSettings = section(CodecTrainingSettings)
     data: CodecDataSettings = section(CodecDataSettings)
+    evaluation: CodecEvaluationSettings = section(CodecEvaluationSettings)
     seed: int = setting(0, low=0)
 
 

@@ -28,6 +28,16 @@ class CodecDataSettings(Settings):
     held_out: tuple[str, ...] = setting(())  # never trained on; none named: every twentieth recording
 
 
+@dataclass(frozen=True, kw_only=True)
+class CodecEvaluationSettings(Settings):
+    """Which of the held-out recordings a codec is judged on, by patterns as in CodecDataSettings."""
+
+    speech: tuple[str, ...] = setting(())  # judged by ESTOI, PESQ and mel distance
+    sounds: tuple[str, ...] = setting(())  # judged by mel distance
+    recordings: int = setting(40, low=1)  # of each kind at most, evenly spread
+    longest_s: float = setting(6.0, low=1.0, high=60.0)  # of each recording, from its beginning
+
+
 class CodecSounds(NamedTuple):
     """Recordings, in memory."""
 
@@ -63,14 +73,38 @@ def split_recordings(root: Path, settings: CodecDataSettings) -> tuple[list[Path
     """Paths to train on and paths held out; errors as `hear_for_codec`."""
     if not root.is_dir():
         raise AudioError(f"{root}: there is no such folder; give one with audio files in it")
-    chosen = _matching(root, settings.include, "include")
+    chosen = _matching(root, settings.include, "data.include")
     if not chosen:
         raise AudioError(f"{root}: got no audio files, expected recordings ({', '.join(sorted(AUDIO_SUFFIXES))})")
-    held_out = set(_matching(root, settings.held_out, "held_out")) if settings.held_out else set(chosen[::_ONE_OF])
+    held_out = set(_matching(root, settings.held_out, "data.held_out")) if settings.held_out else set(chosen[::_ONE_OF])
     train = [path for path in chosen if path not in held_out]
     if not train:
         raise ConfigError(f"{root}: got {len(chosen)} recordings, all of them held out, expected some to train on")
     return train, [path for path in chosen if path in held_out]
+
+
+def judged_recordings(
+    root: Path, data: CodecDataSettings, settings: CodecEvaluationSettings
+) -> tuple[list[Path], list[Path]]:
+    """Held-out paths of speech and of other sounds.
+
+    Raises ConfigError where nothing is named, a pattern matches nothing, or names what the codec was trained on.
+    """
+    held_out = set(split_recordings(root, data)[1])
+    chosen = []
+    for name in ("speech", "sounds"):
+        paths = _matching(root, getattr(settings, name), f"evaluation.{name}")
+        trained = [path for path in paths if path not in held_out]
+        if trained:
+            raise ConfigError(
+                f"'evaluation.{name}': got {trained[0].relative_to(root)}, which is not held out, expected recordings "
+                "that the codec was not trained on (data.held_out)"
+            )
+        step = max(1, -(-len(paths) // settings.recordings))
+        chosen.append(paths[::step])
+    if not chosen[0] and not chosen[1]:
+        raise ConfigError("got neither 'evaluation.speech' nor 'evaluation.sounds', expected recordings to judge on")
+    return chosen[0], chosen[1]
 
 
 def _matching(root: Path, patterns: Sequence[str], name: str) -> list[Path]:
@@ -80,7 +114,7 @@ def _matching(root: Path, patterns: Sequence[str], name: str) -> list[Path]:
     found: set[Path] = set()
     for pattern in patterns:
         matches = {path for place, path in audio.items() if fnmatch.fnmatchcase(place, pattern)}
-        if not matches and name == "held_out":
-            raise ConfigError(f"'data.{name}': got '{pattern}', which no audio file under {root} has; correct it")
+        if not matches and name != "data.include":
+            raise ConfigError(f"'{name}': got '{pattern}', which no audio file under {root} has; correct it")
         found |= matches
     return sorted(found)
