@@ -157,3 +157,21 @@ def test_the_export_and_integer_codes_are_those_of_the_published_file(
     assert main([*arguments, str(whole), "--integer"]) == 0
     assert main([*arguments, str(real)]) == 0
     assert whole.stat().st_size == real.stat().st_size == 58
+
+
+def test_a_training_can_begin_with_a_published_codec(
+    tmp_path: Path, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, sounds, 6) == 0
+    codec = str(tmp_path / "run/codec.safetensors")
+    further = tmp_path / "further.yaml"
+    text = CONFIG.replace("STEPS", "1").replace("unquantized_steps: 1", "unquantized_steps: 0, learning_rate: 1.0e-7")
+    further.write_text(text)
+    arguments = ["codec", "train", "--config", str(further), "--data", str(sounds), "--start", codec, "--output-dir"]
+    assert main([*arguments, str(tmp_path / "further")]) == 0
+    rows = [list(csv.DictReader((tmp_path / run / "figures.csv").open()))[-1] for run in ("run", "further")]
+    before, after = (float(row["held_out_mel_db_unquantized"]) for row in rows)
+    assert after == pytest.approx(before, rel=0.02)  # half precision, and one tiny step
+    further.write_text(text.replace("D: 16", "D: 18"))
+    assert main([*arguments, str(tmp_path / "other")]) == 2
+    assert "got a codec with D 16, expected 18" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from streamsplit.cli.evaluate_policy import Ticker, command_line
 from streamsplit.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
+    from streamsplit.codec.tinystream.model import TinyStream
     from streamsplit.evaluation.codec_run import CodecSettings, Told
 
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--data", type=Path, required=True, help="folder with audio files, at any depth")
     train.add_argument("--output-dir", type=Path, default=Path("runs/codec"), help="(default: runs/codec)")
     train.add_argument("--resume", action="store_true", help="go on with the training in --output-dir, exactly")
+    train.add_argument("--start", help="begin with a published codec of the same architecture: a name or a file")
     train.add_argument("--steps", type=int, help="optimiser steps (default: the config's)")
     train.add_argument("--threads", type=int, default=1, help="processor threads (default: 1)")
     train.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU where there is one")
@@ -73,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     import torch
 
-    from streamsplit.codec.tinystream.model import TinyStream
     from streamsplit.evaluation.codec_run import CODEC, run_training
     from streamsplit.evaluation.codec_sounds import hear_for_codec
     from streamsplit.evaluation.provenance import machine, revision_of_code
@@ -90,7 +91,7 @@ def _train(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             args.data, settings.data, settings.codec.sample_rate,
             lambda done, total: tick.show(done, total, "recordings read"),
         )  # fmt: skip
-        model = TinyStream.from_settings(settings.codec, settings.seed).to(device)
+        model = _first_model(settings, args.start).to(device)
         training = CodecTraining(model, sounds.train, sounds.held_out, settings.training, settings.seed)
         card = {
             "name": args.name, "about": "TinyStream codec", "licence": args.licence,
@@ -98,7 +99,7 @@ def _train(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             f"{len(sounds.held_out.recordings)} held out: {', '.join(settings.data.held_out) or 'every twentieth'}",
             "hours": round(sounds.train.seconds / 3600, 2), "command": command_line("codec"),
             "commit": revision_of_code(), "machine": machine(), "settings": settings.training.as_dict(),
-            "seed": settings.seed, "left_out": list(sounds.notes),
+            "seed": settings.seed, "start": args.start or "", "left_out": list(sounds.notes),
         }  # fmt: skip
 
         def tell(told: Told) -> None:
@@ -117,6 +118,23 @@ def _train(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         *sounds.notes,
     ]
     return figures, lines
+
+
+def _first_model(settings: CodecSettings, start: str | None) -> TinyStream:
+    """The codec of the seed, or a published one's weights; raises ConfigError where that has another architecture."""
+    from streamsplit.codec.tinystream.model import TinyStream
+    from streamsplit.weights.codec_file import read_codec
+
+    if start is None:
+        return TinyStream.from_settings(settings.codec, settings.seed)
+    model = read_codec(start).model
+    own, wanted = model.settings.as_dict(), settings.codec.as_dict()
+    wrong = [name for name, value in wanted.items() if own[name] != value]
+    if wrong:
+        raise ConfigError(
+            f"'--start': got a codec with {wrong[0]} {own[wrong[0]]}, expected {wanted[wrong[0]]} as the config has it"
+        )
+    return model
 
 
 def _settings(args: argparse.Namespace) -> CodecSettings:

@@ -82,7 +82,7 @@ def read_codec(name: str | Path) -> PublishedCodec:
     for key, array in arrays.items():
         state[key] = torch.from_numpy(array.astype(np.float32))
     model.load_state_dict(state)
-    model.quantizer.filled.fill_(True)
+    model.quantizer.restart()
     return PublishedCodec(model.eval(), card, peaks)
 
 

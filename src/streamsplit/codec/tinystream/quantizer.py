@@ -98,6 +98,12 @@ class ResidualQuantizer(nn.Module):
             functional.embedding(indices[:, number], self.codebooks[number]) for number in range(indices.shape[1])
         ).transpose(1, 2)  # type: ignore[union-attr]
 
+    def restart(self) -> None:
+        """Codebooks that were read from a file go on from there: every entry as if it had been chosen its even share."""
+        self.usage.fill_(1.0)
+        self.sums.copy_(self.codebooks)
+        self.filled.fill_(True)
+
     def perplexity(self) -> Tensor:
         """exp(entropy) of how often each codebook's entries are chosen [q], in 1..n: by itself no sign of health."""
         share = self.usage / self.usage.sum(1, keepdim=True)
