@@ -99,7 +99,7 @@ class ResidualQuantizer(nn.Module):
         ).transpose(1, 2)  # type: ignore[union-attr]
 
     def restart(self) -> None:
-        """Codebooks that were read from a file go on from there: every entry as if it had been chosen its even share."""
+        """Training goes on from codebooks that were read: every entry as if it had been chosen its even share."""
         self.usage.fill_(1.0)
         self.sums.copy_(self.codebooks)
         self.filled.fill_(True)
