@@ -25,8 +25,12 @@ CODECS = {
         strides=(96, 3), bands=21, D=13, codebook_dim=5, codebook_size=8, num_quantizers=2
     ),
 }
-NEEDED = {"test": ("gcc",), "test-m4": ("arm-none-eabi-gcc", "qemu-system-arm"),
-          "test-m55": ("arm-none-eabi-gcc", "qemu-system-arm")}  # fmt: skip
+_ARM = ("arm-none-eabi-gcc", "qemu-system-arm")
+NEEDED = {
+    "test": ("gcc",), "test-m4": _ARM, "test-m55": _ARM, "test-aarch64": ("aarch64-linux-gnu-gcc", "qemu-aarch64"),
+    "test-wasm": ("clang", "wasm-ld", "node"),
+}  # fmt: skip
+PACKAGES = "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm gcc-aarch64-linux-gnu qemu-user clang lld nodejs"
 
 
 def encoder(name: str) -> IntegerEncoder:
@@ -42,9 +46,7 @@ def encoder(name: str) -> IntegerEncoder:
 def test_the_c_runtime_gives_the_references_codes(name: str, target: str, tmp_path: Path) -> None:
     missing = [tool for tool in ("make", *NEEDED[target]) if shutil.which(tool) is None]
     if missing:
-        pytest.skip(
-            f"{', '.join(missing)} not installed (Debian: gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm)"
-        )
+        pytest.skip(f"{', '.join(missing)} not installed (of Debian: {PACKAGES})")
     made = encoder(name)
     for file, text in c_files(made).items():
         (tmp_path / file).write_text(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -58,12 +59,19 @@ def sizes(encoder: IntegerEncoder) -> Sizes:
 
 
 def c_files(encoder: IntegerEncoder) -> dict[str, str]:
-    """File name -> text: the model's header and source, and golden.h for the test."""
+    """File name -> text: the model's header and source, and golden vectors for C and JavaScript."""
+    golden = golden_vectors(encoder)
     return {
         "tinystream_model.h": _header(encoder),
         "tinystream_model.c": _source(encoder),
-        "tinystream_golden.h": _golden(encoder),
-    }
+        "tinystream_golden.h": _golden_header(golden),
+        "tinystream_golden.json": json.dumps(
+            {
+                "samples": golden.samples.tolist(), "indices": golden.indices.T.ravel().tolist(),
+                "packet": golden.packet.hex(),
+            }
+        ) + "\n",
+    }  # fmt: skip
 
 
 def _header(encoder: IntegerEncoder) -> str:
@@ -152,18 +160,30 @@ def golden_samples(hop: int, seed: int = 0) -> NDArray[np.int16]:
     return np.asarray(np.rint(np.clip(audio[:whole], -1, 1) * 32_767), np.int16)
 
 
-def _golden(encoder: IntegerEncoder) -> str:
+class Golden(NamedTuple):
+    """Samples, and what the reference makes of them."""
+
+    samples: NDArray[np.int16]
+    indices: NDArray[np.int64]  # [quantizers, frames]
+    packet: bytes
+
+
+def golden_vectors(encoder: IntegerEncoder) -> Golden:
+    """What every build of the runtime must give."""
     samples = golden_samples(encoder.hop)
     indices, _ = encoder.step(samples, encoder.initial())
     bits = encoder.codebooks.shape[1].bit_length() - 1
-    packet = pack(indices, bits, encoder.model_id[:MODEL_ID_BYTES])
+    return Golden(samples, indices, pack(indices, bits, encoder.model_id[:MODEL_ID_BYTES]))
+
+
+def _golden_header(golden: Golden) -> str:
     return "\n".join(
         [
             "/* Written by `streamsplit codec export`: samples, and what the Python reference makes of them. */",
-            "#include <stdint.h>", "", f"#define GOLDEN_FRAMES {indices.shape[1]}",
-            *_array("static const int16_t golden_samples[]", samples),
-            *_array("static const uint16_t golden_indices[]", indices.T),
-            *_array("static const uint8_t golden_packet[]", packet),
+            "#include <stdint.h>", "", f"#define GOLDEN_FRAMES {golden.indices.shape[1]}",
+            *_array("static const int16_t golden_samples[]", golden.samples),
+            *_array("static const uint16_t golden_indices[]", golden.indices.T),
+            *_array("static const uint8_t golden_packet[]", golden.packet),
         ]
     )  # fmt: skip
 
