@@ -3,6 +3,14 @@
 
 #include "internal.h"
 
+#if TS_SCORE_BITS == 32
+typedef int32_t score_t;
+#define LEAST_SCORE INT32_MIN
+#else
+typedef int64_t score_t;
+#define LEAST_SCORE INT64_MIN
+#endif
+
 static int16_t first[TS_ACTIVATIONS], second[TS_ACTIVATIONS], held[TS_HELD], joined[TS_JOINED];
 
 void ts_init(ts_encoder *encoder)
@@ -59,12 +67,12 @@ static void search(const ts_encoder *encoder, const int16_t *latent, uint16_t *i
         residual[i] = latent[i];
     for (int book = 0; book < TS_QUANTIZERS; book++) {
         const int8_t *entries = ts_codebooks + (size_t)book * TS_ENTRIES * TS_LATENT, *chosen = entries;
-        int64_t best = INT64_MIN;
+        score_t best = LEAST_SCORE;
         for (int entry = 0; entry < TS_ENTRIES; entry++) {
             const int8_t *numbers = entries + entry * TS_LATENT;
-            int64_t score = 0;
+            score_t score = 0;
             for (int i = 0; i < TS_LATENT; i++)
-                score += (int64_t)residual[i] * numbers[i];
+                score += (score_t)residual[i] * numbers[i];
             score = 2 * score - encoder->squares[book][entry];
             if (score > best) {
                 best = score;

@@ -15,7 +15,7 @@ from streamsplit.codec.tinystream.integer import IntegerEncoder
 from streamsplit.codec.tinystream.integerise import activation_peaks, integerise
 from streamsplit.codec.tinystream.model import TinyStream
 from streamsplit.codec.tinystream.settings import SIZES
-from streamsplit.export.c_model import c_files, golden_samples, sizes
+from streamsplit.export.c_model import c_files, golden_samples, score_bits, sizes
 
 FIRMWARE = Path(__file__).parents[2] / "firmware"
 CODECS = {
@@ -82,6 +82,13 @@ def test_the_mel_codec_fits_its_budget() -> None:
     assert size.ram_bytes(made) <= 64 * 1024
     assert size.macs == 2 * (64 * 60 + 7 * 60 + 2 * 3600) + 4 * 60 + 3600 + 7 * 60 + 2 * 3600 + 3 * 60 * 16
     assert size.search_macs == 5 * 512 * 16
+
+
+def test_scores_are_narrow_where_the_largest_residual_allows() -> None:
+    narrow, wide = encoder("tiny_mel"), encoder("ultra_tiny")
+    assert score_bits(narrow) == 32
+    assert score_bits(wide) == 32
+    assert score_bits(wide._replace(codebooks=np.zeros((4, 8, 192), np.int8), codebook_shifts=(9,) * 4)) == 64
 
 
 def test_the_same_encoder_gives_the_same_files() -> None:

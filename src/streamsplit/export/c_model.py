@@ -58,6 +58,15 @@ def sizes(encoder: IntegerEncoder) -> Sizes:
     return Sizes(contexts, activations, max(1, held), joined, macs, search_macs)
 
 
+def score_bits(encoder: IntegerEncoder) -> int:
+    """Bits that every score of the codebooks' search fits: 32 where the largest residual allows, else 64."""
+    largest = [1 << shift for shift in encoder.codebook_shifts]
+    residual = (1 << 15) + 128 * sum(largest)
+    latent = encoder.codebooks.shape[2]
+    score = 2 * residual * 128 * latent + latent * 128**2 * max(largest)
+    return 32 if score < 1 << 31 else 64
+
+
 def c_files(encoder: IntegerEncoder) -> dict[str, str]:
     """File name -> text: the model's header and source, and golden vectors for C and JavaScript."""
     golden = golden_vectors(encoder)
@@ -81,6 +90,7 @@ def _header(encoder: IntegerEncoder) -> str:
         "HOP": encoder.hop, "QUANTIZERS": quantizers, "ENTRIES": entries, "INDEX_BITS": entries.bit_length() - 1,
         "LATENT": latent, "OPERATIONS": len(encoder.program), "CONTEXTS": max(1, size.contexts),
         "ACTIVATIONS": size.activations, "HELD": size.held, "JOINED": size.joined,
+        "SCORE_BITS": score_bits(encoder),
         "BANDS": 0 if front is None else front.bands, "FRONT_CONTEXT": 0 if front is None else front.context,
     }  # fmt: skip
     if front is not None:
