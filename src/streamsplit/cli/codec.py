@@ -14,6 +14,7 @@ from streamsplit.errors import AudioError, ConfigError
 if TYPE_CHECKING:
     from streamsplit.codec.tinystream.model import TinyStream
     from streamsplit.evaluation.codec_run import CodecSettings, Told
+    from streamsplit.weights.codec_file import PublishedCodec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--data", type=Path, required=True, help="folder with audio files, at any depth")
     evaluate.add_argument("--output-dir", type=Path, default=Path("results/codec"), help="(default: results/codec)")
     export = commands.add_parser("export", help="write the encoder for other runtimes")
-    export.add_argument("--format", choices=("c",), default="c", help="c: constants for firmware/, and golden vectors")
+    export.add_argument(
+        "--format", choices=("c", "onnx", "onnx-int8"), default="c",
+        help="c: constants for firmware/ and golden vectors (default); onnx: one frame in, codes and state out; "
+        "onnx-int8: the same with 8-bit weights",
+    )  # fmt: skip
     export.add_argument("--output-dir", type=Path, required=True)
     info = commands.add_parser("info", help="a codec's clock, sizes and card")
     for command in (encode, decode, evaluate, export, info):
@@ -201,6 +206,8 @@ def _export(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from streamsplit.weights.codec_file import read_codec
 
     codec = read_codec(args.codec)
+    if args.format != "c":
+        return _export_onnx(codec, args)
     encoder = codec.integer_encoder()
     files = c_files(encoder)
     for name, text in files.items():
@@ -240,6 +247,23 @@ def _decode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     soundfile.write(args.output, audio.clip(-1.0, 1.0), model.settings.sample_rate)
     seconds = len(audio) / model.settings.sample_rate
     return {"seconds": seconds, "frames": indices.shape[1]}, [f"{args.output}: {seconds:.2f} s"]
+
+
+def _export_onnx(codec: PublishedCodec, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from streamsplit.export.codec_onnx import check_streaming, export_streaming
+    from streamsplit.server.checkpoint import write_atomic
+
+    int8 = args.format == "onnx-int8"
+    exported = export_streaming(codec.model, int8=int8)
+    share = check_streaming(codec.model, exported, exact=not int8)
+    path = args.output_dir / f"{codec.card['name']}{'-int8' if int8 else ''}.onnx"
+    write_atomic(path, exported.data)
+    states = {name: list(shape) for name, shape in exported.states}
+    result = {"files": [str(path)], "bytes": len(exported.data), "same_first_codes": share, "states": states}
+    return result, [
+        f"{path}: {len(exported.data) / 1024:.0f} KiB, {share:.1%} of the first quantizer's codes as torch's on noise",
+        f"audio [1, 1, {exported.hop}] and {len(states)} states (zeros at first) in; indices and states after out",
+    ]
 
 
 def _info(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

@@ -68,7 +68,7 @@ def check_models(encoder: SplitEncoder, models: Sequence[OnnxModel], frames: int
 
     Raises EncoderError where an embedding's cosine with torch's is not above LEAST_COSINE.
     """
-    runtime = _needed("onnxruntime")
+    runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     sessions = [runtime.InferenceSession(model.data, options, providers=["CPUExecutionProvider"]) for model in models]
@@ -115,9 +115,9 @@ def _export(
     module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], outputs: tuple[str, ...]
 ) -> OnnxModel:
     for package in ("onnx", "onnxscript"):
-        _needed(package)
+        needed(package)
     batch = torch.export.Dim("n", min=1)
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module, inputs, dynamo=True, input_names=names, output_names=outputs, opset_version=OPSET, verbose=False,
             dynamic_shapes=tuple({0: batch} for _ in inputs),
@@ -127,7 +127,7 @@ def _export(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the exporter's progress and its notes on packages that nobody needs from the screen."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -149,7 +149,8 @@ def _windows(batch: int, frames: int) -> Tensor:
     return LOGMEL_MEAN + LOGMEL_STD * torch.randn(batch, BANDS, frames, generator=generator)
 
 
-def _needed(package: str) -> Any:
+def needed(package: str) -> Any:
+    """The package, or MissingExtraError naming the extra that has it."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -35,10 +35,16 @@ class LogMelFront(Streaming):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One frame for every `hop` samples."""
-        joined = torch.cat([state[0], x], -1)
-        frames = joined[:, 0].unfold(-1, FFT, self.hop) * self.window  # [b, t, FFT]
+        frames, rest = self.windows(x, state)
         spectrum = torch.fft.rfft(frames)
-        power = (spectrum.real.square() + spectrum.imag.square()) * (2.0 / float(self.window.sum())) ** 2
-        energies = power @ self.filters.T
-        levels = torch.log2(energies + FLOOR) * (2.0 / _OCTAVES) + 1.0
-        return levels.transpose(1, 2), (joined[..., joined.shape[-1] - (FFT - self.hop) :],)
+        return self.levels(spectrum.real.square() + spectrum.imag.square()), rest
+
+    def windows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Windowed samples [b, t, FFT], and the state after them."""
+        joined = torch.cat([state[0], x], -1)
+        return joined[:, 0].unfold(-1, FFT, self.hop) * self.window, (joined[..., joined.shape[-1] - FFT + self.hop :],)
+
+    def levels(self, power: Tensor) -> Tensor:
+        """Log energies [b, bands, t] of power spectra [b, t, FFT / 2 + 1]."""
+        energies = (power * (2.0 / float(self.window.sum())) ** 2) @ self.filters.T
+        return (torch.log2(energies + FLOOR) * (2.0 / _OCTAVES) + 1.0).transpose(1, 2)

@@ -1,0 +1,78 @@
+"""The streaming ONNX model: frame by frame the codes of torch, and nearly those with weights of 8 bits."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from streamsplit.codec.tinystream.model import TinyStream
+from streamsplit.errors import EncoderError, MissingExtraError
+from streamsplit.export.codec_onnx import OnnxStream, StreamingOnnx, check_streaming, export_streaming
+
+missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed: pip install '.[onnx]'")
+CODECS = {
+    "logmel": {"D": 20, "strides": (160, 2), "front": "logmel", "bands": 16, "codebook_dim": 6},
+    "waveform": {"C": 4, "D": 16, "strides": (4, 5)},
+}
+
+
+@functools.cache
+def codec(name: str) -> TinyStream:
+    model = TinyStream(**CODECS[name], num_quantizers=2, codebook_size=32).train()
+    with torch.no_grad():
+        model(0.1 * torch.randn(2, 1, 16_000, generator=torch.Generator().manual_seed(1)))
+    return model.eval()
+
+
+@functools.cache
+def exported(name: str, int8: bool) -> StreamingOnnx:
+    return export_streaming(codec(name), int8=int8)
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", CODECS)
+def test_frame_by_frame_it_gives_torchs_codes(name: str) -> None:
+    model = exported(name, False)
+    assert check_streaming(codec(name), model) > 0.999
+    stream, hop = OnnxStream(model), model.hop
+    audio = 0.2 * torch.randn(1, 1, 30 * hop, generator=torch.Generator().manual_seed(9))
+    frames = audio[0, 0].numpy().reshape(-1, hop)
+    first = np.stack([stream.push(frame) for frame in frames], 1)
+    stream.reset()
+    again = np.stack([stream.push(frame) for frame in frames], 1)
+    assert np.array_equal(first, again)
+    with torch.no_grad():
+        assert (first == codec(name).encode(audio)[0].numpy()).mean() > 0.99
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", CODECS)
+def test_weights_of_eight_bits_are_smaller_and_close(name: str) -> None:
+    small = exported(name, True)
+    assert len(small.data) < len(exported(name, False).data)
+    assert check_streaming(codec(name), small, exact=False) > 0.8
+
+
+@needs_onnx
+def test_another_codecs_model_is_refused() -> None:
+    other = TinyStream(**CODECS["waveform"], num_quantizers=2, codebook_size=32, seed=5).train()
+    with torch.no_grad():
+        other(0.1 * torch.randn(2, 1, 16_000))
+    with pytest.raises(EncoderError, match=r"of the codes alike between ONNX and torch"):
+        check_streaming(other.eval(), exported("waveform", False))
+
+
+def test_without_the_extra_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamsplit.encoders import onnx_export
+
+    def absent(name: str) -> object:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(onnx_export.importlib, "import_module", absent)
+    with pytest.raises(MissingExtraError, match="onnx"):
+        export_streaming(codec("waveform"))
