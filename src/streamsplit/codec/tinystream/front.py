@@ -26,6 +26,7 @@ class LogMelFront(Streaming):
         super().__init__()
         self.hop = hop
         self.register_buffer("window", torch.hann_window(FFT), persistent=False)
+        self.scale = (2.0 / (FFT / 2)) ** 2  # of a power: a sine at full scale has a peak of 1
         filters = triangle_filters(sample_rate, FFT, bands, 0.0, sample_rate / 2)
         self.register_buffer("filters", torch.from_numpy(filters / filters.sum(1, keepdims=True)), persistent=False)
 
@@ -46,5 +47,5 @@ class LogMelFront(Streaming):
 
     def levels(self, power: Tensor) -> Tensor:
         """Log energies [b, bands, t] of power spectra [b, t, FFT / 2 + 1]."""
-        energies = (power * (2.0 / float(self.window.sum())) ** 2) @ self.filters.T
+        energies = (power * self.scale) @ self.filters.T
         return (torch.log2(energies + FLOOR) * (2.0 / _OCTAVES) + 1.0).transpose(1, 2)
