@@ -26,6 +26,7 @@ _HOMES = {
     "evaluate_embeddings": "streamsplit.evaluation.metrics",
     "load_pretrained": "streamsplit.facade.pretrained",
     "save_pretrained": "streamsplit.facade.pretrained",
+    "TinyStream": "streamsplit.codec.tinystream.model",
 }
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "StreamSplitConfig",
     "StreamSplitFramework",
     "StreamSplitMode",
+    "TinyStream",
     "TrainingConfig",
     "__version__",
     "evaluate_embeddings",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from streamsplit.codec.tinystream.model import TinyStream
     from streamsplit.evaluation.metrics import MetricsCollector, evaluate_embeddings
     from streamsplit.facade.config import StreamSplitConfig, StreamSplitMode
     from streamsplit.facade.edge import EdgeModule
