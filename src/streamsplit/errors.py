@@ -22,7 +22,7 @@ class MissingExtraError(StreamSplitError):
 
     def __init__(self, feature: str, extra: str, cause: str = "") -> None:
         tail = f" ({cause})" if cause else ""
-        super().__init__(f"{feature} needs the extra '{extra}': pip install 'streamsplit[{extra}]'{tail}")
+        super().__init__(f"{feature} needs the extra '{extra}': pip install -e '.[{extra}]' in the checkout{tail}")
         self.extra = extra
 
 

@@ -71,8 +71,8 @@ def test_the_demo_gets_its_own_options(command):
         (AudioError("no such\n  file"), 1, "no such file"),
         (ConnectionRefused("wrong token"), 4, "wrong token"),
         (PermissionError(13, "Permission denied", "/x"), 1, "/x: Permission denied"),
-        (ModuleNotFoundError("No module named 'torch'", name="torch"), 3, "streamsplit[learn]"),
-        (ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn.config"), 3, "streamsplit[server]"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 3, "'.[learn]'"),
+        (ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn.config"), 3, "'.[server]'"),
     ],
 )
 def test_errors_are_one_line_on_stderr_and_an_exit_code(command, capsys, error, code, text):

@@ -123,4 +123,4 @@ def test_without_torch_nothing_can_stay_on_the_device_and_it_says_so() -> None:
         "m.make_model(s.EdgeSettings.from_mapping({'splitting': {'enabled': False}}))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "MissingExtraError" in done.stderr and "streamsplit[learn]" in done.stderr
+    assert "MissingExtraError" in done.stderr and "'.[learn]'" in done.stderr

@@ -263,7 +263,7 @@ def test_a_closed_url_source_ends(web: tuple[str, Path]):
 
 def test_without_pyav_a_url_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingExtraError, match=r"streamsplit\[media\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[media\]'"):
         list(open_source("http://127.0.0.1:1/a.wav"))
 
 
@@ -355,7 +355,7 @@ def test_a_microphone_that_is_not_there_is_named(monkeypatch):
 
 def test_without_sounddevice_or_portaudio_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
-    with pytest.raises(MissingExtraError, match=r"streamsplit\[mic\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[mic\]'"):
         open_source("mic")
 
     class NoPortAudio:

@@ -82,5 +82,5 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'streamsplit\[onnx\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[onnx\]'"):
         export_encoder(small_encoder())

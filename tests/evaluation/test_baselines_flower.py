@@ -34,5 +34,5 @@ def test_one_round_gives_the_average_of_flowers_simulation() -> None:
 
 @pytest.mark.skipif(HAS_FLOWER, reason="Flower is installed")
 def test_without_flower_the_extra_is_named() -> None:
-    with pytest.raises(MissingExtraError, match=r"streamsplit\[flower\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[flower\]'"):
         flower_rounds({"a": np.zeros(2, np.float32)}, train, 2)

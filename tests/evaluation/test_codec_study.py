@@ -110,8 +110,8 @@ def test_only_what_was_held_out_is_judged(data: Path) -> None:
 
 
 def test_a_study_is_kept_and_shown(data: Path, tmp_path: Path, codec: PublishedCodec) -> None:
-    pytest.importorskip("pystoi", reason="pystoi is not installed: pip install 'streamsplit[codec]'")
-    pytest.importorskip("pesq", reason="pesq is not installed: pip install 'streamsplit[codec]'")
+    pytest.importorskip("pystoi", reason="pystoi is not installed: pip install -e '.[codec]'")
+    pytest.importorskip("pesq", reason="pesq is not installed: pip install -e '.[codec]'")
     from streamsplit.evaluation.codec_report import run_study
 
     settings = CodecSettings(

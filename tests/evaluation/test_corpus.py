@@ -190,3 +190,37 @@ def test_folders_without_digits_and_unknown_speakers_are_refused(tmp_path) -> No
     assert len(made.learn.windows) == 2 * len(made.train.windows) == 4
     with pytest.raises(ConfigError, match="speaker 'cid'"):
         digits_corpus(tmp_path, "cid")
+
+
+def test_a_prepared_set_of_esc_names_gives_the_probe_of_the_folder_itself(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label, hz in (("low", 300.0), ("high", 900.0)):
+        for fold in (1, 2, 3, 4):
+            for number in range(4):
+                name = f"{fold}-{1000 + int(rng.integers(9000))}-A-{number}.wav"
+                write_tone(tmp_path / "raw" / label / name, hz=hz * (1 + 0.4 * rng.random()), level=rng.random())
+    prepare(PrepareSettings(source=str(tmp_path / "raw")), tmp_path / "set")
+    raw, prepared = corpora.esc10_corpus(tmp_path / "raw"), prepared_corpus(tmp_path / "set")
+    assert raw.train.sources == prepared.train.sources and raw.test.sources == prepared.test.sources
+    assert np.array_equal(raw.test.windows, prepared.test.windows)
+
+
+def test_one_test_clip_a_class_is_refused_before_anything_is_learned(tmp_path: Path) -> None:
+    for label, hz in (("low", 200.0), ("high", 2000.0)):
+        for number in range(3):
+            write_tone(tmp_path / label / f"{label}{number}.wav", hz=hz)
+    with pytest.raises(AudioError, match="got 2 test clips of 2 classes, expected two or more of some class"):
+        folder_corpus(tmp_path)
+
+
+def test_eight_recordings_of_a_class_are_enough_for_a_prepared_set(tmp_path: Path) -> None:
+    for label, hz in (("low", 200.0), ("high", 2000.0)):
+        for number in range(8):
+            write_tone(tmp_path / "raw" / label / f"{label}{number}.wav", hz=hz)
+    card = prepare(PrepareSettings(source=str(tmp_path / "raw")), tmp_path / "set")
+    assert Counter(prepared_corpus(tmp_path / "set").test.labels) == {"low": 2, "high": 2}
+    assert not any("pieces of one recording" in fact for fact in card["facts"])
+    for name in ("rain_0", "rain_1", "other"):
+        write_tone(tmp_path / "raw" / "low" / f"{name}.wav")
+    card = prepare(PrepareSettings(source=str(tmp_path / "raw")), tmp_path / "again")
+    assert "low/rain (2 files)" in card["facts"]["pieces of one recording, by their names"]

@@ -169,3 +169,16 @@ def test_two_sessions_are_too_few_for_three_parts(tmp_path):
     (root / "labels.csv").write_text(f"{HEAD}\na,0,x,x,x\na,10,y,y,y\nb,0,x,x,x\n")
     with pytest.raises(AudioError, match="2 sessions"):
         prepare(settings(root), tmp_path / "out")
+
+
+def test_segments_that_share_sound_or_have_another_length_are_refused(source, tmp_path):
+    table = source / "labels.csv"
+    text = table.read_text()
+    table.write_text(text + "day0,5,door,door,door\n")
+    with pytest.raises(ConfigError, match=r"segments of day0.flac at 0 s and at 5 s, expected 10 s between two"):
+        prepare(settings(source), tmp_path / "out")
+    rows = text.splitlines()
+    table.write_text("\n".join([rows[0] + ",end_s", *(f"{row},{float(row.split(',')[1]) + 10}" for row in rows[1:])]))
+    prepare(settings(source), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"got a segment of 10 s, expected 5 s \(--seconds\)"):
+        prepare(settings(source, seconds=5.0), tmp_path / "other")

@@ -129,3 +129,9 @@ def test_the_silhouette_equals_sklearns_and_needs_two_classes():
     assert silhouette(x, y) == pytest.approx(silhouette_score(x, y, metric="cosine"))
     with pytest.raises(ConfigError, match="at least 2"):
         silhouette(x, np.zeros(len(x)))
+
+
+def test_a_class_of_one_group_is_refused_by_its_name() -> None:
+    x, labels = np.random.default_rng(0).standard_normal((20, 4)), ["a", "b"] * 10
+    with pytest.raises(ConfigError, match="got one group in class 'a', expected every class in two groups or more"):
+        linear_probe(x, labels, x, labels, groups=labels)

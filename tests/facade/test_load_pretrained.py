@@ -152,3 +152,18 @@ def test_the_packaged_encoder_loads_by_default_and_its_page_is_its_cards() -> No
     z = model.embed_clip(render_scene(LABELS[0], 2.0, np.random.default_rng(0)), 16_000)
     assert z.shape == (128,) and np.linalg.norm(z) == pytest.approx(1.0, abs=1e-6)
     assert (PACKAGED / "README.md").read_text(encoding="utf-8") == card_markdown(model.card)
+
+
+def test_samples_in_other_units_and_rates_that_are_no_number_are_refused(model, clip) -> None:
+    with pytest.raises(AudioError, match=r"got floats up to .*, expected -1\.\.1; divide 16-bit samples by 32768"):
+        model.embed_clip(clip / np.abs(clip).max() * 32_767, 16_000)
+    for rate in (None, "44100", True):
+        with pytest.raises(AudioError, match="expected a number of Hz"):
+            model.embed_clip(clip, rate)
+    with pytest.raises(EncoderError, match=r"got features of shape \(2, 64, 100\), expected \[n, 128, t\]"):
+        model.embed_windows(np.zeros((2, 64, 100), np.float32))
+
+
+def test_a_card_says_how_its_own_encoder_is_loaded() -> None:
+    assert 'streamsplit.load_pretrained("small.safetensors")' in card_markdown(CARD)
+    assert "streamsplit.load_pretrained()" in card_markdown({**CARD, "name": DEFAULT})

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=float, default=0.75, help="channel multiplier of the encoder (default 0.75)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure", type=Path, help="data folder with esc10/ and fsdd/ to say on what it is worth")
-    parser.add_argument("--name", default="default", help="for the card (default: default)")
+    parser.add_argument("--name", help="for the card (default: the output's name)")
     parser.add_argument("--licence", default="that of the recordings", help="for the card: terms of the training sound")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--json", action="store_true", help="print the card as JSON")
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             lambda at: tick.show(at.step, settings.steps, f"contrast {at.contrast:.2f} target {at.target:.2f}")
         )
     card: dict[str, Any] = {
-        "name": args.name, "about": "Windows of log-mel to 128 numbers, learned without labels.",
+        "name": args.name or args.output.stem, "about": "Windows of log-mel to 128 numbers, learned without labels.",
         "licence": args.licence, "data": "; ".join(part.about for part in heard),
         "hours": round(sum(part.hours for part in heard), 2), "command": command_line("pretrain"),
         "commit": revision_of_code(), "machine": machine(), "settings": settings.as_dict(), "seed": args.seed,

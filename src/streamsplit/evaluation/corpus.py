@@ -19,7 +19,7 @@ from streamsplit.errors import AudioError, ConfigError
 from streamsplit.evaluation.data.inspect import WINDOW_S, inspect_clips
 from streamsplit.evaluation.data.manifest import load_card, load_prepared, read_clip
 from streamsplit.evaluation.data.stream import StreamSettings, directly_follows
-from streamsplit.evaluation.datasets import Clip, load_labelled_folder, split_clips
+from streamsplit.evaluation.datasets import ESC_NAME, Clip, load_labelled_folder, split_clips
 from streamsplit.evaluation.hearing import FleetStream, HearingSettings
 from streamsplit.wire.media import Resolution
 
@@ -174,6 +174,7 @@ def folder_corpus(root: Path, seed: int = 0) -> Corpus:
     clips, notes = usable(load_labelled_folder(root))
     split = split_clips(clips, seed=seed)
     check_classes(split.train, split.test, str(root))
+    check_tested(split.test, str(root))
     train = _clips_part(split.train)
     return Corpus(root.resolve().name, train, train, _clips_part(split.test), split.held_out, notes=notes)
 
@@ -184,8 +185,9 @@ def prepared_corpus(folder: Path, test_fold: int | None = None) -> Corpus:
     Pieces of one recording that follow each other do so in the streams. Where most clips are shorter than a window,
     they are learned from as spoken digits are. Raises ConfigError or AudioError.
     """
-    split = split_clips(load_prepared(folder), test_fold=test_fold)
+    split = split_clips([_named_by_fold(clip) for clip in load_prepared(folder)], test_fold=test_fold)
     check_classes(split.train, split.test, str(folder))
+    check_tested(split.test, str(folder))
     left_out = load_card(folder).get("left_out") or {}
     notes = _left_out_note({reason: int(held["count"]) for reason, held in left_out.items()}, "when it was prepared")
     test, name = _clips_part(split.test), folder.resolve().name
@@ -194,6 +196,12 @@ def prepared_corpus(folder: Path, test_fold: int | None = None) -> Corpus:
         return Corpus(name, *_short_parts(split.train), test, split.held_out, notes=notes)
     follows, train = tuple(directly_follows(split.train)), _clips_part(split.train)
     return Corpus(name, train, train, test, split.held_out, follows, notes)
+
+
+def _named_by_fold(clip: Clip) -> Clip:
+    """Sources as `load_labelled_folder` names them: the probe's folds are drawn over names in their order."""
+    named = ESC_NAME.match(clip.path.stem) is not None and clip.fold is not None
+    return clip._replace(source=f"{clip.fold}-{clip.source}") if named else clip
 
 
 def usable(clips: Sequence[Clip], *, keep_short: bool = False) -> tuple[list[Clip], tuple[str, ...]]:
@@ -215,6 +223,16 @@ def check_classes(train: Sequence[Clip], test: Sequence[Clip], where: str) -> No
         missing = [label for label in labels if label not in held]
         if missing:
             raise AudioError(f"{where}: got no usable clip of class '{missing[0]}' in the {name} part, expected some")
+
+
+def check_tested(test: Sequence[Clip], where: str) -> None:
+    """Raises AudioError for a test part of one clip a class: there is nothing to find, and there are no clusters."""
+    labels = {clip.label for clip in test}
+    if len(test) == len(labels):
+        raise AudioError(
+            f"{where}: got {len(test)} test clips of {len(labels)} classes, expected two or more of some class; more "
+            "clips of every class make the test part larger"
+        )
 
 
 def synthetic_corpus(scenes: int = 120, stream_s: float = 600.0, seed: int = 0) -> Corpus:

@@ -15,6 +15,7 @@ from streamsplit.audio.files import AUDIO_SUFFIXES
 from streamsplit.errors import AudioError, ConfigError
 
 ESC_NAME = re.compile(r"^(?P<fold>\d+)-(?P<source>\d+)-(?P<take>[A-Za-z]+)(-\d+)?$")  # <fold>-<source>-<take>[-<class>]
+_TWO_TESTED_FROM = 4  # sources of a label: with one clip of it in the test part there is nothing to find there
 _TAKE = re.compile(r"[-_. ](?:seg|part|take|slice|chunk)?(?:\d+|[A-Za-z])$")
 
 
@@ -77,7 +78,9 @@ def load_labelled_folder(root: str | Path, *, limit: int | None = None) -> list[
             f"({', '.join(sorted(AUDIO_SUFFIXES))})"
         )
     if len(labels) < 2:
-        raise AudioError(f"{root}: got one label ('{labels[0]}'), expected at least two folders with audio")
+        published = (root / "meta" / "esc50.csv").is_file()
+        hint = "; it is ESC-50 as published: make it ready with `streamsplit data prepare`" if published else ""
+        raise AudioError(f"{root}: got one label ('{labels[0]}'), expected at least two folders with audio{hint}")
     return clips
 
 
@@ -88,7 +91,7 @@ def split_clips(
 
     Where every clip has a fold, one fold is held out (`test_fold`, default the last); where every clip has a part, the
     test part is, and the validation part is left out. Otherwise whole sources are drawn at random until each label has
-    about `test_share` of its clips in the test part. Raises AudioError where a label has a single source, ConfigError
+    about `test_share` of its clips in the test part, two at least of four sources or more. Raises AudioError where a label has a single source, ConfigError
     for an unknown fold.
     """
     if not 0.0 < test_share < 1.0:
@@ -172,7 +175,8 @@ def _draw_sources(clips: Sequence[Clip], share: float, rng: np.random.Generator)
         if keep is None:
             raise AudioError(f"label '{label}' shares all its source recordings with labels already held out")
         train.add(keep)
-        wanted = max(1, round(share * sum(held.values())))
+        least = 2 if len(held) >= _TWO_TESTED_FROM else 1
+        wanted = max(least, round(share * sum(held.values())))
         have = sum(count for source, count in held.items() if source in test)
         for source in order:
             if have >= wanted:

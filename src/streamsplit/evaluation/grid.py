@@ -154,14 +154,23 @@ def check_folder(folder: Path, corpus: Corpus, settings: GridSettings) -> None:
             continue
         if digest != settings.digest:
             raise ConfigError(
-                f"{folder.parent}: got results of other settings ({path.name} has {digest}), expected "
-                f"{settings.digest}; use another --output-dir, or run with the settings in it"
+                f"{folder.parent}: got results of other settings ({path.name} has {_other(held, settings)}); use "
+                "another --output-dir, or run with the settings in it"
             )
         if fingerprint != corpus.fingerprint:
             raise ConfigError(
                 f"{folder.parent}: got results on other data named '{corpus.name}' ({path.name}), expected those of "
                 "this data; use another --output-dir"
             )
+
+
+def _other(held: Mapping[str, Any], settings: GridSettings) -> str:
+    """The first setting in which a cell differs, in words."""
+    before, now = held.get("budget") or {}, json.loads(json.dumps(settings.budget.as_dict()))
+    for name, value in now.items():
+        if before.get(name) != value:
+            return f"budget.{name} {before.get(name)}, expected {value}"
+    return f"another stream or format, {held.get('digest')}, expected {settings.digest}"
 
 
 class write_beside:

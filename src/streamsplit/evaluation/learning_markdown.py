@@ -22,7 +22,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     lines = [
         "# What was learned", "",
         f"`{meta['command']}`, {seeds} {'seed' if seeds == 1 else 'seeds'}, code {', '.join(meta['cells_code'])}, "
-        f"{meta['machine']['processor']}, {meta['cpu_s'] / 3600:.1f} CPU hours. "
+        f"{meta['machine']['processor']}, {_cpu(meta['cpu_s'])}. "
         + (f"What learns begins with the published encoder {results['start']}. " if results.get("start") else "")
         + "Means over seeds ± half of the 95 % interval; P@10 looks for neighbours among the test pieces, 'all' among "
         "the training pieces too.", "",
@@ -148,3 +148,7 @@ def _p(value: float | None) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     rule = "|" + "|".join("---" if number == 0 else "---:" for number in range(len(head))) + "|"
     return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _cpu(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} CPU hours" if seconds >= 360 else f"{seconds:.0f} CPU seconds"

@@ -136,6 +136,9 @@ def _splits(names: np.ndarray, groups: np.ndarray | None, folds: int, seed: int)
     smallest = int(min(np.unique(names, return_counts=True)[1]))
     if groups is not None:
         folds = min(folds, len(set(groups.tolist())))
+        for name in np.unique(names):
+            if len(set(groups[names == name].tolist())) < 2:
+                raise ConfigError(f"got one group in class '{name}', expected every class in two groups or more")
     if smallest < folds or folds < 2:
         raise ConfigError(f"got {smallest} rows in the smallest class, expected at least {max(2, folds)}, one per fold")
     if groups is None:

@@ -14,17 +14,26 @@ from numpy.typing import ArrayLike, NDArray
 from streamsplit.audio.logmel import LogMelSettings
 from streamsplit.audio.resample import resample
 from streamsplit.audio.windows import WindowStream
-from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.base import BANDS, SplitEncoder
 from streamsplit.encoders.factory import EncoderSettings
 from streamsplit.errors import AudioError, ConfigError, EncoderError
 from streamsplit.server.checkpoint import write_atomic
 from streamsplit.server.models import torch_device
-from streamsplit.weights.pretrained import DEFAULT, Pretrained, pack_pretrained, pretrained_encoder, read_pretrained
+from streamsplit.weights.pretrained import (
+    DEFAULT,
+    SUFFIX,
+    Pretrained,
+    pack_pretrained,
+    packaged_names,
+    pretrained_encoder,
+    read_pretrained,
+)
 from streamsplit.weights.revision import encoder_weights
 
 Floats = NDArray[np.float32]
 
 _BATCH = 64
+_HIGHEST_PEAK = 8.0  # resampling and mixing overshoot 1; what is far above it counts in other units
 _PIECE_S = 30  # of a long clip that is turned into windows at once
 
 
@@ -42,9 +51,11 @@ class PretrainedEncoder:
 
         It is the mean over the unit embeddings of the clip's windows (1 s every 0.5 s), normalised. A clip shorter than
         a window is filled up with silence. Samples are floats in [-1, 1], int16 or int32; raises AudioError for
-        others, for NaN, and for a clip without samples or without sound.
+        others, for NaN, and for a clip without samples or without sound. Level and silence count: both are embedded.
         """
         settings = LogMelSettings()
+        if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float, np.number)):
+            raise AudioError(f"got sample rate {sample_rate!r}, expected a number of Hz")
         mono = resample(_samples(audio).T, sample_rate, settings.sample_rate_hz)
         if not mono.any():
             what = "silence only (every sample is 0)" if len(mono) else "no samples"
@@ -62,8 +73,8 @@ class PretrainedEncoder:
         x = np.asarray(features, np.float32)
         if x.ndim == 2:
             return np.asarray(self.embed_windows(x[None])[0])
-        if x.ndim != 3:
-            raise EncoderError(f"got features of shape {x.shape}, expected [n, 128, t] or [128, t]")
+        if x.ndim != 3 or x.shape[1] != BANDS:
+            raise EncoderError(f"got features of shape {x.shape}, expected [n, {BANDS}, t] or [{BANDS}, t]")
         if not np.isfinite(x).all():
             raise EncoderError("got features with NaN or infinite values, expected finite log-mel windows")
         z = np.empty((len(x), self.encoder.embedding_dim), np.float32)
@@ -110,7 +121,9 @@ def card_markdown(card: Mapping[str, Any]) -> str:
     lines += ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in facts), ""]
     lines += ["Trained with", "", "```sh", str(card["command"]), "```", "", "## Measured", "", "| what | value |"]
     lines += ["|---|---:|", *(f"| {name} | {_cell(value)} |" for name, value in _flat(card["metrics"])), ""]
-    lines += ["## Use", "", "```python", "import streamsplit", "", "encoder = streamsplit.load_pretrained()"]
+    name = str(card["name"])
+    given = "" if name == DEFAULT else f'"{name if name in packaged_names() else name + SUFFIX}"'
+    lines += ["## Use", "", "```python", "import streamsplit", "", f"encoder = streamsplit.load_pretrained({given})"]
     lines += ["vector = encoder.embed_clip(audio, sample_rate)  # unit norm", "```", ""]
     return "\n".join(lines)
 
@@ -128,6 +141,9 @@ def _samples(audio: ArrayLike) -> np.ndarray:
         raise AudioError(f"got samples of type {samples.dtype}, expected floats in [-1, 1], int16 or int32")
     if samples.ndim == 2 and samples.size and samples.shape[0] > samples.shape[1]:
         raise AudioError(f"got an array of shape {samples.shape}, expected [channels, n]; transpose it")
+    peak = float(np.max(np.abs(samples), initial=0.0))
+    if _HIGHEST_PEAK < peak < np.inf:
+        raise AudioError(f"got floats up to {peak:.4g}, expected -1..1; divide 16-bit samples by 32768, or pass int16")
     return samples
 
 

@@ -12,6 +12,13 @@ from typing import Any
 from streamsplit.errors import CheckpointError
 
 
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replaces `path` by `data`; raises CheckpointError and leaves what was there when the disk refuses."""
     temporary: str | None = None
@@ -22,6 +29,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's own 0600 would keep other users' services out
             os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - one name for both kinds of path
         temporary, replaced = None, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from streamsplit.audio.files import AUDIO_SUFFIXES
@@ -13,6 +14,7 @@ from streamsplit.evaluation.datasets import Clip, load_labelled_folder
 
 DIGIT_NAME = re.compile(r"^(?P<digit>\d)_(?P<speaker>[^_]+)_(?P<index>\d+)$")
 ESC_META = ("meta", "esc50.csv")
+_NAMED_SOURCES = 10  # in a fact
 ESC10 = "esc10"  # in place of class names: those that ESC-50's own table marks
 
 
@@ -36,6 +38,14 @@ def find_labelled(settings: PrepareSettings) -> Found:
         found.facts["folders in class folders"] = (
             f"in {', '.join(nested)}; they count as source recordings, not as classes. Where they are classes, prepare "
             "each folder above them on its own"
+        )
+    takes = Counter(clip.source for clip in found.clips if clip.path.parent == root / clip.label)
+    several = [f"{source} ({count} files)" for source, count in sorted(takes.items()) if count > 1]
+    if several:
+        more = ", ..." if len(several) > _NAMED_SOURCES else ""
+        found.facts["pieces of one recording, by their names"] = (
+            f"{', '.join(several[:_NAMED_SOURCES])}{more}: names that differ in their last number or letter only. "
+            "Where they are recordings of their own, put each into a folder of its own"
         )
     if any(clip.fold is None for clip in found.clips):  # some names without one: folds would not cover all
         found.clips = [clip._replace(fold=None) for clip in found.clips]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from streamsplit.errors import AudioError, ConfigError
@@ -12,6 +13,7 @@ from streamsplit.evaluation.data.table import header_of, read_rows, seconds_of
 from streamsplit.evaluation.datasets import Clip
 
 _ANNOTATOR = "annotator"
+_ROUNDING_S = 0.01
 _SEEKABLE = (".wav", ".flac")
 
 
@@ -34,6 +36,10 @@ def find_ondevice(settings: PrepareSettings) -> Found:
     found, votes, seen = Found(), [], set[tuple[Path, float]]()
     for line, row in rows:
         start_s = _start_s(row, f"{table}:{line}", seconds)
+        if row.get("end_s"):
+            length = seconds_of(row["end_s"], f"{table}:{line}", "end_s") - start_s
+            if abs(length - seconds) > _ROUNDING_S:
+                raise ConfigError(f"{table}:{line}: got a segment of {length:g} s, expected {seconds:g} s (--seconds)")
         own = [row[name] for name in annotators]
         votes.append(own)
         name = f"{row['recording']} at {start_s:g} s"
@@ -53,9 +59,20 @@ def find_ondevice(settings: PrepareSettings) -> Found:
         found.clips.append(Clip(path, label, None, source, session, start_s=start_s, duration_s=seconds))
     unlabelled = sorted({path for paths in recordings.values() for path in paths} - {path for path, _ in seen})
     found.left_out += [LeftOut(path.name, "recording without a row in the table") for path in unlabelled]
+    _check_apart_in_time(seen, seconds, str(table))
     found.clips.sort(key=lambda clip: (clip.source, clip.start_s or 0.0))
     found.facts |= _agreement(votes, len(annotators), seconds)
     return found
+
+
+def _check_apart_in_time(seen: set[tuple[Path, float]], seconds: float, table: str) -> None:
+    """Raises ConfigError where two segments of a recording share sound: they could be labelled against each other."""
+    for (path, start), (next_path, next_start) in pairwise(sorted(seen)):
+        if path == next_path and next_start - start < seconds - _ROUNDING_S:
+            raise ConfigError(
+                f"{table}: got segments of {path.name} at {start:g} s and at {next_start:g} s, expected {seconds:g} s "
+                "between two; --seconds says how long a segment is"
+            )
 
 
 def find_annotations(root: Path) -> Path | None:

@@ -12,6 +12,7 @@ from streamsplit.evaluation.data.settings import PARTS
 from streamsplit.evaluation.datasets import Clip
 
 _ORDER = ("train", "test", "validation")  # who gets a label's first sessions
+_TWO_TESTED_FROM = 8  # sessions of a label: with one in the test part there is nothing to find there
 
 
 def session_of(clip: Clip) -> str:
@@ -23,7 +24,8 @@ def deal_parts(clips: Sequence[Clip], seed: int, shares: Mapping[str, float] = P
     """The clips with their part: every session whole, labels near their `shares`, the rarest label first.
 
     A label of three sessions or more is in every part, of two in train and test, of one in train (Sechidis et al.
-    2011, with sessions in place of samples). Raises AudioError for fewer than three sessions.
+    2011, with sessions in place of samples); of eight or more two are tested on. Raises AudioError for fewer than
+    three sessions.
     """
     sessions: dict[str, Counter[str]] = defaultdict(Counter)
     for clip in clips:
@@ -42,7 +44,8 @@ def deal_parts(clips: Sequence[Clip], seed: int, shares: Mapping[str, float] = P
     for label in sorted(total, key=lambda name: (len(holders[name]), name)):
         waiting = [name for name in holders[label] if name not in part_of]
         for left, name in zip(range(len(waiting), 0, -1), waiting, strict=True):
-            lacking = [part for part in _ORDER if part in shares and not have[part][label]]
+            least = {"test": 2 if len(holders[label]) >= _TWO_TESTED_FROM else 1}
+            lacking = [part for part in _ORDER if part in shares and have[part][label] < least.get(part, 1)]
             need = {part: share * total[label] - have[part][label] for part, share in shares.items()}
             part = lacking[0] if len(lacking) >= left else max(shares, key=lambda part: need[part])
             part_of[name] = part

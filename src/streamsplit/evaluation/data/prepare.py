@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -136,7 +137,10 @@ def _chosen_labels(found: Found, settings: PrepareSettings) -> set[str]:
 
 def _check_classes(found: Found, clips: list[Any], settings: PrepareSettings, left_out: list[LeftOut]) -> None:
     labels = {clip.label for clip in clips}
-    out = f"{len(left_out)} left out" + (f", such as {left_out[-1].name}: {left_out[-1].reason}" if left_out else "")
+    reasons = Counter(each.reason for each in left_out)
+    out = f"{len(left_out)} left out" + "".join(f"; {count} {reason}" for reason, count in reasons.most_common(3))
+    if any("shorter than a window" in reason for reason in reasons):
+        out += "; --keep-short keeps short ones"
     for name in sorted(_chosen_labels(found, settings) - labels):
         raise AudioError(f"{settings.source}: got no usable clip of class '{name}', expected at least one ({out})")
     for name in sorted({clip.label for clip in found.clips} - labels if not settings.classes else ()):
