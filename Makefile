@@ -1,4 +1,4 @@
-# make demo   the whole system on this machine, about four minutes, ends with a report
+# make demo   the whole system on this machine, about three minutes, ends with a report
 # make test   everything that must hold, on synthetic sound (and on real data where a data folder is found)
 # make lint   ruff and mypy      make bench   the measured figures, as JSON under benchmarks/results/
 

@@ -91,8 +91,8 @@ def split_clips(
 
     Where every clip has a fold, one fold is held out (`test_fold`, default the last); where every clip has a part, the
     test part is, and the validation part is left out. Otherwise whole sources are drawn at random until each label has
-    about `test_share` of its clips in the test part, two at least of four sources or more. Raises AudioError where a label has a single source, ConfigError
-    for an unknown fold.
+    about `test_share` of its clips in the test part, and two at least where it has four sources or more. Raises
+    AudioError where a label has a single source, ConfigError for an unknown fold.
     """
     if not 0.0 < test_share < 1.0:
         raise ConfigError(f"got test_share {test_share}, expected between 0 and 1")

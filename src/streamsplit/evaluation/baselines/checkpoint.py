@@ -38,7 +38,7 @@ class GivenEncoder:
 
 
 def read_encoder(path: Path) -> tuple[SplitEncoder, str]:
-    """The encoder of whichever architecture fits the file, and the file's SHA-256.
+    """The encoder of whichever architecture fits the file, and its revision if published, else the SHA-256 of the file.
 
     Raises CheckpointError where the file is missing, is no safetensors file or fits none of the known encoders.
     """
@@ -50,7 +50,8 @@ def read_encoder(path: Path) -> tuple[SplitEncoder, str]:
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is not a safetensors file of weights ({error})") from None
     if is_published(path):
-        return pretrained_encoder(read_pretrained(path)), hashlib.sha256(data).hexdigest()
+        found = read_pretrained(path)
+        return pretrained_encoder(found), found.revision
     reasons = []
     for name in ENCODERS:
         encoder = encoder_of(0, name)
