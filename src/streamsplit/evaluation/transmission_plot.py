@@ -26,8 +26,8 @@ def transmission_figure(
     said = "" if math.isnan(curve.area_of_oracle) else f" ({curve.area_of_oracle:.0%} of the oracle's area)"
     axes.plot(x, curve.by_uncertainty, color=PALETTE[0], lw=1.8, label=f"most uncertain first{said}")
     for number, (name, other) in enumerate((others or {}).items()):
-        style = (0, (1 + number, 1))
-        axes.plot(other.shares, other.by_uncertainty, color=PALETTE[3], lw=1.0, ls=style, label=f"by {name}")
+        color = PALETTE[3 + number % (len(PALETTE) - 3)]
+        axes.plot(other.shares, other.by_uncertainty, color=color, lw=1.0, label=f"by {name}")
     if gate:
         shares, accuracies = [point.share for point in gate], [point.accuracy for point in gate]
         axes.scatter(shares, accuracies, s=18, color=PALETTE[1], zorder=3, label="live gate")
