@@ -32,6 +32,7 @@ LAYERS = {
     "logmel": (lambda: LogMelFront(16_000, 160, 20), 1, 160),
     "convnext": (lambda: ConvNextBlock(3, 9, 2), 3, 1),
     "spectral": (lambda: SpectralDecoder(3, 8, 2, 16), 3, 1),
+    "four spectra": (lambda: SpectralDecoder(3, 8, 2, 16, 4), 3, 1),
     "chain": (lambda: Chain(CausalConv(3, 4, 7), relu(), separable(4, 8, 4, 2), CausalTransposedConv(8, 1, 2)), 3, 2),
 }
 
@@ -107,16 +108,18 @@ def test_a_residual_unit_with_a_silent_branch_passes_its_input() -> None:
     assert torch.equal(unit(x), x)
 
 
-def test_constant_spectra_overlap_to_a_constant_after_the_first_hop() -> None:
-    decoder = SpectralDecoder(1, 8, 1, 16)
+@pytest.mark.parametrize("spectra", [1, 2, 4])
+def test_constant_spectra_overlap_to_a_constant_after_the_first_window(spectra: int) -> None:
+    decoder = SpectralDecoder(1, 8, 1, 16, spectra)
     nn.init.zeros_(decoder.head.weight)
     with torch.no_grad():
-        decoder.head.bias.zero_()
-        decoder.head.bias[:17] = -40.0
-        decoder.head.bias[0] = 3.465735902799727  # ln 32: a window of 32 samples at 1
-        audio = decoder(torch.zeros(1, 1, 4))
-    torch.testing.assert_close(audio[0, 0, 16:], torch.ones(48), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(audio[0, 0, :16], torch.hann_window(32)[:16], rtol=1e-5, atol=1e-5)
+        bias = decoder.head.bias.zero_().view(spectra, 2, 17)
+        bias[:, 0] = -40.0
+        bias[:, 0, 0] = 3.465735902799727  # ln 32: a window of 32 samples at 1
+        audio = decoder(torch.zeros(1, 1, 6))
+    torch.testing.assert_close(audio[0, 0, 32:], torch.ones(64), rtol=1e-5, atol=1e-5)
+    if spectra == 1:
+        torch.testing.assert_close(audio[0, 0, :16], torch.hann_window(32)[:16], rtol=1e-5, atol=1e-5)
 
 
 def test_the_fronts_levels_are_band_energies_of_scipys_spectrum() -> None:

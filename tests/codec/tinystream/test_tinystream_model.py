@@ -194,6 +194,7 @@ def test_more_quantizers_than_there_are_is_refused() -> None:
     ("changes", "message"),
     [({"strides": ()}, "'strides'"), ({"strides": (4, 40)}, "'strides'"), ({"codebook_size": 500}, "power of two"),
      ({"front": "logmel"}, "spectrum's hop of 16..512 samples first"),
+     ({"decoder_spectra": 7}, "expected a divisor of 256 samples"),
      ({"C": 0}, "'C': got 0"), ({"decoder": "big"}, "allowed mirror, spectral")],
 )  # fmt: skip
 def test_sizes_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:

@@ -24,7 +24,9 @@ _LONGEST_LOG = 6.0  # of a magnitude: e^6 is far above what a waveform in -1..1 
 def make_decoder(settings: TinyStreamSettings) -> Streaming:
     """Latents [b, latent dim, t] -> samples [b, 1, t hop], late by the settings' lookahead."""
     if settings.decoder == "spectral":
-        return SpectralDecoder(settings.latent_dim, settings.decoder_width, settings.decoder_blocks, settings.hop)
+        return SpectralDecoder(
+            settings.latent_dim, settings.decoder_width, settings.decoder_blocks, settings.hop, settings.decoder_spectra
+        )
     return mirror_decoder(settings)
 
 
@@ -39,37 +41,41 @@ def mirror_decoder(settings: TinyStreamSettings) -> Chain:
 
 
 class SpectralDecoder(Streaming):
-    """ConvNeXt blocks at the frame rate; each frame gives magnitudes and phases of a window two hops long.
+    """ConvNeXt blocks at the frame rate; each frame gives magnitudes and phases of `spectra` windows, two hops long.
 
-    Windows are Hann and overlap by half, so they add up to one; a frame's window begins where its step's output does.
+    Windows are Hann, `hop / spectra` samples apart, and add up to one; the first of a frame begins where the output of
+    its step does.
     """
 
     window: Tensor
 
-    def __init__(self, inputs: int, width: int, blocks: int, hop: int) -> None:
+    def __init__(self, inputs: int, width: int, blocks: int, hop: int, spectra: int = 1) -> None:
         super().__init__()
-        self.hop = hop
+        self.hop, self.spectra, self.pace = hop, spectra, hop // spectra
         self.body = Chain(
             CausalConv(inputs, width, _KERNEL), *(ConvNextBlock(width, 3 * width, blocks) for _ in range(blocks))
         )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 2 * (hop + 1))
-        self.register_buffer("window", torch.hann_window(2 * hop), persistent=False)
+        self.head = nn.Linear(width, spectra * 2 * (hop + 1))
+        self.register_buffer("window", torch.hann_window(2 * hop) / spectra, persistent=False)
 
     def initial(self, batch: int) -> State:
-        """The body's state and the second half of the last window."""
-        return (*self.body.initial(batch), self.window.new_zeros(batch, self.hop))
+        """The body's state and what the last windows reach into the next frame: zeros [b, 2 spectra - 1, pace]."""
+        return (*self.body.initial(batch), self.window.new_zeros(batch, 2 * self.spectra - 1, self.pace))
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """`hop` samples a frame."""
         h, body = self.body.step(x, state[:-1])
-        magnitude, phase = self.head(self.norm(h.transpose(1, 2))).chunk(2, -1)
+        values = self.head(self.norm(h.transpose(1, 2))).unflatten(-1, (self.spectra, -1)).flatten(1, 2)
+        magnitude, phase = values.chunk(2, -1)  # [b, t spectra, hop + 1]
         magnitude = torch.exp(magnitude.clamp(max=_LONGEST_LOG))
         spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
-        frames = torch.fft.irfft(spectrum, 2 * self.hop) * self.window  # [b, t, 2 hop]
-        tails = torch.cat([state[-1][:, None], frames[..., self.hop :]], 1)
-        samples = frames[..., : self.hop] + tails[:, :-1]
-        return samples.reshape(len(x), 1, -1), (*body, tails[:, -1])
+        pieces = (torch.fft.irfft(spectrum, 2 * self.hop) * self.window).unflatten(-1, (2 * self.spectra, self.pace))
+        count, reach = pieces.shape[1], 2 * self.spectra - 1
+        samples = functional.pad(state[-1], (0, 0, 0, count))  # overlap-add in steps of `pace`
+        for place in range(2 * self.spectra):
+            samples = samples + functional.pad(pieces[:, :, place], (0, 0, place, reach - place))
+        return samples[:, :count].reshape(len(x), 1, -1), (*body, samples[:, count:])
 
 
 class ConvNextBlock(Streaming):

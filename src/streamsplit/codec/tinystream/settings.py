@@ -50,6 +50,7 @@ class TinyStreamSettings(Settings):
     decoder: str = setting("mirror", choices=DECODERS)
     decoder_width: int = setting(160, low=8, high=2048)  # channels of the spectral decoder
     decoder_blocks: int = setting(5, low=1, high=64)
+    decoder_spectra: int = setting(1, low=1, high=8)  # that the spectral decoder writes a frame
     decoder_lookahead: int = setting(1, low=0, high=16)  # frames that the spectral decoder waits for
 
     def check(self) -> None:
@@ -65,6 +66,10 @@ class TinyStreamSettings(Settings):
             raise ConfigError("'strides': got none, expected one to eight numbers of 1..16")
         if len(strides) > 8 or not all(1 <= stride <= 16 for stride in strides):
             raise ConfigError(f"'strides': got {list(self.strides)}, expected one to eight numbers of 1..16")
+        if self.hop % self.decoder_spectra:
+            raise ConfigError(
+                f"'decoder_spectra': got {self.decoder_spectra}, expected a divisor of {self.hop} samples"
+            )
         if self.codebook_size & (self.codebook_size - 1):
             raise ConfigError(f"'codebook_size': got {self.codebook_size}, expected a power of two")
 
