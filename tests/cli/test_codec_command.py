@@ -175,3 +175,41 @@ def test_a_training_can_begin_with_a_published_codec(
     further.write_text(text.replace("D: 16", "D: 18"))
     assert main([*arguments, str(tmp_path / "other")]) == 2
     assert "got a codec with D 16, expected 18" in capsys.readouterr().err
+
+
+def test_a_decoder_is_trained_for_codes_that_stay_as_they_are(
+    tmp_path: Path, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, sounds, 6) == 0
+    first, second = str(tmp_path / "run/codec.safetensors"), str(tmp_path / "wider/codec.safetensors")
+    config = tmp_path / "wider.yaml"
+    text = CONFIG.replace("STEPS", "3").replace("decoder_width: 24", "decoder_width: 32, decoder_spectra: 2")
+    frozen = text.replace("unquantized_steps: 1", "unquantized_steps: 0, encoder_learns: false")
+    arguments = [
+        "codec",
+        "train",
+        "--config",
+        str(config),
+        "--data",
+        str(sounds),
+        "--output-dir",
+        str(tmp_path / "wider"),
+    ]
+    for wrong, start in ((text.replace("batch", "encoder_learns: false, batch"), ["--start", first]), (frozen, [])):
+        config.write_text(wrong)
+        assert main([*arguments, *start]) == 2
+        assert "expected a codec to start with (--start) and unquantized_steps 0" in capsys.readouterr().err
+    config.write_text(frozen)
+    assert main([*arguments, "--start", first]) == 0
+    told = []
+    for codec in (first, second):
+        capsys.readouterr()
+        assert main(["codec", "info", "--codec", codec, "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0]["model_id"] == told[1]["model_id"]
+    assert told[0]["parameters"]["decoder"] < told[1]["parameters"]["decoder"]
+    coded = [tmp_path / name for name in ("a.tsc", "b.tsc")]
+    for codec, path in zip((first, second), coded, strict=True):
+        assert main(["codec", "encode", "--codec", codec, str(sounds / "b/three.wav"), str(path)]) == 0
+    assert coded[0].read_bytes() == coded[1].read_bytes()
+    assert main(["codec", "decode", "--codec", second, str(coded[0]), str(tmp_path / "x.wav")]) == 0

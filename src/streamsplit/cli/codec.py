@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--data", type=Path, required=True, help="folder with audio files, at any depth")
     train.add_argument("--output-dir", type=Path, default=Path("runs/codec"), help="(default: runs/codec)")
     train.add_argument("--resume", action="store_true", help="go on with the training in --output-dir, exactly")
-    train.add_argument("--start", help="begin with a published codec of the same architecture: a name or a file")
+    train.add_argument("--start", help="begin with a published codec: a name or a file; its decoder may be another")
     train.add_argument("--steps", type=int, help="optimiser steps (default: the config's)")
     train.add_argument("--threads", type=int, default=1, help="processor threads (default: 1)")
     train.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU where there is one")
@@ -126,19 +126,28 @@ def _train(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def _first_model(settings: CodecSettings, start: str | None) -> TinyStream:
-    """The codec of the seed, or a published one's weights; raises ConfigError where that has another architecture."""
+    """The codec of the seed, or one that starts with a published encoder and codebooks, and its decoder if it is alike.
+
+    Raises ConfigError where the published encoder has another architecture.
+    """
     from streamsplit.codec.tinystream.model import TinyStream
     from streamsplit.weights.codec_file import read_codec
 
+    model = TinyStream.from_settings(settings.codec, settings.seed)
     if start is None:
-        return TinyStream.from_settings(settings.codec, settings.seed)
-    model = read_codec(start).model
-    own, wanted = model.settings.as_dict(), settings.codec.as_dict()
+        return model
+    published = read_codec(start).model
+    own, wanted = published.settings.as_dict(), settings.codec.as_dict()
     wrong = [name for name, value in wanted.items() if own[name] != value]
-    if wrong:
-        raise ConfigError(
-            f"'--start': got a codec with {wrong[0]} {own[wrong[0]]}, expected {wanted[wrong[0]]} as the config has it"
-        )
+    for name in wrong:
+        if not name.startswith("decoder"):
+            raise ConfigError(
+                f"'--start': got a codec with {name} {own[name]}, expected {wanted[name]} as the config has it"
+            )
+    if not wrong:
+        return published
+    model.encoder.load_state_dict(published.encoder.state_dict())
+    model.quantizer.load_state_dict(published.quantizer.state_dict())
     return model
 
 

@@ -26,7 +26,7 @@ from streamsplit.codec.tinystream.integerise import activation_peaks
 from streamsplit.codec.tinystream.losses import SCALES, MelDistance, waveform_distance
 from streamsplit.codec.tinystream.model import TinyStream
 from streamsplit.config import Settings, setting
-from streamsplit.errors import AudioError, CheckpointError, CollapseError
+from streamsplit.errors import AudioError, CheckpointError, CollapseError, ConfigError
 from streamsplit.learning.rank import effective_rank
 
 FORMAT = "streamsplit-codec-training-1"
@@ -44,6 +44,7 @@ class CodecTrainingSettings(Settings):
     crop_s: float = setting(1.0, low=0.2, high=30.0)
     learning_rate: float = setting(1e-3, low=1e-7, high=1.0)  # Adam; cosine decay to a tenth
     warm_up_steps: int = setting(100, low=0)
+    encoder_learns: bool = setting(True)  # false: the decoder alone, for codes that devices in the field send already
     unquantized_steps: int = setting(500, low=0)  # first ones, without the quantizer
     mel_weight: float = setting(1.0, low=0.0)  # per 10 dB
     waveform_weight: float = setting(0.1, low=0.0)
@@ -122,10 +123,15 @@ class CodecTraining:
     def __init__(
         self, model: TinyStream, sounds: Sounds, held_out: Sounds, settings: CodecTrainingSettings, seed: int = 0
     ) -> None:
-        """`model` is changed in place. Raises AudioError where the sounds have another sample rate than the model."""
+        """`model` is changed in place. Raises AudioError where the sounds have another sample rate than the model,
+        ConfigError where only the decoder is to learn, of a model that has no codes yet or does not use them at once."""
         for part in (sounds, held_out):
             if part.sample_rate != model.settings.sample_rate:
                 raise AudioError(f"got sound at {part.sample_rate} Hz, expected {model.settings.sample_rate}")
+        if not settings.encoder_learns and (settings.unquantized_steps or not bool(model.quantizer.filled)):
+            raise ConfigError(
+                "got training.encoder_learns false, expected a codec to start with (--start) and unquantized_steps 0"
+            )
         self.model, self.sounds, self.settings = model, sounds, settings
         self.random = np.random.default_rng(seed)
         model.quantizer.generator.manual_seed(seed)
@@ -133,7 +139,9 @@ class CodecTraining:
         self.samples = round(settings.crop_s * model.settings.sample_rate)
         scales = tuple(scale for scale in SCALES if scale.fft <= self.samples)
         self.mel = MelDistance(model.settings.sample_rate, scales).to(self._device)
-        self.optimiser = torch.optim.Adam(model.parameters(), settings.learning_rate, betas=(0.8, 0.99))
+        learning = model if settings.encoder_learns else model.decoder
+        model.encoder.requires_grad_(settings.encoder_learns)
+        self.optimiser = torch.optim.Adam(learning.parameters(), settings.learning_rate, betas=(0.8, 0.99))
         torch.manual_seed(seed)  # the discriminators' weights
         self.discriminators = Discriminators(settings.discriminator_channels).to(self._device)
         self.judge = torch.optim.Adam(self.discriminators.parameters(), settings.discriminator_rate, betas=(0.8, 0.99))
@@ -152,6 +160,8 @@ class CodecTraining:
         """One batch."""
         settings, number = self.settings, self.step_number
         self.model.train()
+        if not settings.encoder_learns:
+            self.model.quantizer.eval()
         audio = self._tensor(self.sounds.crops(settings.batch, self.samples, settings.quietest_db, self.random))
         used = self._used()
         coded = self.model(audio, used, quantize=number >= settings.unquantized_steps)
