@@ -124,7 +124,8 @@ class CodecTraining:
         self, model: TinyStream, sounds: Sounds, held_out: Sounds, settings: CodecTrainingSettings, seed: int = 0
     ) -> None:
         """`model` is changed in place. Raises AudioError where the sounds have another sample rate than the model,
-        ConfigError where only the decoder is to learn, of a model that has no codes yet or does not use them at once."""
+        ConfigError where only the decoder is to learn of a model that has no codes yet, or does not use them at once.
+        """
         for part in (sounds, held_out):
             if part.sample_rate != model.settings.sample_rate:
                 raise AudioError(f"got sound at {part.sample_rate} Hz, expected {model.settings.sample_rate}")
