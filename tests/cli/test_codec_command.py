@@ -135,8 +135,9 @@ def test_the_configs_that_come_along_are_the_named_sizes_encoders(path: Path) ->
     from streamsplit.config import load_settings
     from streamsplit.evaluation.codec_run import CodecSettings
 
-    codec = load_settings(path, CodecSettings).codec
-    assert codec.replace(decoder=SIZES[path.stem].decoder) == SIZES[path.stem]
+    codec, size = load_settings(path, CodecSettings).codec, SIZES[path.stem.removesuffix("_decoder")]
+    decoder = {name: value for name, value in size.as_dict().items() if name.startswith("decoder")}
+    assert codec.replace(**decoder) == size
 
 
 def test_the_export_and_integer_codes_are_those_of_the_published_file(
