@@ -100,7 +100,7 @@ def _train(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         training = CodecTraining(model, sounds.train, sounds.held_out, settings.training, settings.seed)
         card = {
             "name": args.name, "about": "TinyStream codec", "licence": args.licence,
-            "data": f"{len(sounds.train.recordings)} recordings of {args.data.resolve().name}, "
+            "data": f"{len(sounds.train.recordings)} recordings of {args.data.name or args.data.resolve().name}, "
             f"{len(sounds.held_out.recordings)} held out: {', '.join(settings.data.held_out) or 'every twentieth'}",
             "hours": round(sounds.train.seconds / 3600, 2), "command": command_line("codec"),
             "commit": revision_of_code(), "machine": machine(), "settings": settings.training.as_dict(),
