@@ -16,10 +16,12 @@ from streamsplit.codec.tinystream.integerise import activation_peaks, integerise
 from streamsplit.codec.tinystream.model import TinyStream
 from streamsplit.codec.tinystream.settings import SIZES
 from streamsplit.export.c_model import c_files, golden_samples, score_bits, sizes
+from streamsplit.weights.codec_file import read_codec
 
 FIRMWARE = Path(__file__).parents[2] / "firmware"
 CODECS = {
     "tiny_mel": SIZES["tiny_mel"],
+    "packaged": None,
     "ultra_tiny": SIZES["ultra_tiny"],
     "odd": SIZES["tiny_mel"].replace(
         strides=(96, 3), bands=21, D=13, codebook_dim=5, codebook_size=8, num_quantizers=2
@@ -34,7 +36,10 @@ PACKAGES = "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm gcc-aarch6
 
 
 def encoder(name: str) -> IntegerEncoder:
-    model = TinyStream.from_settings(CODECS[name], seed=2).train()
+    settings = CODECS[name]
+    if settings is None:
+        return read_codec("tiny_mel").integer_encoder()
+    model = TinyStream.from_settings(settings, seed=2).train()
     audio = torch.from_numpy(render_scene("conversation", 2.0, np.random.default_rng(0)).clip(-1, 1))[None, None]
     with torch.no_grad():
         model(audio)

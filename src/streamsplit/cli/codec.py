@@ -12,6 +12,7 @@ from streamsplit.cli.evaluate_policy import Ticker, command_line
 from streamsplit.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
+    from streamsplit.codec.tinystream.frames import FrameStream
     from streamsplit.codec.tinystream.model import TinyStream
     from streamsplit.evaluation.codec_run import CodecSettings, Told
     from streamsplit.weights.codec_file import PublishedCodec
@@ -44,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--output-dir", type=Path, default=Path("results/codec"), help="(default: results/codec)")
     export = commands.add_parser("export", help="write the encoder for other runtimes")
     export.add_argument(
-        "--format", choices=("c", "onnx", "onnx-int8"), default="c",
+        "--format", choices=("c", "integer", "onnx", "onnx-int8"), default="c",
         help="c: constants for firmware/ and golden vectors (default); onnx: one frame in, codes and state out; "
-        "onnx-int8: the same with 8-bit weights",
+        "onnx-int8: the same with 8-bit weights; integer: whole numbers for numpy alone",
     )  # fmt: skip
     export.add_argument("--output-dir", type=Path, required=True)
     info = commands.add_parser("info", help="a codec's clock, sizes and card")
@@ -164,34 +165,48 @@ def _settings(args: argparse.Namespace) -> CodecSettings:
 
 def _encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     import numpy as np
-    import torch
 
     from streamsplit.audio.files import iter_audio
     from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES, pack_file
-    from streamsplit.codec.tinystream.frames import FrameStream, IntegerEncoderStream
-    from streamsplit.codec.tinystream.streams import EncoderStream
     from streamsplit.server.checkpoint import write_atomic
-    from streamsplit.weights.codec_file import read_codec
 
-    torch.set_num_threads(1)
-    codec = read_codec(args.codec)
-    model = codec.model
-    stream: FrameStream
-    if args.integer:
-        stream = IntegerEncoderStream(codec.integer_encoder(), args.quantizers)
-    else:
-        stream = EncoderStream(model, args.quantizers)
+    stream, rate, index_bits, model_id = _encoder_stream(args)
     parts, samples = [], 0
-    for block in iter_audio(args.input, model.settings.sample_rate, model.settings.sample_rate):
+    for block in iter_audio(args.input, rate, rate):
         parts.append(stream.push(block))
         samples += len(block)
     parts.append(stream.finish())
     indices = np.concatenate(parts, 1)
-    data = pack_file(indices, model.settings.index_bits, model.model_id()[:MODEL_ID_BYTES])
+    data = pack_file(indices, index_bits, model_id[:MODEL_ID_BYTES])
     write_atomic(args.output, data)
-    seconds = samples / model.settings.sample_rate
+    seconds = samples / rate
     result = {"frames": indices.shape[1], "seconds": seconds, "bytes": len(data), "bps": 8 * len(data) / seconds}
     return result, [f"{args.output}: {len(data)} bytes for {seconds:.2f} s, {result['bps'] / 1000:.2f} kbit/s"]
+
+
+def _encoder_stream(args: argparse.Namespace) -> tuple[FrameStream, int, int, bytes]:
+    """What encodes, its sample rate, the bits of an index and the model's id; in whole numbers without torch."""
+    from streamsplit.codec.tinystream.frames import IntegerEncoderStream
+    from streamsplit.codec.tinystream.integer_file import PACKAGED, SUFFIX, read_integer
+
+    if args.integer and (args.codec.endswith(SUFFIX) or (PACKAGED / f"{args.codec}{SUFFIX}").is_file()):
+        encoder = read_integer(args.codec)
+        bits = encoder.codebooks.shape[1].bit_length() - 1
+        return IntegerEncoderStream(encoder, args.quantizers), encoder.sample_rate, bits, encoder.model_id
+    import torch
+
+    from streamsplit.codec.tinystream.streams import EncoderStream
+    from streamsplit.weights.codec_file import read_codec
+
+    torch.set_num_threads(1)
+    codec = read_codec(args.codec)
+    settings, model_id = codec.model.settings, codec.model.model_id()
+    stream: FrameStream
+    if args.integer:
+        stream = IntegerEncoderStream(codec.integer_encoder(), args.quantizers)
+    else:
+        stream = EncoderStream(codec.model, args.quantizers)
+    return stream, settings.sample_rate, settings.index_bits, model_id
 
 
 def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -215,6 +230,8 @@ def _export(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from streamsplit.weights.codec_file import read_codec
 
     codec = read_codec(args.codec)
+    if args.format == "integer":
+        return _export_integer(codec, args)
     if args.format != "c":
         return _export_onnx(codec, args)
     encoder = codec.integer_encoder()
@@ -256,6 +273,16 @@ def _decode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     soundfile.write(args.output, audio.clip(-1.0, 1.0), model.settings.sample_rate)
     seconds = len(audio) / model.settings.sample_rate
     return {"seconds": seconds, "frames": indices.shape[1]}, [f"{args.output}: {seconds:.2f} s"]
+
+
+def _export_integer(codec: PublishedCodec, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from streamsplit.codec.tinystream.integer_file import SUFFIX, pack_integer
+    from streamsplit.server.checkpoint import write_atomic
+
+    path = args.output_dir / f"{codec.card['name']}{SUFFIX}"
+    data = pack_integer(codec.integer_encoder())
+    write_atomic(path, data)
+    return {"files": [str(path)], "bytes": len(data)}, [f"{path}: {len(data) / 1024:.1f} KiB; needs numpy alone"]
 
 
 def _export_onnx(codec: PublishedCodec, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

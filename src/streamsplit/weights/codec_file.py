@@ -89,7 +89,7 @@ def read_codec(name: str | Path) -> PublishedCodec:
 def codec_path(name: str | Path) -> Path:
     """The file of a packaged codec, or `name` itself as a path; raises CheckpointError for an unknown name."""
     path = Path(name)
-    packaged = sorted(file.stem for file in PACKAGED.glob(f"*{SUFFIX}"))
+    packaged = sorted(file.stem for file in PACKAGED.glob(f"*{SUFFIX}") if "." not in file.stem)
     if str(name) in packaged:
         return PACKAGED / f"{name}{SUFFIX}"
     if path.suffix == SUFFIX or path.name != str(name) or path.is_file():

@@ -16,10 +16,11 @@ from streamsplit.codec.tinystream import integer_front
 from streamsplit.codec.tinystream.frames import IntegerEncoderStream
 from streamsplit.codec.tinystream.front import LogMelFront
 from streamsplit.codec.tinystream.integer import IntegerEncoder, Kind, Operation, convolved
+from streamsplit.codec.tinystream.integer_file import pack_integer, read_integer, unpack_integer
 from streamsplit.codec.tinystream.integer_front import FFT, LEVEL_STEP, IntegerFront
 from streamsplit.codec.tinystream.integerise import activation_peaks, integerise
 from streamsplit.codec.tinystream.model import TinyStream
-from streamsplit.errors import AudioError, CutError
+from streamsplit.errors import AudioError, CheckpointError, CutError
 
 FRONTS = {
     "waveform": {"C": 4, "D": 16, "strides": (4, 5), "num_quantizers": 3, "codebook_size": 32, "codebook_dim": 6},
@@ -163,3 +164,38 @@ def test_what_has_no_integer_form_is_refused() -> None:
     torch.nn.init.ones_(wide.encoder.layers[-1].conv.weight)
     with pytest.raises(CutError, match=r"whose sums reach .*, expected below 2\^31"):
         integerise(wide, activation_peaks(wide, torch.from_numpy(sound(0.1))[None, None]))
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_a_file_of_its_own_gives_the_same_codes(front: str) -> None:
+    encoder = pair(front)[1]
+    data = pack_integer(encoder)
+    assert pack_integer(encoder) == data
+    again = unpack_integer(data)
+    assert again.model_id == encoder.model_id
+    audio = sound(0.5, 8)
+    assert np.array_equal(IntegerEncoderStream(again).push(audio), IntegerEncoderStream(encoder).push(audio))
+
+
+def test_damaged_files_are_one_clear_error_whatever_the_damage() -> None:
+    data = pack_integer(pair("logmel")[1])
+    header = int.from_bytes(data[:8], "little")
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        broken = bytearray(data)
+        for place in rng.integers(0, header + 8, 3):  # the header: everything that says sizes
+            broken[place] = rng.integers(256)
+        try:
+            unpack_integer(bytes(broken))
+        except CheckpointError:
+            refused += 1
+    assert refused > 250
+    for cut in (b"", data[:100], data[:-1]):
+        with pytest.raises(CheckpointError, match="is not an integer codec"):
+            unpack_integer(cut)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(CheckpointError, match="nosuch: cannot be read"):
+        read_integer("nosuch")

@@ -12,6 +12,7 @@ import torch
 from streamsplit.audio.files import read_audio
 from streamsplit.audio.synth import render_scene
 from streamsplit.codec.tinystream.frames import IntegerEncoderStream
+from streamsplit.codec.tinystream.integer_file import SUFFIX, pack_integer
 from streamsplit.codec.tinystream.losses import MelDistance
 from streamsplit.codec.tinystream.settings import SIZES
 from streamsplit.evaluation.datasets import data_folder
@@ -44,6 +45,10 @@ def test_it_fits_its_budgets() -> None:
     own = codec().model.settings.as_dict()
     assert {name: own[name] for name in wanted} == wanted
     assert codec().model.clock.bitrate_bps == 2_250.0
+
+
+def test_the_file_for_devices_without_torch_is_the_same_encoder() -> None:
+    assert pack_integer(codec().integer_encoder()) == (PACKAGED / f"tiny_mel{SUFFIX}").read_bytes()
 
 
 def test_synthetic_sound_comes_back_closer_with_more_quantizers() -> None:

@@ -71,6 +71,7 @@ class IntegerEncoder(NamedTuple):
     """A whole encoder: the program, and codebooks whose entries count in units of 2^codebook_shift latent steps."""
 
     hop: int  # samples a frame
+    sample_rate: int  # Hz
     front: IntegerFront | None  # None: the program begins with the samples themselves
     program: tuple[Operation, ...]
     codebooks: Int8  # [q, n, d]

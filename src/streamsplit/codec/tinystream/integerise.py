@@ -56,7 +56,9 @@ def integerise(model: TinyStream, peaks: Sequence[float]) -> IntegerEncoder:
         program.append(_operation(step, scale, wanted))
         scale = wanted
     codebooks, shifts = _codebooks(model, scale)
-    return IntegerEncoder(settings.hop, front, tuple(program), codebooks, shifts, scale, model.model_id())
+    return IntegerEncoder(
+        settings.hop, settings.sample_rate, front, tuple(program), codebooks, shifts, scale, model.model_id()
+    )
 
 
 def _steps(layers: list[Streaming]) -> Iterator[_Step]:
