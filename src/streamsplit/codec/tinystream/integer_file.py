@@ -32,7 +32,8 @@ def pack_integer(encoder: IntegerEncoder) -> bytes:
             arrays |= {f"{number}.{name}": np.ascontiguousarray(getattr(operation, name)) for name in _PARTS}
     front = encoder.front
     record = {
-        "format": _FORMAT, "hop": encoder.hop, "sample_rate": encoder.sample_rate, "program": program, "codebook_shifts": list(encoder.codebook_shifts),
+        "format": _FORMAT, "hop": encoder.hop, "sample_rate": encoder.sample_rate, "program": program,
+        "codebook_shifts": list(encoder.codebook_shifts),
         "latent_step": encoder.latent_step, "model_id": encoder.model_id.hex(),
         "front": None if front is None else [front.sample_rate, front.hop, front.bands],
     }  # fmt: skip
