@@ -224,7 +224,8 @@ class CodecTraining:
         everything = first = math.nan
         if bool(model.quantizer.filled):
             everything = float(self.mel(model(audio).audio, audio))
-            first = float(self.mel(model(audio, torch.ones(len(audio), dtype=torch.long)).audio, audio))
+            one = torch.ones(len(audio), dtype=torch.long, device=self._device)
+            first = float(self.mel(model(audio, one).audio, audio))
         perplexity = tuple(float(value) for value in model.quantizer.perplexity())
         found = CodecHealth(self.step_number, everything, first, plain, rank, perplexity)
         if self.step_number >= self.settings.rank_from and rank < self.settings.least_rank:
