@@ -5,7 +5,6 @@
 
 #include <string.h>
 
-#define STAGES 9
 #define WINDOW_SHIFT 8
 #define TWIDDLE_BITS 15
 #define POWER_SHIFT 16
@@ -39,20 +38,16 @@ static void transform(void)
     }
 }
 
-static int reversed(int place)
-{
-    int turned_round = 0;
-    for (int bit = 0; bit < STAGES; bit++)
-        turned_round |= (place >> bit & 1) << (STAGES - 1 - bit);
-    return turned_round;
-}
-
 /* log2 in steps of 2^-LOG_BITS of x >= 1. */
 static int32_t log_two(uint64_t x)
 {
+#ifdef __GNUC__
+    int leading = 63 - __builtin_clzll(x);
+#else
     int leading = 0;
     for (uint64_t rest = x; rest >>= 1;)
         leading++;
+#endif
     uint32_t mantissa = (uint32_t)(leading >= 16 ? x >> (leading - 16) : x << (16 - leading)) - (1u << 16);
     unsigned below = 16 - LOG_TABLE_BITS;
     uint32_t place = mantissa >> below, rest = mantissa & ((1u << below) - 1);
@@ -62,9 +57,13 @@ static int32_t log_two(uint64_t x)
 
 void ts_levels(const int16_t *window, int16_t *levels)
 {
-    for (int i = 0; i < TS_FFT; i++) {
-        real[reversed(i)] = (int32_t)ts_floor_shift((int32_t)window[i] * ts_window[i], WINDOW_SHIFT);
+    for (int i = 0, place = 0; i < TS_FFT; i++) {
+        real[place] = (int32_t)ts_floor_shift((int32_t)window[i] * ts_window[i], WINDOW_SHIFT);
         imaginary[i] = 0;
+        int bit = TS_FFT / 2; /* counts in bit-reversed order */
+        for (; place & bit; bit /= 2)
+            place ^= bit;
+        place |= bit;
     }
     transform();
     const uint16_t *share = ts_filter_shares;
