@@ -9,6 +9,7 @@ import numpy as np
 
 from streamsplit.evaluation.uncertainty_study import measures_of
 
+LEAST_SEEDS = 3  # for an interval: of two, Student's is 6 standard deviations wide on either side
 QUARTER = 0.25  # share sent at which the uncertainty's table looks
 
 _HEAD = ("method", "probe", "P@10", "P@10, all", "silhouette", "rank", "updates", "MB/h up", "sent")
@@ -138,7 +139,8 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _spread(held: Mapping[str, Any], digits: int, scale: float = 1.0) -> str:
     mean = f"{scale * held['mean']:.{digits}f}"
-    return mean if held["low"] is None else f"{mean} ± {scale * (held['high'] - held['low']) / 2:.{digits}f}"
+    few = held["low"] is None or held["n"] < LEAST_SEEDS
+    return mean if few else f"{mean} ± {scale * (held['high'] - held['low']) / 2:.{digits}f}"
 
 
 def _p(value: float | None) -> str:

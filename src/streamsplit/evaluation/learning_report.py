@@ -13,6 +13,7 @@ import numpy as np
 from streamsplit.evaluation import learning_plots
 from streamsplit.evaluation.baselines.catalogue import OURS, REFERENCES
 from streamsplit.evaluation.grid import load_vectors
+from streamsplit.evaluation.learning_markdown import LEAST_SEEDS
 from streamsplit.evaluation.page import heading, paragraph, picture, section, table, write_page
 from streamsplit.evaluation.plots import embedding_maps
 from streamsplit.evaluation.statistics import holm, mean_interval, paired_test
@@ -263,7 +264,7 @@ def _first_cell(results: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[s
 
 def _interval(held: Mapping[str, Any], digits: int, scale: float = 1.0) -> str:
     mean = f"{scale * held['mean']:.{digits}f}"
-    if held["low"] is None:
+    if held["low"] is None or held["n"] < LEAST_SEEDS:
         return mean
     return f"{mean} [{scale * held['low']:.{digits}f}, {scale * held['high']:.{digits}f}]"
 
