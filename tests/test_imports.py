@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "server": _PURE_TOP,
     "export": _PURE_TOP,
     "simulation": _PURE_TOP | {"network", "edge", "server"},
-    "evaluation": _PURE_TOP | {"network", "edge", "server", "simulation"},
+    "evaluation": _PURE_TOP | {"export", "network", "edge", "server", "simulation"},
     "framework": _PURE_TOP | {"edge", "server", "evaluation", "facade"},
     "facade": _PURE_TOP | {"edge", "server", "evaluation"},
     "cli": _PURE_TOP | {"export", "network", "edge", "server", "simulation", "evaluation", "framework", "facade"},

@@ -23,6 +23,7 @@ from streamsplit.evaluation.codec_study import (
     contestants,
     encoder_times,
     measure_codec,
+    onnx_times,
     read_clips,
     rows_markdown,
 )
@@ -69,7 +70,10 @@ def run_study(
         heard[rival.name] = {clip.name: made[clip.name] for clip in shown}
     study: dict[str, Any] = {
         "rows": as_dicts(rows),
-        "encoders": {codec.card["name"]: encoder_times(codec, clips[0].audio) for codec in codecs},
+        "encoders": {
+            codec.card["name"]: encoder_times(codec, clips[0].audio) | onnx_times(codec, clips[0].audio)
+            for codec in codecs
+        },
         "meta": {
             "command": command, "commit": revision_of_code(), "machine": machine(), "notes": notes,
             "speech": [clip.name for clip in clips if clip.speech],
@@ -105,7 +109,7 @@ def write_codec_report(
     sub = f"{len(meta['speech'])} recordings of speech, {len(meta['sounds'])} of other sounds, none of them trained on"
     times = [
         [name, f"{1 / row['encode_rtf']:.0f}", f"{1 / row['encode_stream_rtf']:.0f}", f"{row['frame_ms']:.2f}",
-         f"{1 / row['decode_rtf']:.0f}"]
+         f"{row['onnx_frame_ms']:.2f}" if "onnx_frame_ms" in row else "-", f"{1 / row['decode_rtf']:.0f}"]
         for name, row in study["encoders"].items()
     ]  # fmt: skip
     header = (
@@ -113,6 +117,7 @@ def write_codec_report(
         "encoding at once, x real time",
         "frame by frame, x real time",
         "ms a frame",
+        "ms a frame, ONNX Runtime",
         "decoding, x real time",
     )
     parts = [

@@ -17,6 +17,7 @@ from streamsplit.codec.tinystream.losses import MelDistance
 from streamsplit.codec.tinystream.streams import EncoderStream
 from streamsplit.errors import ConfigError, MissingExtraError
 from streamsplit.evaluation.codec_rivals import CODEC2_MODES, OPUS_BPS, Codec, codec2, opus, tinystream
+from streamsplit.export.codec_onnx import OnnxStream, export_streaming
 from streamsplit.weights.codec_file import PublishedCodec
 
 Floats = NDArray[np.float32]
@@ -143,6 +144,17 @@ def encoder_times(codec: PublishedCodec, audio: Floats) -> dict[str, float]:
         "encode_rtf": at_once, "encode_stream_rtf": by_frame / _TIMED_S, "frame_ms": 1000 * by_frame / len(frames),
         "decode_rtf": decoding,
     }  # fmt: skip
+
+
+def onnx_times(codec: PublishedCodec, audio: Floats) -> dict[str, float]:
+    """Milliseconds of a frame in ONNX Runtime, one thread; empty without the extra 'onnx'."""
+    try:
+        stream = OnnxStream(export_streaming(codec.model))
+    except MissingExtraError:
+        return {}
+    hop = codec.model.settings.hop
+    frames = audio[: len(audio) // hop * hop].reshape(-1, hop)
+    return {"onnx_frame_ms": 1000 * _timed(lambda: [stream.push(frame) for frame in frames]) / len(frames)}
 
 
 def _timed(work: Callable[[], object]) -> float:
