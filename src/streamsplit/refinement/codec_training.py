@@ -275,10 +275,10 @@ class CodecTraining:
                 raise CheckpointError(f"got a checkpoint of format {description['format']!r}, expected {FORMAT}")
             self._check_identity(description)
             parts = {name: _part(arrays, name) for name in ("model", "discriminators", "optimiser", "judge")}
-            expected = self.model.state_dict()
-            for name, value in expected.items():
-                if parts["model"][name].shape != value.shape:
-                    raise CheckpointError(f"got a checkpoint without a fitting '{name}', expected {tuple(value.shape)}")
+            for prefix, module in (("model", self.model), ("discriminators", self.discriminators)):
+                for name, value in module.state_dict().items():
+                    if parts[prefix][name].shape != value.shape:
+                        raise CheckpointError(f"got a checkpoint without a fitting '{name}' ({tuple(value.shape)})")
             step, random, generator = int(description["step"]), description["random"], arrays["generator"]
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise CheckpointError(

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from streamsplit.codec import tinystream
 from streamsplit.codec.tinystream.integer import IntegerEncoder
+from streamsplit.codec.tinystream.integer_file import PACKAGED
 from streamsplit.codec.tinystream.integerise import integerise
 from streamsplit.codec.tinystream.model import TinyStream
 from streamsplit.codec.tinystream.settings import TinyStreamSettings
@@ -22,7 +22,6 @@ from streamsplit.errors import CheckpointError, ConfigError, RevisionError
 from streamsplit.weights.container import seal, unseal
 from streamsplit.weights.pretrained import SUFFIX, check_card
 
-PACKAGED = Path(tinystream.__file__).parent / "pretrained"
 _SETTINGS, _CARD, _PEAKS, _FORMAT = "codec", "card", "peaks", "streamsplit-codec-1"
 
 

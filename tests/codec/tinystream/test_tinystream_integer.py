@@ -3,6 +3,7 @@ those of the network that it was made from."""
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -158,6 +159,10 @@ def test_what_has_no_integer_form_is_refused() -> None:
     model, _ = pair("waveform")
     with pytest.raises(CutError, match=r"got 2 peaks of activations, expected \d+"):
         integerise(model, [1.0, 1.0])
+    loud, peaks = copy.deepcopy(model), activation_peaks(model, torch.from_numpy(sound(0.1))[None, None])
+    loud.quantizer.codebooks *= 1e5
+    with pytest.raises(CutError, match="squares do not fit 32 bits"):
+        integerise(loud, peaks)
     with pytest.raises(CutError, match=r"expected 1\.\.3"):
         IntegerEncoderStream(pair("waveform")[1], 4)
     wide = TinyStream(C=1, D=8, strides=(2,) * 8, num_quantizers=1, codebook_size=2)

@@ -158,5 +158,10 @@ def _codebooks(model: TinyStream, latent_step: float) -> tuple[np.ndarray, tuple
     """Entries as 8-bit numbers, each codebook in the smallest power of two of latent steps that holds it."""
     entries = model.quantizer.codebooks.detach().double().numpy() / latent_step
     shifts = [max(0, math.ceil(math.log2(max(np.abs(book).max(), 1.0) / 127))) for book in entries]
+    if (entries.shape[2] * 128**2) << max(shifts) >= 1 << 31:
+        raise CutError(
+            f"tinystream: got codebook entries up to {np.abs(entries).max():.3g} latent steps, whose squares do not "
+            "fit 32 bits; the peaks of activations are too small for this codec"
+        )
     whole = np.stack([np.rint(book / (1 << shift)) for book, shift in zip(entries, shifts, strict=True)])
     return np.clip(whole, -128, 127).astype(np.int8), tuple(shifts)
