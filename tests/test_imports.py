@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "codec": _BELOW | {"audio"},
     "encoders": _BELOW | {"audio"},
     "learning": _BELOW | {"audio", "codec", "encoders", "weights"},
-    "splitting": _BELOW | {"audio", "codec", "encoders"},
+    "splitting": _BELOW | {"audio", "codec", "encoders", "weights"},
     "weights": _BELOW | {"encoders", "codec"},
     "refinement": _BELOW | {"audio", "codec", "encoders", "learning", "splitting", "weights"},
     "network": _PURE_TOP,
@@ -62,6 +62,7 @@ NEEDS_TORCH = {f"streamsplit.splitting.{name}" for name in ("profile", "paths", 
         "discriminators",
         "integerise",
         "streams",
+        "segment_decoder",
     )
 }
 

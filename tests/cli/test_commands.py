@@ -245,6 +245,32 @@ def test_profile_writes_a_table_that_devices_read(tmp_path, capsys):
     assert table.row(Cut.parse("13:none")).payload_bytes == 0
 
 
+def test_profile_puts_a_cut_into_a_table(tmp_path, capsys):
+    path, joined = tmp_path / "table.json", tmp_path / "joined.json"
+    words = ["profile", "--width", "0.25", "--embedding-dim", "32", "--windows", "3", "--repeats", "1", "--quick"]
+    assert main([*words, "--only", "0:pcm16", "--only", "13:none", "--output", str(path)]) == 0
+    assert list(map(str, load_table(path).cuts)) == ["0:pcm16", "13:none"]
+    assert main([*words, "--only", "0:tinystream", "--into", str(path), "--output", str(joined)]) == 0
+    table = load_table(joined)
+    assert list(map(str, table.cuts)) == ["0:pcm16", "0:tinystream", "13:none"]
+    assert table.row(Cut.parse("0:tinystream")).payload_bytes == 20 + 8 + -(-25 * 45 // 8)
+    assert table.meta["joined"][0]["cuts"] == ["0:tinystream"]
+    assert table.meta["joined"][0]["command"].endswith("--only 0:tinystream --into table.json")
+    assert table.row(Cut.parse("0:pcm16")) == load_table(path).row(Cut.parse("0:pcm16"))
+    capsys.readouterr()
+    for more, text in (
+        (["--only", "0:mp3"], "got cut '0:mp3', expected BLOCK:ENCODING"),
+        (
+            ["--only", "5:bottleneck-int8", "--bottleneck", "3"],
+            "got cut 5:bottleneck-int8, which this encoder does not",
+        ),
+        (["--only", "0:pcm16", "--into", str(path), "--device", "pi4"], "expected ('host', 1.0)"),
+    ):
+        assert main([*words, *more]) == 1
+        shown = capsys.readouterr().err
+        assert text in shown and shown.count("\n") == 1
+
+
 def test_profile_measures_the_bottlenecks_that_are_asked_for_and_draws(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(profile, "FIT_WINDOWS", 60)
     path, picture = tmp_path / "table.json", tmp_path / "table.png"

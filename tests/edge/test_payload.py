@@ -8,6 +8,10 @@ import pytest
 from streamsplit.audio.windows import Window, WindowStream
 from streamsplit.codec.features import unpack_features
 from streamsplit.codec.pcm import unpack_pcm
+from streamsplit.codec.tinystream.bitstream import unpack
+from streamsplit.codec.tinystream.frames import IntegerEncoderStream
+from streamsplit.codec.tinystream.integer_file import read_integer
+from streamsplit.codec.tinystream.segments import SegmentEncoder
 from streamsplit.edge.payload import PieceChain, pack_input, pack_result
 from streamsplit.encoders.embedding_codec import unpack_embedding
 from streamsplit.errors import CutError
@@ -15,7 +19,7 @@ from streamsplit.splitting.cut import Cut
 from streamsplit.wire.media import Encoding, Resolution
 from streamsplit.wire.types import FrameType
 
-INT8, PCM, OPUS = Encoding.LOGMEL_INT8, Encoding.PCM16, Encoding.OPUS24
+INT8, PCM, OPUS, CODES = Encoding.LOGMEL_INT8, Encoding.PCM16, Encoding.OPUS24, Encoding.TINYSTREAM
 
 
 def windows(seconds: float = 4.0, resolution: Resolution = Resolution.FULL) -> list[Window]:
@@ -71,6 +75,36 @@ def test_features_may_follow_audio_and_audio_audio() -> None:
     pieces = chain()
     pieces.accepted(first, Cut(0, OPUS))
     assert pieces.new_frames(second, INT8) == 50 and pieces.new_frames(second, PCM) == 50
+
+
+def test_codes_follow_codes_alone_and_anything_follows_codes() -> None:
+    first, second, *_ = windows()
+    pieces = chain()
+    pieces.accepted(first, Cut(0, OPUS))
+    assert pieces.new_frames(second, CODES) == 100  # the server's decoder has heard nothing
+    pieces.accepted(first, Cut(0, CODES))
+    assert [pieces.new_frames(second, encoding) for encoding in (CODES, PCM, OPUS, INT8)] == [50] * 4
+
+
+def test_pieces_of_codes_are_the_stream_that_a_microcontroller_sends() -> None:
+    """Oracle: the streaming encoder over all of the sound; 80 samples of silence make the first window whole frames."""
+    pieces, codes = chain(), []
+    for window in windows():
+        packed = pack_input(window, CODES, pieces.new_frames(window, CODES))
+        assert packed.frame_type is FrameType.AUDIO
+        codes.append(unpack(packed.payload).indices)
+        pieces.accepted(window, Cut(0, CODES))
+    audio = np.random.default_rng(0).normal(0, 0.1, 64000).astype(np.float32)
+    expected = IntegerEncoderStream(read_integer("tiny_mel")).push(np.concatenate([np.zeros(80, np.float32), audio]))
+    got = np.concatenate(codes, 1)
+    np.testing.assert_array_equal(got, expected[:, : got.shape[1]])
+    assert got.shape[1] == 51 + 25 * (len(windows()) - 1)
+
+
+def test_a_codec_of_fewer_quantizers_sends_fewer_bits() -> None:
+    window = windows()[0]
+    few = pack_input(window, CODES, 50, SegmentEncoder(read_integer("tiny_mel"), 2)).payload
+    assert len(few) == 8 + -(-25 * 18 // 8) and unpack(few).indices.shape == (2, 25)
 
 
 def test_after_a_refusal_the_next_window_is_whole() -> None:

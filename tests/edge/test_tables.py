@@ -8,7 +8,8 @@ import pytest
 
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.tables import device_table
-from streamsplit.errors import CutError
+from streamsplit.errors import CheckpointError, CutError
+from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.table import packaged_table
 from streamsplit.wire.media import Encoding
 
@@ -39,3 +40,18 @@ def test_rows_of_bottlenecks_that_the_device_does_not_have_are_left_out(caplog):
         table = device_table(settings(bottlenecks=[5]))
     assert {cut.block for cut in table.cuts if cut.encoding is Encoding.BOTTLENECK_INT8} == {5}
     assert not caplog.text
+
+
+def test_a_device_without_a_codec_has_no_cut_for_it():
+    without = device_table(EdgeSettings.from_mapping({"codec": {"name": ""}}))
+    codes = [cut for cut in device_table(EdgeSettings()).cuts if cut not in without.cuts]
+    assert codes == [Cut(0, Encoding.TINYSTREAM)]
+
+
+def test_a_codec_that_is_not_there_is_one_clear_error():
+    for values, error, text in (
+        ({"name": "grand"}, CheckpointError, "grand: cannot be read"),
+        ({"quantizers": 6}, CutError, "got 6 quantizers, expected 1..5"),
+    ):
+        with pytest.raises(error, match=text):
+            _ = EdgeSettings.from_mapping({"codec": values}).codec.encoder

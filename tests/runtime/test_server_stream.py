@@ -322,6 +322,7 @@ def test_a_restarted_server_goes_on_where_it_ended_in_the_middle_of_a_stream_of_
         ({"sample_rate_hz": 44100}, "bad_settings", "sample_rate_hz: got 44100, expected 16000"),
         ({"mel_bands": 64}, "bad_settings", "mel_bands: got 64, expected 128"),
         ({"stride_frames": 25}, "bad_settings", "stride_frames: got 25, expected 50"),
+        ({"codec": "0badc0de"}, "bad_settings", "codec: got 0badc0de, expected one of "),
         ({"encoder": "resnet18"}, "bad_settings", "encoder: got 'resnet18', expected 'mobilenet'"),
     ],
 )

@@ -9,12 +9,19 @@ from streamsplit.audio.windows import Window, WindowStream
 from streamsplit.codec.features import pack_features
 from streamsplit.codec.opus import encode_segment
 from streamsplit.codec.pcm import pack_pcm
+from streamsplit.codec.tinystream.bitstream import pack, unpack
+from streamsplit.codec.tinystream.segments import packaged_segments
+from streamsplit.codec.tinystream.streams import DecoderStream
 from streamsplit.edge.payload import PieceChain, pack_input
-from streamsplit.errors import ProtocolError
+from streamsplit.errors import CheckpointError, ProtocolError
 from streamsplit.server.assembler import Assembler
+from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.settings import SignalSettings
 from streamsplit.splitting.cut import Cut
+from streamsplit.weights.codec_file import read_codec
 from streamsplit.wire.media import Encoding, MediaHeader, Resolution
+
+NOTHING = np.zeros(0, np.float32)
 
 
 def sound(seconds: float, seed: int = 0) -> np.ndarray:
@@ -129,7 +136,45 @@ def test_a_change_of_resolution_needs_a_whole_window() -> None:
     np.testing.assert_allclose(got, reduced[2].features, atol=2e-5)
 
 
-@pytest.mark.parametrize("encoding", [Encoding.PCM16, Encoding.LOGMEL_FP16, Encoding.OPUS24])
+def test_pieces_of_codes_give_the_log_mel_of_one_decoded_stream() -> None:
+    """Oracle: all codes through the streaming decoder at once; what looks into a piece's last frame, which is decoded
+    before what follows it is known, differs a little, and nothing else."""
+    windows = windows_of(sound(5.0))
+    assembler, codes, got = Assembler(SignalSettings()), [], []
+    for number, window in enumerate(windows):
+        new = 100 if number == 0 else 50
+        codes.append(unpack(pack_input(window, Encoding.TINYSTREAM, new).payload).indices)
+        got.append(add(assembler, window, Encoding.TINYSTREAM, new))
+    model = read_codec("tiny_mel").model
+    decoded = DecoderStream(model).push(np.concatenate(codes, 1))[model.settings.lookahead * 320 + 80 :]
+    expected = windows_of(decoded)
+    for ours, theirs in zip(got, expected, strict=False):
+        steady = np.ones(100, bool)
+        steady[[48, 49, 98, 99]] = False
+        assert np.abs(ours - theirs.features)[:, steady].max() < 2e-3
+        assert np.abs(ours - theirs.features).mean() < 0.1
+
+
+def test_codes_after_a_hole_or_of_another_kind_are_decoded_from_silence() -> None:
+    windows = windows_of(sound(4.0))
+    assembler = Assembler(SignalSettings())
+    add(assembler, windows[0], Encoding.OPUS24, 100)
+    after_sound = add(assembler, windows[1], Encoding.TINYSTREAM, 100)
+    alone = add(Assembler(SignalSettings()), windows[1], Encoding.TINYSTREAM, 100)
+    np.testing.assert_array_equal(after_sound, alone)
+    with pytest.raises(ProtocolError, match="missing_overlap"):
+        add(assembler, windows[3], Encoding.TINYSTREAM, 50)
+
+
+def test_a_server_decodes_the_codecs_that_it_is_told_to() -> None:
+    window = windows_of(sound(2.0))[0]
+    with pytest.raises(ProtocolError, match=r"got codes of codec [0-9a-f]{8}, expected none"):
+        add(Assembler(SignalSettings(), CodecShelf(())), window, Encoding.TINYSTREAM, 100)
+    with pytest.raises(CheckpointError, match="got 'grand', expected a packaged codec"):
+        CodecShelf(("grand",)).load()
+
+
+@pytest.mark.parametrize("encoding", [Encoding.PCM16, Encoding.LOGMEL_FP16, Encoding.OPUS24, Encoding.TINYSTREAM])
 @pytest.mark.parametrize("resolution", list(Resolution))
 def test_a_restart_between_any_two_windows_changes_no_bit(encoding: Encoding, resolution: Resolution) -> None:
     windows = windows_of(sound(4.0), resolution)
@@ -161,6 +206,9 @@ def test_an_overlap_that_does_not_read_is_dropped_and_the_next_whole_window_is_f
         (Encoding.PCM16, b"\x00\x00" * 100, 100, "bad_media"),
         (Encoding.PCM16, b"\x00", 100, "bad_media"),
         (Encoding.OPUS24, b"garbage", 100, "bad_media"),
+        (Encoding.TINYSTREAM, b"garbage", 100, "bad_media"),
+        (Encoding.TINYSTREAM, pack(np.zeros((5, 51), np.int64), 9, b"none"), 100, "bad_media"),  # no codec of ours
+        (Encoding.TINYSTREAM, packaged_segments().encode(np.zeros(8_000, np.float32), NOTHING), 100, "bad_media"),
         (Encoding.LOGMEL_FP16, b"", 100, "bad_media"),
         (Encoding.LOGMEL_FP16, pack_features(np.zeros((128, 50), np.float32), Encoding.LOGMEL_FP16), 100, "bad_media"),
         (Encoding.LOGMEL_FP16, pack_features(np.zeros((64, 100), np.float32), Encoding.LOGMEL_FP16), 100, "bad_media"),
@@ -206,13 +254,14 @@ def test_the_devices_own_choice_of_pieces_always_assembles() -> None:
         if rng.random() < 0.2:
             continue  # kept on the device
         window = streams[resolution][index]
-        encoding = rng.choice([Encoding.PCM16, Encoding.LOGMEL_FP16, Encoding.OPUS24], p=[0.4, 0.4, 0.2])
+        coded = [Encoding.PCM16, Encoding.LOGMEL_FP16, Encoding.OPUS24, Encoding.TINYSTREAM]
+        encoding = rng.choice(coded, p=[0.4, 0.3, 0.15, 0.15])
         encoding = Encoding(int(encoding))
         new = chain.new_frames(window, encoding)
         short += new < 100
         got = add(assembler, window, encoding, new)
         chain.accepted(window, Cut(0, encoding))
-        if encoding is not Encoding.OPUS24:
+        if encoding in (Encoding.PCM16, Encoding.LOGMEL_FP16):
             part = new // 2 if resolution is Resolution.REDUCED else new
             assert np.abs(got - window.features)[:, -part + 2 :].max() < 0.5
     assert short > 15

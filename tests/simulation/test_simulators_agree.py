@@ -22,7 +22,7 @@ TABLE = packaged_table("mobilenet", PI4)
 SECONDS = 120.0
 
 
-@pytest.mark.parametrize("cut", ["13:embedding-int8", "0:opus24", "5:int8", "13:none"])
+@pytest.mark.parametrize("cut", ["13:embedding-int8", "0:opus24", "0:tinystream", "5:int8", "13:none"])
 @pytest.mark.parametrize("link", ["constant", "mobile"])
 def test_latencies_and_bytes_are_those_of_the_fleet_simulation(cut, link):
     """Differences that remain: the fleet's connection has a handshake beside the windows, and its server gathers a

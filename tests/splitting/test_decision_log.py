@@ -43,7 +43,7 @@ def by_hand(objective: ObjectiveSettings, cut: Cut) -> float:
     """quality - reward of a row under those conditions, one number at a time."""
     row = TABLE.row(cut)
     size = row.payload_bytes + HEADER_BYTES if cut.sends else 0.0
-    if cut == OPUS or cut == Cut.parse("0:pcm16"):
+    if cut in (OPUS, Cut.parse("0:pcm16"), Cut.parse("0:tinystream")):
         size += row.payload_bytes  # features before it leave no sound to continue: the window goes up whole
     latency_ms = row.edge_ms + (size * 8 / 4e3 + 40.0 + row.server_ms if cut.sends else 0.0)
     what = Consequence(

@@ -88,7 +88,7 @@ def test_an_unmeasured_risk_counts_as_none():
 def test_columns_say_what_crosses():
     arrays = CutArrays.of(small_table())
     assert arrays.audio.tolist() == [True, True] + [False] * 7
-    assert arrays.input.tolist() == [True] * 3 + [False] * 6
+    assert arrays.overlap.tolist() == [2, 2, 1] + [0] * 6
     assert dict(zip(map(str, small_table().cuts), arrays.sends.tolist(), strict=True))["4:none"] is False
     assert int(arrays.sends.sum()) == 8
 

@@ -161,6 +161,32 @@ def test_a_table_of_another_encoder_is_refused_by_the_first_difference():
         made._replace(num_blocks=12).check_encoder(settings)
 
 
+def test_rows_measured_later_join_a_table_and_are_told_apart():
+    about = {
+        "command": "profile",
+        "encoder": {"name": "mobilenet", "width": 0.75},
+        "quality": {"epsilon": {"0:pcm16": 0.1}},
+    }
+    old = table(row("0:pcm16"), row("6:int8", edge_ms=2.0))._replace(meta=about)
+    said = {**about, "command": "profile --only", "quality": {"epsilon": {"0:tinystream": 0.5}}}
+    new = table(row("0:tinystream"), row("6:int8", edge_ms=9.0))._replace(meta=said)
+    both = old.joined(new)
+    assert list(map(str, both.cuts)) == ["0:pcm16", "0:tinystream", "6:int8"]
+    assert both.row(Cut.parse("6:int8")).edge_ms == 9.0
+    assert both.meta["joined"] == [{"cuts": ["0:tinystream", "6:int8"], "command": "profile --only"}]
+    assert both.meta["quality"]["epsilon"] == {"0:pcm16": 0.1, "0:tinystream": 0.5}
+    assert both.meta["command"] == "profile" and "joined" not in old.meta
+    again = both.joined(new)
+    assert again.meta["joined"] == both.meta["joined"]  # the earlier entry is replaced
+    for other, text in (
+        (new._replace(device="pi4", factor=11.7), r"device \('pi4', 11.7\), expected \('host', 1.0\)"),
+        (new._replace(meta={**said, "encoder": {"name": "mobilenet", "width": 0.5}}), "encoder"),
+        (new._replace(meta={"encoder": about["encoder"]}), "quality False, expected True"),
+    ):
+        with pytest.raises(CutError, match=text):
+            old.joined(other)
+
+
 def test_every_device_row_has_a_basis_and_longer_names_find_it():
     assert all(device.basis for device in DEVICES.values())
     assert device_profile("raspberry_pi_4b") == DEVICES["pi4"]

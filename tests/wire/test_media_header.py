@@ -36,7 +36,7 @@ def test_numbers_too_large_for_their_field_are_held_at_its_largest_value():
     assert header.window == 9 and math.isnan(header.uncertainty)
 
 
-@pytest.mark.parametrize(("offset", "value"), [(9, 3), (9, 255), (10, 2), (11, 2), (11, 3), (11, 128)])
+@pytest.mark.parametrize(("offset", "value"), [(9, 4), (9, 255), (10, 2), (11, 2), (11, 3), (11, 128)])
 def test_unknown_encodings_resolutions_and_flags_are_refused(offset, value):
     data = bytearray(pack_media(HEADER, b""))
     data[offset] = value

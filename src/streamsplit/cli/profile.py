@@ -16,8 +16,9 @@ import numpy as np
 from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
 from streamsplit.encoders.factory import ENCODERS, EncoderSettings, make_encoder
 from streamsplit.errors import ConfigError, CutError
-from streamsplit.splitting.cut import all_cuts
+from streamsplit.splitting.cut import Cut, all_cuts
 from streamsplit.splitting.device import DEVICES, RADIOS, DeviceProfile, device_profile
+from streamsplit.splitting.table import load_table
 
 if TYPE_CHECKING:
     from streamsplit.audio.windows import Window
@@ -56,6 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep agreement, accuracy and risk of a table of the same encoder, and measure costs alone",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="costs and agreement only: no accuracy, no privacy risk")
+    parser.add_argument(
+        "--only", type=Cut.parse, action="append", metavar="CUT",
+        help="measure this cut alone, such as 0:tinystream; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="TABLE",
+        help="put what is measured into this table, in place of its rows of the same cuts",
+    )
     parser.add_argument("--plot", type=Path, help="draw the table into this file (.png, .svg, .pdf)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the table here, for splitting.table of an edge config")
@@ -78,9 +89,10 @@ def run(args: argparse.Namespace) -> int:
         name=args.encoder, width=args.width, embedding_dim=args.embedding_dim, seed=args.seed,
         bottlenecks=tuple(args.bottleneck) if args.bottleneck else None,
     )  # fmt: skip
+    earlier = None if args.into is None else load_table(args.into).check_encoder(settings)
     encoder = make_encoder(settings)
     windows = _windows(args)
-    quality = None if args.quality_from is None else _quality(args.quality_from, settings)
+    quality = None if args.quality_from is None else _quality(args.quality_from, settings, args.only or [])
     material, probe = _material(args)
     fit_to = np.stack([window.features for window in windows]) if material is None else material.train
     rows = np.random.default_rng(args.seed).permutation(len(fit_to))[: max(FIT_WINDOWS, args.windows)]
@@ -91,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         "encoder": {**settings.as_dict(), "bottlenecks": list(settings.bottleneck_blocks)}, **table.meta,
     }  # fmt: skip
     table = table._replace(meta=meta)
+    if earlier is not None:
+        table = earlier.joined(table)
     if args.output is not None:
         table.save(args.output)
     if args.plot is not None:
@@ -134,17 +148,17 @@ def _material(args: argparse.Namespace) -> tuple[Material | None, Any]:
     return synthetic_material(args.seed) if args.data is None else folder_material(args.data, args.seed)
 
 
-def _quality(path: Path, settings: EncoderSettings) -> Quality:
+def _quality(path: Path, settings: EncoderSettings, only: list[Cut]) -> Quality:
     """The quality in a table of this encoder; raises CutError."""
     from streamsplit.splitting.quality import quality_of
-    from streamsplit.splitting.table import load_table
 
     table = load_table(path)
-    missing = sorted(set(all_cuts(table.num_blocks, settings.bottleneck_blocks)) - set(table.cuts))
+    wanted = only or all_cuts(table.num_blocks, settings.bottleneck_blocks)
+    missing = sorted(set(wanted) - set(table.cuts))
     try:
         table.check_encoder(settings)
         if missing:
-            raise CutError(f"got a table without {missing[0]}, expected one with every cut of the encoder")
+            raise CutError(f"got a table without {missing[0]}, expected one with every cut to be measured")
         quality = quality_of(table)
     except CutError as error:
         raise CutError(f"{path}: {error}") from None
@@ -181,7 +195,7 @@ def _measure(
     measure = partial(
         profile_encoder, encoder, device, windows, args.repeats, uncertainty=mixture.entropy, material=material,
         probe=probe, privacy_windows=PRIVACY_WINDOWS, seed=args.seed, quality=quality,
-        reference_ms=args.reference_ms,
+        reference_ms=args.reference_ms, only=args.only or (),
     )  # fmt: skip
     if args.json or not is_terminal():
         return measure()
@@ -231,6 +245,10 @@ def _command(args: argparse.Namespace) -> str:
             words += [f"--{name.replace('_', '-')}", value.name if isinstance(value, Path) else str(value)]
     if args.quick:
         words.append("--quick")
+    for cut in args.only or ():
+        words += ["--only", str(cut)]
+    if args.into is not None:
+        words += ["--into", args.into.name]
     for block in sorted(set(args.bottleneck or ())):
         words += ["--bottleneck", str(block)]
     return shlex.join(words)

@@ -90,6 +90,8 @@ class Downlink:
         self._note = note
         self.problem = problem
         self._software = software
+        codec = pipeline.codec
+        self._codec = "" if codec is None else codec.model_id.hex()
         self._bandwidth_bps = bandwidth_bps  # estimate of the uplink, nan while there is none
         self._announced: Revision | None = None  # and not asked for yet
         self._loop = asyncio.get_running_loop()
@@ -107,7 +109,7 @@ class Downlink:
             stride_frames=settings.audio.stride_frames, device_class=settings.device.type, software=self._software,
             want_embedding=settings.server.want_embedding,
             want_prototypes=bool(self._model.name) and settings.training.uncertainty == "v1",
-            want_policy=self._policies.wants, policy_version=self._policies.version,
+            codec=self._codec, want_policy=self._policies.wants, policy_version=self._policies.version,
         )  # fmt: skip
 
     async def opened(self, welcome: Welcome) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from streamsplit.audio.windows import Window
+from streamsplit.codec.tinystream.segments import SegmentEncoder
 from streamsplit.edge.emulation import Spent
 from streamsplit.edge.model import DeviceModel, Forward
 from streamsplit.edge.payload import Packed, PieceChain, pack_activation, pack_input, pack_result
@@ -100,9 +101,11 @@ class WindowPipeline:
         log: DecisionLog | None = None,
         constraints: ConstraintSettings | None = None,
         asks: Callable[[], bool] = lambda: False,
+        codec: SegmentEncoder | None = None,
     ) -> None:
-        """`asks` says whether a gradient may be asked for along with uncertain windows that cross as activations."""
-        self.asks = asks
+        """`asks` says whether a gradient may be asked for along with uncertain windows that cross as activations;
+        `codec` is the neural codec's (None: the packaged one)."""
+        self.asks, self.codec = asks, codec
         self.model, self.policy, self.gate, self.worker, self.chain = model, policy, gate, worker, chain
         self.exit_rule = exit_rule or ExitRule()
         self.log = log
@@ -232,7 +235,7 @@ class WindowPipeline:
 
     def _pack(self, window: Window, forward: Forward, cut: Cut) -> Packed:
         if cut.block == 0:
-            return pack_input(window, cut.encoding, self.chain.new_frames(window, cut.encoding))
+            return pack_input(window, cut.encoding, self.chain.new_frames(window, cut.encoding), self.codec)
         if forward.z is not None:
             return pack_result(forward.z, cut.encoding)
         if forward.crossing is None or forward.early is None:

@@ -98,7 +98,7 @@ class EdgeRuntime:
         self.pipeline = WindowPipeline(
             self.model, self.table, self.policies.policy, UncertaintyGate(settings.splitting.gate), self.device,
             PieceChain(audio.window_frames, audio.stride_frames), log=decisions, constraints=settings.constraints,
-            asks=self.gradients.asks,
+            asks=self.gradients.asks, codec=settings.codec.encoder,
         )  # fmt: skip
         self.decisions = Decisions(
             decisions, self.counters, policy=lambda: self.pipeline.policy, link=lambda: self._link_estimate,

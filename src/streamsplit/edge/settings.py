@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from streamsplit.audio.logmel import LogMelSettings
+from streamsplit.codec.tinystream.segments import DEFAULT_CODEC, SegmentEncoder, packaged_segments
 from streamsplit.config import Settings, section, setting
 from streamsplit.edge.emulation import EmulationSettings
 from streamsplit.edge.monitor import MonitorSettings
@@ -213,6 +214,19 @@ class SplittingSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodecSettings(Settings):
+    """The neural codec of the cut 0:tinystream; the server must hold its decoder."""
+
+    name: str = setting(DEFAULT_CODEC)  # packaged, or a file of `streamsplit codec export --format integer`; "" = none
+    quantizers: int | None = setting(None, low=1, high=16)  # the first so many: fewer bits, coarser; None = all
+
+    @property
+    def encoder(self) -> SegmentEncoder | None:
+        """None where there is to be none; raises CheckpointError and CutError."""
+        return packaged_segments(self.name, self.quantizers) if self.name else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerLinkSettings(Settings):
     """Where the server is and how hard to try to reach it."""
 
@@ -261,6 +275,7 @@ class EdgeSettings(Settings):
     training: TrainingSettings = section(TrainingSettings)
     memory_bank: MemoryBankSettings = section(MemoryBankSettings)
     splitting: SplittingSettings = section(SplittingSettings)
+    codec: CodecSettings = section(CodecSettings)
     server: ServerLinkSettings = section(ServerLinkSettings)
     queue: QueueSettings = section(QueueSettings)
     sync: SyncSettings = section(SyncSettings)

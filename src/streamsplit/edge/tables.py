@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def device_table(settings: EdgeSettings) -> CutTable:
-    """The table that `splitting.table` names, else the packaged one; without libopus, without Opus cuts.
+    """The table that `splitting.table` names, else the packaged one; without a codec's cuts where it is missing.
 
     Raises CutError for a named table of another encoder. The packaged one stands in for an encoder of another width,
     which the log says, without the bottlenecks that this one does not have.
@@ -42,4 +42,6 @@ def device_table(settings: EdgeSettings) -> CutTable:
         except AudioError as error:
             log.warning("no Opus cuts: %s", error)
             table = table.only([cut for cut in table.cuts if cut.encoding is not Encoding.OPUS24])
+    if not settings.codec.name:
+        table = table.only([cut for cut in table.cuts if cut.encoding is not Encoding.TINYSTREAM])
     return table

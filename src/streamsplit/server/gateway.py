@@ -18,6 +18,7 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from streamsplit.server.backpressure import Backpressure
+from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.compute import ComputeWorker
 from streamsplit.server.connection import Connection, Link, Pump, now_ms
 from streamsplit.server.fleet import cut_name
@@ -55,6 +56,7 @@ class Gateway:
         store: Store,
         weights: WeightService,
         policies: PolicyShelf,
+        codecs: CodecShelf,
         metrics: Metrics,
         merge: Callable[[str, str, Weights, int], None],
     ) -> None:
@@ -65,7 +67,7 @@ class Gateway:
         self._compute = compute
         self._weights = weights
         self._metrics = metrics
-        self._roster = Roster(settings, store)
+        self._roster = Roster(settings, store, codecs)
         self.devices = self._roster.devices
         self._metrics.collapsed.set_function(lambda: sum(device.collapsed for device in self.devices.values()))
         self.links = self._roster.links

@@ -9,6 +9,7 @@ import hmac
 import logging
 import secrets
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 from streamsplit.errors import StoreError
@@ -32,8 +33,8 @@ class Refusal(NamedTuple):
     detail: str
 
 
-def check_hello(hello: Hello, settings: ServerSettings) -> Refusal | None:
-    """None for a device that may come in."""
+def check_hello(hello: Hello, settings: ServerSettings, codecs: Collection[str]) -> Refusal | None:
+    """None for a device that may come in; `codecs` are the ids of those whose codes can be decoded."""
     token = settings.auth.token_for(hello.device_id)
     if token and not hmac.compare_digest(hello.token.encode(), token.encode()):
         return Refusal("bad_token", f"the token of device '{hello.device_id}' is wrong; set server.token on the device")
@@ -49,6 +50,12 @@ def check_hello(hello: Hello, settings: ServerSettings) -> Refusal | None:
     if hello.encoder and hello.encoder != encoder.name:
         return Refusal(
             "bad_settings", f"encoder: got '{hello.encoder}', expected '{encoder.name}'; set it on the device"
+        )
+    if hello.codec and hello.codec not in codecs:
+        held = ", ".join(sorted(codecs)) or "none"
+        return Refusal(
+            "bad_settings",
+            f"codec: got {hello.codec}, expected one of {held}; set codec.name on the device, or codecs on the server",
         )
     return None
 
@@ -69,7 +76,7 @@ class Doorkeeper:
     async def admit(self, connection: Connection, hello: Hello) -> Link | None:
         """The device's link, with this connection on it; None when it was turned away or went away meanwhile."""
         session, links = connection.session, self._roster.links
-        refusal = check_hello(hello, self._settings) or self._check_room(hello)
+        refusal = check_hello(hello, self._settings, self._roster.codecs.ids) or self._check_room(hello)
         if refusal is not None:
             self._reject(connection, hello, refusal)
             return None

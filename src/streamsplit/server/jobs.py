@@ -9,6 +9,7 @@ import numpy as np
 
 from streamsplit.encoders.crossing import Crossing
 from streamsplit.server.assembler import Assembler
+from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.records import WindowRecord
 from streamsplit.server.settings import SignalSettings
 from streamsplit.wire.messages import Gmm
@@ -36,9 +37,10 @@ class DeviceStream:
         beyond: frozenset[int],
         overlap: bytes | None,
         settings: SignalSettings,
+        codecs: CodecShelf | None = None,
     ) -> DeviceStream:
         """A stream that goes on after `through`."""
-        assembler = Assembler(settings)
+        assembler = Assembler(settings, codecs)
         if overlap is not None:
             assembler.load(overlap)
         return cls(device, epoch, assembler, received=through, through=through, beyond=set(beyond))

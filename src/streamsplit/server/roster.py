@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.connection import Link
 from streamsplit.server.fleet import Device
 from streamsplit.server.jobs import DeviceStream
@@ -15,11 +16,12 @@ from streamsplit.wire.messages import Hello
 class Roster:
     """All devices seen lately, and the links of those that are connected or may resume; used in the event loop only."""
 
-    def __init__(self, settings: ServerSettings, store: Store) -> None:
+    def __init__(self, settings: ServerSettings, store: Store, codecs: CodecShelf) -> None:
         self.devices: dict[str, Device] = {}
         self.links: dict[str, Link] = {}
         self._settings = settings
         self._store = store
+        self.codecs = codecs
         self._streams: dict[tuple[str, int], DeviceStream] = {}
 
     @property
@@ -35,7 +37,7 @@ class Roster:
             through = position.received_through if position.known else hello.oldest_sequence - 1
             self._streams.setdefault(
                 key,
-                DeviceStream.start(*key, through, position.beyond, position.overlap, self._settings.audio),
+                DeviceStream.start(*key, through, position.beyond, position.overlap, self._settings.audio, self.codecs),
             )
             if not position.known:
                 self._store.open_stream(*key, hello.oldest_sequence)

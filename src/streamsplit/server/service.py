@@ -11,6 +11,7 @@ from typing import Any
 from streamsplit.errors import CheckpointError, StreamSplitError
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.server import mixture_file
+from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.compute import BatchReport, ComputeWorker
 from streamsplit.server.fleet import finite, percentiles
 from streamsplit.server.gateway import Gateway
@@ -93,6 +94,8 @@ class StreamServer:
         device = torch_device(settings.device)
         self.policies = PolicyShelf(settings.policy, folder / "policies", settings.encoder.name)
         self.policies.load()
+        codecs = CodecShelf(settings.codecs)
+        codecs.load()
         self.store = Store(folder / "server.sqlite", settings.store, clock_ms=lambda: int(1000 * time.time()))
         self.files = RevisionFiles(folder / "revisions")
         self.weights = WeightService(self.files, settings.synchronisation.chunk_bytes)
@@ -126,6 +129,7 @@ class StreamServer:
             store=self.store,
             weights=self.weights,
             policies=self.policies,
+            codecs=codecs,
             metrics=self.metrics,
             merge=self._merge,
         )

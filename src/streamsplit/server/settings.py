@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamsplit.codec.tinystream.segments import DEFAULT_CODEC
 from streamsplit.config import Settings, section, setting
 from streamsplit.errors import ConfigError
 from streamsplit.splitting.policy_push import MAX_VERSION
@@ -193,6 +194,7 @@ class ServerSettings(Settings):
     server: ListenSettings = section(ListenSettings)
     auth: AuthSettings = section(AuthSettings)
     audio: SignalSettings = section(SignalSettings)
+    codecs: tuple[str, ...] = setting((DEFAULT_CODEC,))  # whose codes devices may send: packaged names, or files
     encoder: StartSettings = section(StartSettings)
     training: TrainingSettings = section(TrainingSettings)
     loss: LossSettings = section(LossSettings)

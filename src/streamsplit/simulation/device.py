@@ -110,7 +110,7 @@ class SimulatedDevice:
         self._control_bytes = 0  # of probes since the last window
         self._decided_s = 0.0
         self._observation = Observation()
-        self.chain = 0  # what the window before left at the server: 0 nothing to continue, 1 features, 2 audio
+        self.chain = 0  # what the window before left at the server: see `overlap_rank`
         self._rng = np.random.default_rng(seed)
         self.doubts = _autoregressive(self.windows + 1, s, self._rng)
         self.waits_ms: list[float] = self._rng.exponential(s.server_wait_ms or 1e-9, self.windows).tolist()
@@ -365,8 +365,7 @@ class _Columns:
         self.sends: list[bool] = arrays.sends.tolist()
         self.block: list[int] = arrays.block.tolist()
         self.fetch_bytes: list[float] = arrays.fetch_bytes.tolist()
-        # A window's sound can continue sound only; its features can continue either.
-        self.chain: list[int] = (arrays.input.astype(int) + arrays.audio).tolist()
+        self.chain: list[int] = arrays.overlap.tolist()
         self._held = sorted(zip(self.block, self.fetch_bytes, strict=True))
 
     def held_bytes(self, blocks: int) -> float:

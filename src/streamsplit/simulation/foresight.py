@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from streamsplit.network.trace import BandwidthTrace
 from streamsplit.simulation.device import LEAST_CAPACITY, SimulatedDevice
 from streamsplit.simulation.load import STEP_S, LoadTrace
+from streamsplit.splitting.cut import RANKS
 from streamsplit.splitting.expected import LEAST_BPS, Conditions, CutArrays
 from streamsplit.splitting.greedy import CostModel, GreedySettings
 from streamsplit.wire.frame import HEADER_BYTES
@@ -55,16 +56,15 @@ class PerfectModel:
         self.device = device
         s = device.settings
         self._columns = c = CutArrays.of(device.table)
-        self._chain = c.input.astype(np.int64) + c.audio
         horizon_s = device.windows * device.stride_s + BEYOND_S
         times, rates = _unrolled(device.uplink.trace, device.link_start_s, horizon_s)
         self._link = _Integral(times, rates / 8.0)
         self._rtt_times, self._rtts_s = _unrolled_rtt(device.uplink.trace, device.link_start_s, horizon_s)
         self._processor = _Integral(*_capacity(device.load, device.load_start_s, horizon_s))
         whole = s.length_ms / s.stride_ms
-        sizes = np.stack([c.payload_bytes * np.where(self._chain > left, whole, 1.0) for left in range(3)])
+        sizes = np.stack([c.payload_bytes * np.where(c.overlap > left, whole, 1.0) for left in RANKS])
         headers = HEADER_BYTES + np.where(sizes < 65_000, 8, 14)  # WebSocket's is longer from 64 kB on
-        self._frames = np.where(c.sends, np.floor(sizes) + headers, 0.0)  # [3, n] by what was left before
+        self._frames = np.where(c.sends, np.floor(sizes) + headers, 0.0)  # [rank, n] by what was left before
         self._served_s = c.server_ms * s.server_load / 1000.0
         self._energy_mj = device.profile.compute_mj(1.0) * c.edge_ms
         self._waits_s = np.array(device.waits_ms) / 1000.0
@@ -103,8 +103,8 @@ class PerfectModel:
         return Outcome(value, compute_after, link_after)
 
     def left_behind(self) -> Ints:
-        """What each row [n] leaves at the server for the next window: 0 nothing, 1 features, 2 audio."""
-        return self._chain
+        """What each row [n] leaves at the server for the next window: see `overlap_rank`."""
+        return self._columns.overlap
 
     def idle_best(self) -> Floats:
         """The best reward of every window [windows] with nothing waiting: the part that no choice has a share in."""
@@ -160,8 +160,8 @@ class LookAheadOracle:
 
     def __init__(self, device: SimulatedDevice) -> None:
         self.model = PerfectModel(device)
-        shape = (len(COMPUTE_LAGS_S), len(LINK_LAGS_S), 3)
-        compute, link, chain = np.meshgrid(COMPUTE_LAGS_S, LINK_LAGS_S, np.arange(3), indexing="ij")
+        shape = (len(COMPUTE_LAGS_S), len(LINK_LAGS_S), len(RANKS))
+        compute, link, chain = np.meshgrid(COMPUTE_LAGS_S, LINK_LAGS_S, np.array(RANKS), indexing="ij")
         self._values = np.zeros((device.windows + 1, *shape))
         for window in range(device.windows - 1, -1, -1):
             now = np.full(shape, window)

@@ -14,7 +14,7 @@ from streamsplit.config import Settings, setting
 from streamsplit.edge.pipeline import Outcome, Surroundings, observe
 from streamsplit.errors import CutError
 from streamsplit.simulation.compute import Answered, Arrived
-from streamsplit.splitting.cut import AUDIO_ENCODINGS, Cut
+from streamsplit.splitting.cut import AUDIO_ENCODINGS, Cut, overlap_rank
 from streamsplit.splitting.decision import Policy
 from streamsplit.splitting.device import DeviceProfile
 from streamsplit.splitting.table import CutRow, CutTable
@@ -69,14 +69,13 @@ class _Chain:
     """What `edge.payload.PieceChain` remembers, without a window to look at: whether the next one goes up whole."""
 
     def __init__(self) -> None:
-        self._index, self._audio = -2, False
+        self._index, self._rank = -2, 0
 
-    def continues(self, index: int, encoding: Encoding) -> bool:
-        return self._index == index - 1 and (self._audio or encoding not in AUDIO_ENCODINGS)
+    def continues(self, index: int, cut: Cut) -> bool:
+        return self._index == index - 1 and self._rank >= overlap_rank(cut)
 
     def accepted(self, index: int, cut: Cut) -> None:
-        self._index = index if cut.block == 0 else -2
-        self._audio = cut.encoding in AUDIO_ENCODINGS
+        self._index, self._rank = index, overlap_rank(cut)
 
     def break_off(self) -> None:
         self._index = -2
@@ -144,7 +143,7 @@ class TableWork:
         edge_ms = priced.row.edge_ms / free_share
         payload, sent = None, 0
         if action is not Transmission.KEEP:
-            continues = cut.block > 0 or self._chain.continues(index, cut.encoding)
+            continues = cut.block > 0 or self._chain.continues(index, cut)
             payload = priced.payload if continues else priced.whole
             sent = HEADER_BYTES + len(payload)
         energy_mj = self._device.energy_mj(edge_ms, sent)

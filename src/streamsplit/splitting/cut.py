@@ -8,9 +8,10 @@ from typing import NamedTuple
 from streamsplit.errors import CutError
 from streamsplit.wire.media import Encoding
 
-AUDIO_ENCODINGS = (Encoding.PCM16, Encoding.OPUS24)
+AUDIO_ENCODINGS = (Encoding.PCM16, Encoding.OPUS24, Encoding.TINYSTREAM)
 FEATURE_ENCODINGS = (Encoding.LOGMEL_FP16, Encoding.LOGMEL_INT8)
 ACTIVATION_ENCODINGS = (Encoding.FP32, Encoding.FP16, Encoding.INT8, Encoding.BOTTLENECK_INT8)
+RANKS = (0, 1, 2, 3)  # of `overlap_rank`
 BETWEEN_ENCODINGS = (*ACTIVATION_ENCODINGS, Encoding.EXIT_FP16)  # at 0 < k < L
 EMBEDDING_ENCODINGS = (Encoding.EMBEDDING_FP16, Encoding.EMBEDDING_INT8, Encoding.NONE)
 
@@ -54,6 +55,16 @@ class Cut(NamedTuple):
             names = ", ".join(encoding.label for encoding in allowed)
             raise CutError(f"got {self.encoding.label} at block {self.block}, expected one of {names}")
         return self
+
+
+def overlap_rank(cut: Cut | None) -> int:
+    """What the server keeps of a window for the next one to lean on: 0 nothing, 1 features, 2 sound, 3 codes.
+
+    At block 0 a window that follows one of at least its own rank sends only what is new.
+    """
+    if cut is None or cut.block:
+        return 0
+    return 3 if cut.encoding is Encoding.TINYSTREAM else 2 if cut.encoding in AUDIO_ENCODINGS else 1
 
 
 def all_cuts(num_blocks: int, bottlenecks: Iterable[int] = ()) -> list[Cut]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsplit.splitting.cut import AUDIO_ENCODINGS
+from streamsplit.splitting.cut import AUDIO_ENCODINGS, overlap_rank
 from streamsplit.splitting.objective import quality_losses, risk_of
 from streamsplit.splitting.observation import Observation
 from streamsplit.splitting.table import CutTable
@@ -31,7 +31,7 @@ class CutArrays(NamedTuple):
     block: NDArray[np.int64]
     fetch_bytes: Floats
     audio: NDArray[np.bool_]  # block 0, coded sound
-    input: NDArray[np.bool_]  # block 0: a window may leave out what the one before has sent
+    overlap: NDArray[np.int64]  # `overlap_rank`: what a window may leave out where the one before has sent it
 
     @classmethod
     def of(cls, table: CutTable) -> CutArrays:
@@ -43,7 +43,8 @@ class CutArrays(NamedTuple):
             np.array([row.payload_bytes for row in rows]), np.array([row.energy_mj for row in rows]),
             np.array(quality_losses(table)), np.array([risk_of(row) for row in rows]),
             np.array([row.cut.sends for row in rows]), block, np.array([row.fetch_bytes for row in rows]),
-            np.array([row.cut.encoding in AUDIO_ENCODINGS for row in rows]), block == 0,
+            np.array([row.cut.encoding in AUDIO_ENCODINGS for row in rows]),
+            np.array([overlap_rank(row.cut) for row in rows]),
         )  # fmt: skip
 
 

@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsplit.splitting.cut import Cut
+from streamsplit.splitting.cut import Cut, overlap_rank
 from streamsplit.splitting.device import DeviceProfile
 from streamsplit.splitting.expected import CutArrays
 from streamsplit.splitting.objective import ObjectiveSettings
-from streamsplit.splitting.steady import chain_level
 from streamsplit.splitting.table import CutTable
 from streamsplit.wire.frame import HEADER_BYTES
 
@@ -64,7 +63,7 @@ class Hindsight:
             payload_bytes=arrays.payload_bytes.astype(float),
         )
         self._rows = {row.cut: index for index, row in enumerate(table.rows)}
-        self._level = np.array([chain_level(row.cut) for row in table.rows])
+        self._level = np.array([overlap_rank(row.cut) for row in table.rows])
         self._whole = self._arrays.payload_bytes * (whole_factor - 1.0)
         self._sends = self._arrays.sends.astype(float)
 
@@ -83,7 +82,7 @@ class Hindsight:
         edge_ms = a.edge_ms * stretch
         edge_ms[taken] = what.edge_ms
         frame_bytes = a.payload_bytes + HEADER_BYTES
-        frame_bytes += np.where(self._level > chain_level(what.last_cut), self._whole, 0.0)
+        frame_bytes += np.where(self._level > overlap_rank(what.last_cut), self._whole, 0.0)
         frame_bytes *= self._sends
         frame_bytes[taken] = what.frame_bytes
         bps, rtt_ms, wait_ms, before_ms = self._link(what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,10 +16,14 @@ from streamsplit.audio.windows import Window
 from streamsplit.codec.features import pack_features, unpack_features
 from streamsplit.codec.opus import decode_segment, encode_segment
 from streamsplit.codec.pcm import pack_pcm, unpack_pcm
+from streamsplit.codec.tinystream.bitstream import unpack
+from streamsplit.codec.tinystream.segment_decoder import SegmentDecoder
+from streamsplit.codec.tinystream.segments import DEFAULT_CODEC, packaged_segments
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.crossing import Crossing, pack_crossing, unpack_crossing
 from streamsplit.encoders.embedding_codec import pack_embedding, unpack_embedding
 from streamsplit.splitting.cut import AUDIO_ENCODINGS, Cut
+from streamsplit.weights.codec_file import read_codec
 from streamsplit.wire.media import Encoding, Resolution
 
 Floats = NDArray[np.float32]
@@ -42,6 +47,7 @@ class Piece(NamedTuple):
     """What a block-0 cut sends of a window: the part that the window before it did not hold."""
 
     frames: int
+    before: Floats  # what the device has of the sound before it
     audio: Floats
     features: Floats  # [f, frames]
 
@@ -63,7 +69,7 @@ class CutPaths:
         self.inputs = [torch.from_numpy(window.features)[None] for _, window in pairs]
         self._recent = [window.audio[-logmel.span(window.new_frames) :] for _, window in pairs]
         self._reached: tuple[int, list[Crossing]] | None = None
-        self._old: tuple[Encoding, list[Floats], list[Floats]] | None = None
+        self._old: tuple[Encoding, list[bytes], list[Floats], list[Floats]] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -109,16 +115,16 @@ class CutPaths:
 
     def heard(self, i: int, cut: Cut, payload: bytes) -> Floats:
         """The log-mel window [f, t] that the server of a block-0 cut has."""
-        decoded, old = self._held(cut.encoding)
-        new = self._new_frames(i, decoded[i], payload, cut.encoding)
+        packed, decoded, old = self._held(cut.encoding)
+        new = self._new_frames(i, packed[i], decoded[i], payload, cut.encoding)
         return np.concatenate([old[i][:, old[i].shape[1] - self.length_frames + new.shape[1] :], new], axis=1)
 
     def _audio(self, encoding: Encoding) -> Path:
         """The server decodes the new audio, joins it to the end of the old, and computes the new frames."""
         self._held(encoding)
-        write, _ = _AUDIO[encoding]
+        write = _AUDIO[encoding].write
         return Path(
-            lambda i: write(self.pieces[i].audio),
+            lambda i: write(self.pieces[i]),
             lambda i, payload: self.heard(i, Cut(0, encoding), payload),
             lambda i, payload: self._embed(self.heard(i, Cut(0, encoding), payload)),
         )
@@ -131,25 +137,28 @@ class CutPaths:
             lambda i, payload: self._embed(self.heard(i, Cut(0, encoding), payload)),
         )
 
-    def _held(self, encoding: Encoding) -> tuple[list[Floats], list[Floats]]:
-        """What the server has of the windows before: audio (features cuts: none) and log-mel [f, t]."""
+    def _held(self, encoding: Encoding) -> tuple[list[bytes], list[Floats], list[Floats]]:
+        """What the server has of the windows before: payload, audio (features cuts: neither) and log-mel [f, t]."""
         if self._old is None or self._old[0] is not encoding:
             if encoding in AUDIO_ENCODINGS:
                 write, read = _AUDIO[encoding]
-                decoded = [read(write(piece.audio), len(piece.audio)) for piece in self.before]
+                packed = [write(piece) for piece in self.before]
+                decoded = [
+                    read(b"", payload, len(piece.audio), 0) for payload, piece in zip(packed, self.before, strict=True)
+                ]
                 old = [np.asarray(self.analysis.frames(audio, self.length_frames)) for audio in decoded]
             else:
                 old = [unpack_features(pack_features(piece.features, encoding)) for piece in self.before]
-                decoded = [piece.audio[:0] for piece in self.before]
-            self._old = (encoding, decoded, old)
-        return self._old[1], self._old[2]
+                packed, decoded = [b""] * len(self), [piece.audio[:0] for piece in self.before]
+            self._old = (encoding, packed, decoded, old)
+        return self._old[1:]
 
-    def _new_frames(self, i: int, decoded: Floats, payload: bytes, encoding: Encoding) -> Floats:
+    def _new_frames(self, i: int, packed: bytes, decoded: Floats, payload: bytes, encoding: Encoding) -> Floats:
         if encoding not in AUDIO_ENCODINGS:
             return unpack_features(payload)
         piece = self.pieces[i]
         reach = self.analysis.settings.span(piece.frames)
-        fresh = _AUDIO[encoding][1](payload, len(piece.audio))
+        fresh = _AUDIO[encoding].read(packed, payload, len(piece.audio), reach - len(piece.audio))
         audio = np.concatenate([decoded[len(fresh) - reach :], fresh]) if len(fresh) < reach else fresh
         return np.asarray(self.analysis.frames(audio, piece.frames), np.float32)
 
@@ -162,9 +171,31 @@ def pairs_of(windows: Sequence[Window]) -> list[Pair]:
     return [pair for pair in pairwise(windows) if _in_a_row(*pair)]
 
 
-_AUDIO: dict[Encoding, tuple[Callable[[Floats], bytes], Callable[[bytes, int], Floats]]] = {
-    Encoding.PCM16: (pack_pcm, lambda payload, samples: unpack_pcm(payload)),
-    Encoding.OPUS24: (lambda audio: encode_segment(audio, OPUS_BPS), decode_segment),
+class _AudioCode(NamedTuple):
+    write: Callable[[Piece], bytes]
+    read: Callable[[bytes, bytes, int, int], Floats]
+    """Of the payload before it (b"": none), its own, its samples, and how many before them it may give anew."""
+
+
+@cache
+def _decoder() -> SegmentDecoder:
+    return SegmentDecoder(read_codec(DEFAULT_CODEC).model)
+
+
+def _read_codes(before: bytes, payload: bytes, samples: int, lead: int) -> Floats:
+    context = unpack(before).indices[:, -_decoder().context_frames :] if before else None
+    return _decoder().decode(payload, samples, context, lead)[0]
+
+
+_AUDIO = {
+    Encoding.PCM16: _AudioCode(
+        lambda piece: pack_pcm(piece.audio), lambda before, payload, samples, lead: unpack_pcm(payload)
+    ),
+    Encoding.OPUS24: _AudioCode(
+        lambda piece: encode_segment(piece.audio, OPUS_BPS),
+        lambda before, payload, samples, lead: decode_segment(payload, samples),
+    ),
+    Encoding.TINYSTREAM: _AudioCode(lambda piece: packaged_segments().encode(piece.audio, piece.before), _read_codes),
 }
 
 
@@ -181,7 +212,9 @@ def _piece(window: Window, frames: int, logmel: LogMelSettings) -> Piece:
     length = window.features.shape[1]
     overlap = logmel.window_samples - logmel.hop_samples if frames < length else 0
     start = (length - frames) * logmel.hop_samples + overlap
-    return Piece(frames, window.audio[start:], np.ascontiguousarray(window.features[:, length - frames :]))
+    return Piece(
+        frames, window.audio[:start], window.audio[start:], np.ascontiguousarray(window.features[:, length - frames :])
+    )
 
 
 def _unit(z: Floats) -> Floats:

@@ -50,6 +50,7 @@ def profile_encoder(
     seed: int = 0,
     quality: Quality | None = None,
     reference_ms: float | None = None,
+    only: Sequence[Cut] = (),
 ) -> CutTable:
     """The cut table of `encoder` on `device`, measured over consecutive full-resolution `windows` of a stream.
 
@@ -64,11 +65,15 @@ def profile_encoder(
 
     With `material`, agreement and risk come from its held-out windows, and accuracy from the probe that
     `probe(embeddings of the training windows)` gives; see `measure_quality`. `quality` of an earlier table
-    (`quality_of`) stands in for all that. `progress(done, total)` is called after each cut. Raises CutError when no
-    window follows another.
+    (`quality_of`) stands in for all that. `only` are the cuts to measure (empty: all). `progress(done, total)` is
+    called after each cut. Raises CutError when no window follows another, and for a cut that the encoder lacks.
     """
     with _quiet_torch(encoder):
         cuts = all_cuts(encoder.num_blocks, encoder.bottlenecks)
+        unknown = sorted(set(only) - set(cuts))
+        if unknown:
+            raise CutError(f"got cut {unknown[0]}, which this encoder does not have; expected one of {_named(cuts)}")
+        cuts = [cut for cut in cuts if not only or cut in only]
         total = len(cuts) * (1 if material is None else 2)
         done = 0
 
@@ -99,6 +104,10 @@ def profile_encoder(
     if quality is not None:
         meta["quality"] = quality.meta
     return make_table(CutTable(encoder.name, device.name, device.factor, encoder.num_blocks, tuple(rows), meta))
+
+
+def _named(cuts: Sequence[Cut]) -> str:
+    return ", ".join(map(str, cuts))
 
 
 def embed(encoder: SplitEncoder, windows: Floats, batch: int = 32) -> Floats:

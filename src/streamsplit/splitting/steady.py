@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamsplit.config import Settings, setting
-from streamsplit.splitting.cut import AUDIO_ENCODINGS, Cut
+from streamsplit.splitting.cut import Cut, overlap_rank
 from streamsplit.splitting.decision import Decision, Experience, LearningPolicy, Policy
 from streamsplit.splitting.greedy import GreedyPolicy, GreedySettings
 from streamsplit.splitting.observation import Observation
@@ -21,16 +21,9 @@ class SteadySettings(Settings):
     patience_windows: int = setting(10, low=1)  # a wish that lasts this long is followed whatever it costs
 
 
-def chain_level(cut: Cut | None) -> int:
-    """What a window at `cut` leaves at the server for the next one to continue: 0 nothing, 1 features, 2 audio."""
-    if cut is None or cut.block > 0:
-        return 0
-    return 2 if cut.encoding in AUDIO_ENCODINGS else 1
-
-
 def extra_bytes(row: CutRow, last: Cut | None, whole_factor: float) -> float:
     """What the first window at `row` sends beside its usual payload: its overlap, where `last` left none there."""
-    breaks = chain_level(row.cut) > chain_level(last)
+    breaks = overlap_rank(row.cut) > overlap_rank(last)
     return row.payload_bytes * (whole_factor - 1.0) if breaks else 0.0
 
 

@@ -61,11 +61,13 @@ class CutTable(NamedTuple):
         What a policy is bound to: the same for a table measured again or scaled to another device, another one as
         soon as a row is added or left out.
         """
+        about = [self.encoder, self._architecture(), self.num_blocks, [str(cut) for cut in self.cuts]]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _architecture(self) -> dict[str, Any]:
         settings = self.meta.get("encoder")
         known = settings if isinstance(settings, Mapping) else {}
-        architecture = {name: known[name] for name in _ARCHITECTURE if name in known}
-        about = [self.encoder, architecture, self.num_blocks, [str(cut) for cut in self.cuts]]
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        return {name: known[name] for name in _ARCHITECTURE if name in known}
 
     def row(self, cut: Cut) -> CutRow:
         """The row of `cut`; raises CutError."""
@@ -78,6 +80,30 @@ class CutTable(NamedTuple):
         """The same table with these cuts alone; raises CutError when one has no row or none is left."""
         kept = {self.row(cut).cut for cut in cuts}
         return make_table(self._replace(rows=tuple(row for row in self.rows if row.cut in kept)))
+
+    def joined(self, measured: CutTable) -> CutTable:
+        """With the rows of `measured`, which replace those of the same cuts; its meta says which they are and how.
+
+        Raises CutError when it is of another kind of encoder or device, or brings quality where this one has none, or
+        the other way round.
+        """
+        for what, own, theirs in (
+            ("encoder", (self.encoder, self._architecture()), (measured.encoder, measured._architecture())),
+            ("device", (self.device, self.factor), (measured.device, measured.factor)),
+            ("blocks", self.num_blocks, measured.num_blocks),
+            ("quality", "quality" in self.meta, "quality" in measured.meta),
+        ):
+            if own != theirs:
+                raise CutError(f"the new rows do not belong to the table: got {what} {theirs}, expected {own}")
+        new = {str(cut) for cut in measured.cuts}
+        said = {name: value for name, value in measured.meta.items() if name not in ("encoder", "quality")}
+        earlier = [entry for entry in self.meta.get("joined", []) if not set(entry["cuts"]) <= new]
+        meta = {**self.meta, "joined": [*earlier, {"cuts": sorted(new), **said}]}
+        if "quality" in meta:
+            epsilon = {**self.meta["quality"].get("epsilon", {}), **measured.meta["quality"].get("epsilon", {})}
+            meta["quality"] = {**self.meta["quality"], "epsilon": epsilon}
+        kept = tuple(row for row in self.rows if str(row.cut) not in new)
+        return make_table(self._replace(rows=kept + measured.rows, meta=meta))
 
     def supported(self, bottlenecks: Iterable[int] | None) -> CutTable:
         """The rows that a device can do whose encoder has bottlenecks after these blocks; None: one without an encoder.

@@ -16,6 +16,7 @@ class Encoding(IntEnum):
     NONE = 0
     PCM16 = 1
     OPUS24 = 2
+    TINYSTREAM = 3  # codes of the neural codec: a packet of codec/tinystream/bitstream.py
     LOGMEL_FP16 = 8
     LOGMEL_INT8 = 9
     FP32 = 16

@@ -54,6 +54,7 @@ class Hello(Message, frozen=True, kw_only=True):
     stride_frames: U16 = 50  # from one window to the next
     device_class: Name = ""  # name of the kind of device, such as 'pi4'
     software: Name = ""  # name and version
+    codec: Name = ""  # hex id of the neural codec whose codes it may send; "" for none
     want_embedding: bool = False  # RESULT carries the embedding (fp16) for cuts where the device has none
     want_prototypes: bool = False  # PROTOTYPES come along with GMM
     want_policy: bool = False  # takes a POLICY_FILE: it has the key to check one

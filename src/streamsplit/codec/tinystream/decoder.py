@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,6 +30,19 @@ def make_decoder(settings: TinyStreamSettings) -> Streaming:
             settings.latent_dim, settings.decoder_width, settings.decoder_blocks, settings.hop, settings.decoder_spectra
         )
     return mirror_decoder(settings)
+
+
+def decoder_memory(settings: TinyStreamSettings) -> int:
+    """Latents before a frame's that its samples depend on."""
+    reach = float(_KERNEL - 1)
+    if settings.decoder == "spectral":
+        return math.ceil(reach * (settings.decoder_blocks + 1) + 2 - 1 / settings.decoder_spectra)
+    rate = 1
+    for stride in reversed(settings.strides):
+        reach += 1 / rate  # a transposed convolution reads one value before the present
+        rate *= stride
+        reach += (_KERNEL - 1) / rate
+    return math.ceil(reach + (_KERNEL - 1) / rate)
 
 
 def mirror_decoder(settings: TinyStreamSettings) -> Chain:

@@ -79,6 +79,16 @@ class IntegerEncoder(NamedTuple):
     latent_step: float  # what 1 of the latent stands for
     model_id: bytes  # of the float model that it was made from
 
+    @property
+    def memory_frames(self) -> int:
+        """Frames before a frame that its codes depend on, rounded up."""
+        reach, step = (0, 1) if self.front is None else (self.front.context, self.front.hop)
+        for operation in self.program:
+            if operation.weight is not None:
+                reach += max(0, operation.kernel - operation.stride) * step
+                step *= operation.stride
+        return -(-reach // self.hop)
+
     def initial(self) -> IntegerState:
         """The state before the first sample: silence."""
         convolutions = [operation for operation in self.program if operation.weight is not None]
