@@ -175,7 +175,9 @@ class CodecTraining:
             commitment = coded.quantized.commitment.item()
         if settings.adversarial_from is not None and number >= settings.adversarial_from:
             judged = self._teach_discriminators(audio, coded.audio.detach())
+            self.discriminators.requires_grad_(False)  # they are asked, not taught
             real, decoded = self.discriminators(audio), self.discriminators(coded.audio)
+            self.discriminators.requires_grad_(True)
             fooled = adversarial_loss(decoded)
             loss = loss + settings.adversarial_weight * fooled
             loss = loss + settings.feature_weight * feature_matching_loss(real, decoded)
