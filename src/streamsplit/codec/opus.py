@@ -22,7 +22,7 @@ LONGEST_S = 120  # of one segment: bounds what a hostile payload can make the de
 _COMPLEXITY = 5  # half the time of the library's default 10
 _HEADER = struct.Struct("<H")
 _LONGEST_LOOKAHEAD = 960
-_LARGEST_PACKET = 1_275  # of one Opus frame (RFC 6716, 3.2.1)
+LARGEST_PACKET = 1_275  # of one Opus frame (RFC 6716, 3.2.1)
 
 
 def encode_segment(audio: Floats, bitrate_bps: int = 24_000, *, application: str = "audio") -> bytes:
@@ -38,7 +38,7 @@ def encode_segment(audio: Floats, bitrate_bps: int = 24_000, *, application: str
         )
     if not 6_000 <= bitrate_bps <= 128_000:
         raise CutError(f"opus: got {bitrate_bps} bit/s, expected 6000..128000")
-    opus = _libopus()
+    opus = libopus()
     try:
         encoder = opus.Encoder(RATE_HZ, 1, application)
         encoder.bitrate = bitrate_bps
@@ -69,7 +69,7 @@ def decode_segment(payload: bytes | memoryview, samples: int) -> Floats:
     if lookahead > _LONGEST_LOOKAHEAD:
         raise CutError(f"opus: got a lookahead of {lookahead} samples, expected at most {_LONGEST_LOOKAHEAD}")
     packets = _split(bytes(payload[_HEADER.size :]), _packets(samples, lookahead))
-    opus = _libopus()
+    opus = libopus()
     decoded = []
     try:
         decoder = opus.Decoder(RATE_HZ, 1)
@@ -114,7 +114,7 @@ def _split(data: bytes, expected: int) -> list[bytes]:
                 raise CutError("opus: the payload ends in a packet's length")
             length += 4 * data[at]
             at += 1
-        if not 1 <= length <= _LARGEST_PACKET or at + length > len(data):
+        if not 1 <= length <= LARGEST_PACKET or at + length > len(data):
             raise CutError(f"opus: got a packet of {length} bytes with {len(data) - at} left")
         if len(packets) == expected:
             raise CutError(f"opus: got more than the {expected} packets expected")
@@ -125,7 +125,8 @@ def _split(data: bytes, expected: int) -> list[bytes]:
     return packets
 
 
-def _libopus() -> ModuleType:
+def libopus() -> ModuleType:
+    """The binding; raises AudioError, saying what to install, where it or its library is missing."""
     try:
         import opuslib_next
     except ImportError as error:

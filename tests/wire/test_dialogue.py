@@ -1,0 +1,110 @@
+"""What DIALOGUE holds, and the table of the dialogue's states."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamsplit.errors import ProtocolError
+from streamsplit.wire.dialogue import (
+    DIALOGUE_HEADER_BYTES,
+    Kind,
+    Utterance,
+    grouped,
+    pack_utterance,
+    text_of,
+    unpack_utterance,
+)
+from streamsplit.wire.talk_states import TALK_TABLE, TalkInput, TalkState, next_talk_state
+
+
+def test_the_bytes_are_those_of_the_page() -> None:
+    piece = Utterance(0x01020304, 6, Kind.OPUS, 20.0, (b"\xfc\xff", b"\xfe"), 35)
+    assert pack_utterance(piece).hex() == "04030201" + "06000000" + "01" + "28" + "02" + "00" + "2300" + "0000" + (
+        "0200fcff" + "0100fe"
+    )
+    assert unpack_utterance(pack_utterance(piece)) == piece and DIALOGUE_HEADER_BYTES == 16
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    piece=st.builds(
+        Utterance, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.sampled_from([Kind.PCM16, Kind.OPUS]),
+        st.sampled_from([2.5, 5.0, 10.0, 20.0, 40.0, 60.0]),
+        st.lists(st.binary(max_size=200), max_size=24).map(tuple), st.integers(0, 65535),
+    )
+)  # fmt: skip
+def test_what_is_packed_unpacks(piece: Utterance) -> None:
+    assert unpack_utterance(pack_utterance(piece)) == piece
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.binary(max_size=80))
+def test_other_bytes_are_refused_or_are_a_piece(data: bytes) -> None:
+    try:
+        piece = unpack_utterance(data)
+    except ProtocolError as error:
+        assert error.code == "bad_media"
+    else:
+        assert pack_utterance(piece) == data
+
+
+def test_every_cut_of_a_piece_is_refused() -> None:
+    data = pack_utterance(Utterance(1, 0, Kind.OPUS, 20.0, (b"abc", b"", b"de")))
+    for size in range(len(data)):
+        with pytest.raises(ProtocolError, match="bad_media"):
+            unpack_utterance(data[:size])
+    with pytest.raises(ProtocolError, match="behind"):
+        unpack_utterance(data + b"x")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        Utterance(1, 0, Kind.OPUS, 20.0, (b"",) * 25),
+        Utterance(1, 0, Kind.PCM16, 60.0, (bytes(1_920),) * 10),
+        Utterance(1, 0, Kind.OPUS, 20.0, (bytes(70_000),)),
+    ],
+)
+def test_too_much_for_a_message_is_refused(piece: Utterance) -> None:
+    with pytest.raises(ProtocolError, match="at most"):
+        pack_utterance(piece)
+
+
+def test_text_and_stop_have_no_duration() -> None:
+    said = Utterance(7, 0, Kind.TEXT, 0.0, ("Tür".encode(),))
+    assert text_of(unpack_utterance(pack_utterance(said))) == "Tür"
+    with pytest.raises(ProtocolError, match="UTF-8"):
+        text_of(said._replace(frames=(b"\xff",)))
+    with pytest.raises(ProtocolError, match=r"frames of 20\.0 ms in a message of kind TEXT"):
+        unpack_utterance(pack_utterance(said._replace(frame_ms=20.0)))
+    with pytest.raises(ProtocolError, match="kind STOP"):
+        unpack_utterance(pack_utterance(Utterance(7, 0, Kind.STOP, 0.0, (b"x",))))
+
+
+def test_frames_go_in_messages_of_a_size() -> None:
+    assert grouped([b"a", b"b", b"c", b"d"], 3) == [(0, (b"a", b"b", b"c")), (3, (b"d",))]
+    assert grouped([], 3) == []
+
+
+@pytest.mark.parametrize(("state", "happened"), itertools.product(TalkState, TalkInput))
+def test_every_pair_is_in_the_table_or_an_error_that_names_both(state: TalkState, happened: TalkInput) -> None:
+    if (state, happened) in TALK_TABLE:
+        assert next_talk_state(state, happened) is TALK_TABLE[state, happened]
+    else:
+        with pytest.raises(ProtocolError, match=f"{happened.name} in state {state.name}"):
+            next_talk_state(state, happened)
+
+
+def test_the_seeds_path_is_in_the_table_and_every_state_can_fail_and_recover() -> None:
+    state = TalkState.IDLE
+    path = [TalkInput.SPEECH, TalkInput.SENT, TalkInput.SILENCE, TalkInput.ANSWER, TalkInput.READY, TalkInput.FINISHED]
+    seen = [state := next_talk_state(state, happened) for happened in path]
+    assert [each.name for each in seen] == ["RECORDING", "STREAMING", "PROCESSING", "RECEIVING", "PLAYING", "IDLE"]
+    for each in TalkState:
+        assert next_talk_state(each, TalkInput.FAULT) is TalkState.ERROR
+    assert next_talk_state(TalkState.ERROR, TalkInput.RECOVERED) is TalkState.IDLE
+    assert next_talk_state(TalkState.PLAYING, TalkInput.SPEECH) is TalkState.RECORDING  # barge-in
