@@ -13,7 +13,6 @@ from streamsplit.wire.dialogue import (
     DIALOGUE_HEADER_BYTES,
     Kind,
     Utterance,
-    grouped,
     pack_utterance,
     text_of,
     unpack_utterance,
@@ -83,11 +82,6 @@ def test_text_and_stop_have_no_duration() -> None:
         unpack_utterance(pack_utterance(said._replace(frame_ms=20.0)))
     with pytest.raises(ProtocolError, match="kind STOP"):
         unpack_utterance(pack_utterance(Utterance(7, 0, Kind.STOP, 0.0, (b"x",))))
-
-
-def test_frames_go_in_messages_of_a_size() -> None:
-    assert grouped([b"a", b"b", b"c", b"d"], 3) == [(0, (b"a", b"b", b"c")), (3, (b"d",))]
-    assert grouped([], 3) == []
 
 
 @pytest.mark.parametrize(("state", "happened"), itertools.product(TalkState, TalkInput))

@@ -9,7 +9,6 @@ of the utterance. The frame's flag FINAL ends the utterance; its first index is 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -92,8 +91,3 @@ def text_of(piece: Utterance) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise ProtocolError("bad_media", f"got text that is not UTF-8 ({error})") from None
-
-
-def grouped(frames: Sequence[bytes], size: int) -> list[tuple[int, tuple[bytes, ...]]]:
-    """(index of the first, frames) of messages of `size` frames; the last may be shorter."""
-    return [(at, tuple(frames[at : at + size])) for at in range(0, len(frames), size)]

@@ -139,6 +139,11 @@ class JitterBuffer:
         return (max(self._packets) + 1 - self._next) * self.settings.frame_ms if self._packets else 0.0
 
     @property
+    def known_frames(self) -> int:
+        """Frames of the stream up to the newest that has come."""
+        return max(self._packets) + 1 if self._packets else self._next
+
+    @property
     def started(self) -> bool:
         """Whether playout has begun."""
         return self._started

@@ -1,0 +1,182 @@
+"""A device's questions: coded frame by frame, handed out message by message, kept until the server has answered.
+
+What a lost link swallowed goes up again, whole and under the same number, by which the server knows it. So many
+messages of a question are kept, and so many questions; older ones give way.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsplit.codec.opus_stream import OpusEncoderStream
+from streamsplit.codec.pcm import pack_pcm
+from streamsplit.edge.talk_settings import TalkSettings
+from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance
+
+Floats = NDArray[np.float32]
+_LEAST_BPS, _MOST_BPS = 8_000, 32_000
+_LINK_SHARE = 0.25  # of the measured rate that speech may take
+_PCM_BPS = 256_000
+
+
+class Outgoing(NamedTuple):
+    """One DIALOGUE frame to send."""
+
+    payload: bytes
+    sequence: int
+    final: bool
+    captured_ms: float  # when its last sample was heard
+
+
+class _Packet(NamedTuple):
+    data: bytes
+    captured_ms: float
+
+
+class _Question:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.packets: list[_Packet] = []
+        self.over = False
+        self.sent = 0  # packets handed to this connection
+        self.closed = False  # its end was handed out, too
+
+
+class Questions:
+    """One at a time is being asked; those before it wait for their answers."""
+
+    def __init__(self, settings: TalkSettings) -> None:
+        """Raises AudioError where Opus is asked for and libopus is missing."""
+        self.delivered = self.forgotten = self.payload_bytes = 0
+        self._settings = settings
+        self._encoder = OpusEncoderStream(settings.opus) if settings.codec == "opus" else None
+        self._kind = Kind.OPUS if self._encoder is not None else Kind.PCM16
+        self._kept = settings.recording_messages * settings.frames_per_message
+        self._number = secrets.randbits(31)
+        self._sequence = 0
+        self._present: _Question | None = None
+        self._waiting: deque[_Question] = deque()
+        self._stops: deque[int] = deque()
+
+    @property
+    def asking(self) -> bool:
+        """Whether one is being asked."""
+        return self._present is not None
+
+    @property
+    def waiting(self) -> int:
+        """Questions that are kept."""
+        return len(self._waiting)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether some of the present one was handed out."""
+        return self._present is not None and self._present.sent > 0
+
+    @property
+    def frames(self) -> int:
+        """Of the present one."""
+        return len(self._present.packets) if self._present is not None else 0
+
+    @property
+    def full(self) -> bool:
+        """Whether more of the present one could not be kept."""
+        return self.frames > self._kept
+
+    @property
+    def bitrate_bps(self) -> int:
+        """What speech is coded at."""
+        return self._encoder.bitrate_bps if self._encoder is not None else _PCM_BPS
+
+    @property
+    def lookahead_ms(self) -> float:
+        """Delay of the encoder itself."""
+        return self._encoder.lookahead / 16.0 if self._encoder is not None else 0.0
+
+    def begin(self) -> int:
+        """A new question; its number."""
+        self._number = (self._number + 1) & 0x7FFF_FFFF
+        self._present = _Question(self._number)
+        if self._encoder is not None:  # the server's decoder begins anew, too
+            self._encoder = OpusEncoderStream(self._settings.opus.replace(bitrate_bps=self._encoder.bitrate_bps))
+        return self._number
+
+    def record(self, frame: Floats, now_ms: float) -> None:
+        """A frame [n] of the present one."""
+        if self._present is not None:
+            data = self._encoder.encode(frame) if self._encoder is not None else pack_pcm(frame)
+            self._present.packets.append(_Packet(data, now_ms))
+
+    def end(self) -> None:
+        """The present one is over, and kept until it is answered."""
+        question, self._present = self._present, None
+        if question is None:
+            return
+        question.over = True
+        self._waiting.append(question)
+        while len(self._waiting) > self._settings.conversations:
+            self._waiting.popleft()
+            self.forgotten += 1
+
+    def drop(self) -> None:
+        """The present one is given up."""
+        self._present = None
+
+    def answered(self, number: int) -> None:
+        """The server has a question: it answers it."""
+        before = len(self._waiting)
+        self._waiting = deque(question for question in self._waiting if question.number != number)
+        self.delivered += before - len(self._waiting)
+
+    def stop(self, number: int) -> None:
+        """No more of the answer to a question is wanted."""
+        self._stops.append(number)
+
+    def relink(self) -> None:
+        """Another connection: everything that is kept goes up once more; what was not kept is cut off."""
+        self._stops.clear()
+        for question in self._waiting:
+            del question.packets[self._kept :]
+            question.sent, question.closed = 0, False
+        if self._present is not None:
+            self._present.sent = 0
+
+    def rate(self, bps: float) -> None:
+        """What the link was measured to carry: speech takes a quarter of it, 8 to 32 kbit/s."""
+        if self._encoder is not None and self._settings.adapt_bitrate:
+            self._encoder.bitrate_bps = int(min(max(bps * _LINK_SHARE, _LEAST_BPS), _MOST_BPS)) // 1000 * 1000
+
+    def outgoing(self, now_ms: float) -> list[Outgoing]:
+        """What is to go up now, kept questions first, in order."""
+        ready = []
+        while self._stops:
+            ready.append(self._message(Utterance(self._stops.popleft(), 0, Kind.STOP, 0.0, ()), False, now_ms))
+        for question in (*self._waiting, *([self._present] if self._present is not None else [])):
+            ready += self._pieces(question, now_ms)
+        return ready
+
+    def _pieces(self, question: _Question, now_ms: float) -> list[Outgoing]:
+        size, frame_ms = self._settings.frames_per_message, self._settings.opus.frame_ms
+        ready = []
+        while not question.closed:
+            packets = question.packets[question.sent : question.sent + size]
+            if len(packets) < size and not question.over:
+                break
+            question.closed = question.over and len(packets) < size
+            piece = Utterance(
+                question.number, question.sent, self._kind, frame_ms, tuple(packet.data for packet in packets)
+            )
+            question.sent += len(packets)
+            ready.append(self._message(piece, question.closed, packets[-1].captured_ms if packets else now_ms))
+        return ready
+
+    def _message(self, piece: Utterance, final: bool, captured_ms: float) -> Outgoing:
+        self._sequence = self._sequence % 0xFFFF_FFFF + 1
+        payload = pack_utterance(piece)
+        self.payload_bytes += len(payload)
+        return Outgoing(payload, self._sequence, final, captured_ms)
