@@ -8,12 +8,12 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from streamsplit.codec.jitter import JitterBuffer, Play
 from streamsplit.codec.opus_stream import OpusDecoderStream
 from streamsplit.codec.pcm import unpack_pcm
 from streamsplit.edge.talk_settings import TalkSettings
 from streamsplit.errors import CutError
 from streamsplit.wire.dialogue import Kind, Utterance
-from streamsplit.wire.jitter import JitterBuffer, Play
 
 Floats = NDArray[np.float32]
 _SLOW_RTT_MS = 100.0

@@ -72,8 +72,10 @@ class EdgeClient:
         *,
         seed: int | None = None,
         gradients: Callable[[], bool] | None = None,
+        dialogue: bool = False,
     ) -> None:
-        """`gradients` says whether the server of this connection returns any; None: the device takes none at all."""
+        """`gradients` says whether the server of this connection returns any; None: the device takes none at all.
+        `dialogue`: DIALOGUE goes to the owner's `media`, too."""
         self.settings = settings
         self.bytes = ByteCount()
         self.link = link
@@ -81,7 +83,10 @@ class EdgeClient:
         self._queue = queue
         self._owner = owner
         self._gradients = gradients
-        refuses = OPTIONAL_TYPES if gradients is None else OPTIONAL_TYPES - {FrameType.GRAD_BACK}
+        taken = ({FrameType.GRAD_BACK} if gradients is not None else set()) | (
+            {FrameType.DIALOGUE} if dialogue else set()
+        )
+        refuses = OPTIONAL_TYPES - taken
         self._session = ClientSession(now_ms=_now_ms(), refuses=refuses)
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -119,6 +124,13 @@ class EdgeClient:
     def offer_gradients(self) -> bool:
         """Tells the server that this device takes gradients; False when the link is down. Event loop only."""
         sent = self._session.send_media(FrameType.GRAD_BACK, OFFER)
+        self._wake.set()
+        return sent
+
+    def say(self, payload: bytes, sequence: int, captured_ms: float, *, final: bool) -> bool:
+        """Queues a DIALOGUE frame; False when the link is down or has no room. Event loop only."""
+        flags = FrameFlag.FINAL if final else FrameFlag.NONE
+        sent = self._session.send_media(FrameType.DIALOGUE, payload, captured_ms, flags, sequence)
         self._wake.set()
         return sent
 

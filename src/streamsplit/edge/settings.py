@@ -16,6 +16,7 @@ from streamsplit.config import Settings, section, setting
 from streamsplit.edge.emulation import EmulationSettings
 from streamsplit.edge.monitor import MonitorSettings
 from streamsplit.edge.queue import QueueSettings
+from streamsplit.edge.talk_settings import TalkSettings
 from streamsplit.errors import ConfigError
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.splitting.bandit import BanditSettings
@@ -281,6 +282,7 @@ class EdgeSettings(Settings):
     sync: SyncSettings = section(SyncSettings)
     monitor: MonitorSettings = section(MonitorSettings)
     emulation: EmulationSettings = section(EmulationSettings)
+    talk: TalkSettings = section(TalkSettings)
 
     def check(self) -> None:
         """What one section asks of another."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamsplit.codec.jitter import JitterSettings
 from streamsplit.codec.opus_stream import OpusSettings
 from streamsplit.config import Settings, section, setting
-from streamsplit.wire.jitter import JitterSettings
 
 ACTIVITIES = ("energy", "webrtc", "push", "always")
 

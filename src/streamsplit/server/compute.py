@@ -89,6 +89,7 @@ class ComputeWorker:
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._stopping = False
         self._gmm: Gmm | None = None
+        self._heard = 0  # windows of `hear` so far
         self._thread = threading.Thread(target=self._run, name="streamsplit-compute", daemon=True)
 
     def start(self) -> None:
@@ -293,6 +294,25 @@ class ComputeWorker:
         record = _record(job, header, error=code, detail=detail[:500])
         overlap = job.stream.assembler.save() if header is not None and header.block == 0 else None
         return Commit(record, overlap), Done(job, record, self._current_gmm() if job.want_gmm else None)
+
+    def hear(self, device: str, windows: Sequence[np.ndarray], at_ms: int) -> tuple[np.ndarray, tuple[str, float]]:
+        """Embeddings [n, d] of log-mel windows [f, t] in a row that came in another way than as windows, and their
+        mean's nearest label; what they teach goes the usual ways. In the worker's thread; at least one window."""
+        current = self.shelf.current
+        with torch.inference_mode():
+            inputs = torch.from_numpy(np.stack(windows)).to(self._device)
+            embeddings: np.ndarray = current.encoder(inputs).float().cpu().numpy()
+        samples = []
+        for number, (window, z) in enumerate(zip(windows, embeddings, strict=True)):
+            self.mixture.observe(z)
+            crossing = Crossing(torch.from_numpy(window)[None, None], torch.zeros(1, current.encoder.embedding_dim))
+            about = (device, self._heard + number, at_ms, current.revision, 0, int(Resolution.FULL))
+            samples.append(Sample.of_crossing(*about, crossing, z, number == 0))
+        self._heard += len(windows) + 1  # the next ones are no neighbours of these
+        self._gmm = None
+        self._learn(samples)
+        mean = embeddings.mean(0)
+        return embeddings, self.labels.nearest(mean / np.linalg.norm(mean), current.space)
 
     def _sample(self, item: _Prepared, embedding: np.ndarray) -> Sample:
         header, job = item.header, item.job

@@ -21,6 +21,7 @@ from streamsplit.server.backpressure import Backpressure
 from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.compute import ComputeWorker
 from streamsplit.server.connection import Connection, Link, Pump, now_ms
+from streamsplit.server.dialogue.exchange import Dialogues
 from streamsplit.server.fleet import cut_name
 from streamsplit.server.gradients import GradientReturns
 from streamsplit.server.handshake import Doorkeeper
@@ -57,6 +58,7 @@ class Gateway:
         weights: WeightService,
         policies: PolicyShelf,
         codecs: CodecShelf,
+        dialogues: Dialogues,
         metrics: Metrics,
         merge: Callable[[str, str, Weights, int], None],
     ) -> None:
@@ -73,6 +75,7 @@ class Gateway:
         self.links = self._roster.links
         self._door = Doorkeeper(settings, self._roster, weights=weights, store=store, metrics=metrics)
         self._transfers = Transfers(weights, store=store, metrics=metrics, merge=merge, start=self._start)
+        self._dialogues = dialogues
         self.gradients = GradientReturns(self.links, settings.training, metrics)
         self._results = StoredResults(store, self._start)
         self._backpressure = Backpressure(settings, compute=compute, store=store, metrics=metrics)
@@ -99,9 +102,7 @@ class Gateway:
     async def serve(self, websocket: WebSocket) -> None:
         """The WebSocket endpoint: lives as long as the connection."""
         await websocket.accept()
-        connection = Connection(
-            websocket, ServerSession(now_ms(), self._session_settings, refuses=self.gradients.refuses)
-        )
+        connection = Connection(websocket, ServerSession(now_ms(), self._session_settings, refuses=self._refuses))
         self._connections.add(connection)
         writer = asyncio.create_task(self._pump.write(connection))
         try:
@@ -114,6 +115,11 @@ class Gateway:
             self._lost(connection)
 
     @property
+    def _refuses(self) -> frozenset[FrameType]:
+        """The frame types that sessions answer with 'unsupported'."""
+        return self.gradients.refuses - ({FrameType.DIALOGUE} if self._dialogues.enabled else set())
+
+    @property
     def connected(self) -> int:
         """Devices connected now."""
         return self._roster.connected
@@ -121,6 +127,7 @@ class Gateway:
     async def close(self) -> None:
         """Says goodbye to everybody; devices come back by themselves when a server is there again."""
         self._door.closing = True
+        self._dialogues.close()
         for connection in list(self._connections):
             if not connection.replaced:
                 connection.session.fail("shutting_down", "the server is going away; try again later")
@@ -173,6 +180,8 @@ class Gateway:
                 self._transfers.on_chunk(link, event.frame.payload)
             elif event.frame.type is FrameType.GRAD_BACK:
                 self.gradients.on_frame(link, event.frame.payload)
+            elif event.frame.type is FrameType.DIALOGUE:
+                self._dialogues.on_frame(link, event.frame)
         elif isinstance(event, (events.Acked, events.ReplayDropped)) and link is not None:
             self._results.send_again(connection, link)
         elif isinstance(event, events.Closed):

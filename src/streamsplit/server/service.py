@@ -13,6 +13,7 @@ from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.server import mixture_file
 from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.compute import BatchReport, ComputeWorker
+from streamsplit.server.dialogue.hearing import make_dialogues
 from streamsplit.server.fleet import finite, percentiles
 from streamsplit.server.gateway import Gateway
 from streamsplit.server.jobs import Done, Sample
@@ -123,6 +124,7 @@ class StreamServer:
             report=self._on_batch,
         )
         self.refiner = RefinerWorker(settings, self._hear)
+        self.dialogues = make_dialogues(settings, self.compute)
         self.gateway = Gateway(
             settings,
             compute=self.compute,
@@ -130,6 +132,7 @@ class StreamServer:
             weights=self.weights,
             policies=self.policies,
             codecs=codecs,
+            dialogues=self.dialogues,
             metrics=self.metrics,
             merge=self._merge,
         )

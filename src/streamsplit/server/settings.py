@@ -10,6 +10,7 @@ from pathlib import Path
 from streamsplit.codec.tinystream.segments import DEFAULT_CODEC
 from streamsplit.config import Settings, section, setting
 from streamsplit.errors import ConfigError
+from streamsplit.server.dialogue.settings import DialogueSettings
 from streamsplit.splitting.policy_push import MAX_VERSION
 from streamsplit.weights.pretrained import StartSettings
 from streamsplit.weights.transfer import CHUNK_DATA_BYTES, DEFAULT_CHUNK_BYTES
@@ -204,6 +205,7 @@ class ServerSettings(Settings):
     store: StoreSettings = section(StoreSettings)
     synchronisation: SynchronisationSettings = section(SynchronisationSettings)
     policy: PolicyPushSettings = section(PolicyPushSettings)
+    dialogue: DialogueSettings = section(DialogueSettings)
 
     def check(self) -> None:
         """An address that others can reach needs a token or the word of the owner."""

@@ -48,6 +48,10 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "bad_policy": ErrorCode(
         "a pushed policy was refused: key, signature, version, size, table; the old one stays", False, False
     ),
+    "bad_dialogue": ErrorCode(
+        "a piece of a question does not decode or leaves a hole; the question is over", False, False
+    ),
+    "no_answer": ErrorCode("whoever answers failed or was too slow; the question is over", False, False),
     "bad_transfer": ErrorCode("a weight transfer was refused: wrong offset, size or hash", False, True),
     "server_full": ErrorCode("no room for another device", True, True),
     "replaced": ErrorCode("another connection with the same device id took over", True, False),

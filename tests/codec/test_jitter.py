@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamsplit.codec.jitter import JitterBuffer, JitterSettings, Play
 from streamsplit.errors import ConfigError
-from streamsplit.wire.jitter import JitterBuffer, JitterSettings, Play
 
 FRAME = 20.0
 

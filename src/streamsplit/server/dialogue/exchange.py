@@ -1,0 +1,259 @@
+"""Questions of all devices and the answers' way back: one at a time for each device, the newest wins."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsplit.codec.opus_stream import OpusEncoderStream, OpusSettings
+from streamsplit.codec.pcm import pack_pcm
+from streamsplit.errors import ProtocolError, StreamSplitError
+from streamsplit.server.connection import Link, now_ms
+from streamsplit.server.dialogue.question import Coded, Named, Question
+from streamsplit.server.dialogue.responders import Reply, Responder
+from streamsplit.server.dialogue.settings import DialogueSettings
+from streamsplit.wire.dialogue import LONGEST_TEXT, Kind, Utterance, pack_utterance, unpack_utterance
+from streamsplit.wire.frame import Frame
+from streamsplit.wire.messages import Error
+from streamsplit.wire.types import FrameFlag, FrameType, Priority
+
+LOG = logging.getLogger(__name__)
+Floats = NDArray[np.float32]
+REMEMBERED = 64  # numbers of a device's questions that came whole
+_MOST_QUEUED_BYTES = 64 << 10
+_POLL_S = 0.01
+
+
+class _Conversation:
+    """One device's."""
+
+    def __init__(self) -> None:
+        self.question: Question | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.heard: deque[int] = deque(maxlen=REMEMBERED)
+        self.sequence = 0
+        self.broken = -1  # number of a question that was refused: the rest of it is passed over
+
+
+class Dialogues:
+    """Takes DIALOGUE frames of all links; used in the event loop only."""
+
+    def __init__(
+        self,
+        settings: DialogueSettings,
+        responder: Responder | None,
+        name: Callable[[str, Floats], Awaitable[Named]],
+    ) -> None:
+        """`name(device, sound)` embeds a question, names and learns from it."""
+        self.settings, self.responder = settings, responder
+        self.questions = self.answers = self.failures = 0
+        self._name = name
+        self._conversations: dict[str, _Conversation] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anybody answers."""
+        return self.responder is not None
+
+    def on_frame(self, link: Link, frame: Frame) -> None:
+        """A DIALOGUE frame of a device; what is wrong with it is told to the device."""
+        conversation = self._conversations.setdefault(link.device.id, _Conversation())
+        try:
+            piece = unpack_utterance(frame.payload)
+            self._take(link, conversation, piece, bool(frame.flags & FrameFlag.FINAL))
+        except ProtocolError as error:
+            self._fail(link, conversation, "bad_dialogue", error.detail)
+        except StreamSplitError as error:
+            self._fail(link, conversation, "no_answer", str(error))
+
+    def _take(self, link: Link, conversation: _Conversation, piece: Utterance, final: bool) -> None:
+        number = piece.utterance
+        if piece.kind is Kind.STOP:
+            if conversation.question is not None and conversation.question.number == number:
+                self._stop(conversation)
+            return
+        if number in conversation.heard:  # it came whole before; say so
+            if final and (conversation.question is None or conversation.question.number != number):
+                self._send(link, conversation, Utterance(number, 0, piece.kind, piece.frame_ms, ()), final=True)
+            return
+        if number == conversation.broken:
+            return
+        question = conversation.question
+        if question is None or question.number != number or (piece.first == 0 and question.frames):
+            question = self._begin(link, conversation, piece)
+        question.add(piece, now_ms())
+        if final:
+            conversation.heard.append(number)
+            question.finish()
+            if self.settings.learn:
+                self._keep(self._learn(question))
+
+    def _begin(self, link: Link, conversation: _Conversation, piece: Utterance) -> Question:
+        self._stop(conversation)
+        device = link.device.id
+
+        async def name(sound: Floats) -> Named:
+            return await self._name(device, sound)
+
+        question = Question(device, piece, name, longest_s=self.settings.longest_s)
+        self.questions += 1
+        conversation.question = question
+        conversation.task = self._keep(self._answer(link, conversation, question))
+        return question
+
+    def _stop(self, conversation: _Conversation) -> None:
+        if conversation.task is not None:
+            conversation.task.cancel()
+        conversation.question = conversation.task = None
+
+    def close(self) -> None:
+        """Nobody is answered any more."""
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _keep(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _learn(self, question: Question) -> None:
+        try:
+            await question.named()
+        except StreamSplitError as error:
+            LOG.warning("%s: question %d not learned from: %s", question.device, question.number, error)
+
+    # -- the answer ----------------------------------------------------------------------------------------------
+
+    async def _answer(self, link: Link, conversation: _Conversation, question: Question) -> None:
+        assert self.responder is not None
+        voice = _Voice(self, link, conversation, question)
+        replies = self.responder.respond(question)
+        try:
+            while (reply := await self._next(replies, question)) is not None:
+                await voice.say(reply)
+            await voice.finish()
+            self.answers += 1
+        except _Gone:  # nobody is there to hear it
+            return
+        except Exception as error:  # a responder is its user's code: whatever it raises, the server goes on
+            LOG.warning("%s: question %d: %s: %s", question.device, question.number, type(error).__name__, error)
+            self._fail(link, conversation, "no_answer", f"the responder failed ({type(error).__name__}: {error})")
+        finally:
+            close = getattr(replies, "aclose", None)
+            if close is not None:
+                await close()
+            if conversation.question is question:
+                conversation.question = conversation.task = None
+
+    async def _next(self, replies: AsyncIterator[Reply], question: Question) -> Reply | None:
+        """The responder's next reply, None at its end; it may take `answer_s` once the question is over."""
+        waiting = asyncio.ensure_future(anext(replies, None))
+        over = asyncio.ensure_future(question.over.wait())
+        try:
+            await asyncio.wait({waiting, over}, return_when=asyncio.FIRST_COMPLETED)
+            return await asyncio.wait_for(waiting, self.settings.answer_s)
+        except asyncio.TimeoutError:
+            raise ProtocolError("no_answer", f"nothing said within {self.settings.answer_s:g} s") from None
+        finally:
+            over.cancel()
+            waiting.cancel()
+
+    def _fail(self, link: Link, conversation: _Conversation, code: str, detail: str) -> None:
+        self.failures += 1
+        if conversation.question is not None:
+            conversation.broken = conversation.question.number
+            if conversation.task is not asyncio.current_task():
+                self._stop(conversation)
+        link.session.send(Error(code=code, detail=detail[:500]))
+        link.wake()
+
+    def _send(self, link: Link, conversation: _Conversation, piece: Utterance, *, final: bool = False) -> bool:
+        conversation.sequence = conversation.sequence % 0xFFFF_FFFF + 1
+        flags = FrameFlag.FINAL if final else FrameFlag.NONE
+        sent = link.session.send_media(
+            FrameType.DIALOGUE, pack_utterance(piece), flags=flags, sequence=conversation.sequence
+        )
+        link.wake()
+        return sent
+
+
+class _Gone(Exception):
+    """The device is not connected any more."""
+
+
+class _Voice:
+    """One answer on its way: frames of the question's kind and length, messages as large as the question's, paced."""
+
+    def __init__(self, owner: Dialogues, link: Link, conversation: _Conversation, question: Question) -> None:
+        settings = owner.settings
+        self._owner, self._link, self._conversation, self._question = owner, link, conversation, question
+        opus = OpusSettings(frame_ms=question.frame_ms, bitrate_bps=settings.bitrate_bps, dtx=False)
+        self._samples = opus.frame_samples
+        self._encoder = OpusEncoderStream(opus) if question.kind is Kind.OPUS else None
+        self._size = max(1, round(60.0 / question.frame_ms))
+        self._ahead_ms = settings.ahead_ms
+        self._rest = np.zeros(0, np.float32)
+        self._frames: list[bytes] = []
+        self._sent = 0
+        self._began_ms = 0.0
+
+    async def say(self, reply: Reply) -> None:
+        """Sends what is whole of it; raises _Gone where nobody is there."""
+        if isinstance(reply, str):
+            data = reply.encode()[:LONGEST_TEXT].decode(errors="ignore").encode()
+            await self._out(Utterance(self._question.number, 0, Kind.TEXT, 0.0, (data,)))
+        elif isinstance(reply, Coded):
+            held_ms = now_ms() - reply.arrived_ms
+            await self._out(self._piece(reply.frames, round(held_ms)))
+            self._sent += len(reply.frames)
+        else:
+            await self._speak(np.asarray(reply, np.float32))
+
+    async def finish(self) -> None:
+        """The rest, and the end."""
+        if len(self._rest):
+            await self._speak(np.zeros(-len(self._rest) % self._samples, np.float32))
+        if self._frames:
+            await self._flush(len(self._frames))
+        await self._out(self._piece(()), final=True)
+
+    async def _speak(self, samples: Floats) -> None:
+        if samples.ndim != 1 or not np.isfinite(samples).all():
+            raise ProtocolError(
+                "no_answer", f"the responder gave an array of shape {samples.shape}, expected sound [n]"
+            )
+        joined = np.concatenate([self._rest, samples])
+        whole = len(joined) - len(joined) % self._samples
+        self._rest = joined[whole:]
+        for at in range(0, whole, self._samples):
+            frame = joined[at : at + self._samples]
+            self._frames.append(self._encoder.encode(frame) if self._encoder is not None else pack_pcm(frame))
+            if len(self._frames) == self._size:
+                await self._flush(self._size)
+
+    async def _flush(self, count: int) -> None:
+        """One message, not further before its time than is allowed."""
+        self._began_ms = self._began_ms or now_ms()
+        early_ms = self._began_ms + self._sent * self._question.frame_ms - self._ahead_ms - now_ms()
+        if early_ms > 0:
+            await asyncio.sleep(early_ms / 1000.0)
+        frames, self._frames = tuple(self._frames[:count]), self._frames[count:]
+        await self._out(self._piece(frames))
+        self._sent += len(frames)
+
+    def _piece(self, frames: tuple[bytes, ...], held_ms: int = 0) -> Utterance:
+        question = self._question
+        return Utterance(question.number, self._sent, question.kind, question.frame_ms, frames, held_ms)
+
+    async def _out(self, piece: Utterance, *, final: bool = False) -> None:
+        while self._link.session.queued_bytes(Priority.DIALOGUE) > _MOST_QUEUED_BYTES:
+            await asyncio.sleep(_POLL_S)
+        if self._link.connection is None or not self._owner._send(self._link, self._conversation, piece, final=final):
+            raise _Gone
