@@ -133,6 +133,19 @@ def test_a_very_long_stall_is_cut_to_the_bound_at_once() -> None:
     assert buffer.lag_ms(5_040.0) <= 400.0 + FRAME and buffer.counts.left_out > 100
 
 
+def test_a_sender_that_is_ahead_of_its_time_is_not_hurried() -> None:
+    """An answer that is there all at once, and one that comes a second early: every frame plays, at its pace."""
+    for arrivals in ([(0.0, i) for i in range(140)], [(max(0.0, 20.0 * i - 1_000), i) for i in range(400)]):
+        buffer, decisions = run(arrivals, len(arrivals), until_ms=20_000.0)
+        assert played(decisions) == list(range(len(arrivals))) and buffer.counts.left_out == 0
+
+
+def test_a_sender_that_pauses_is_waited_for_and_nothing_is_left_out_afterwards() -> None:
+    arrivals = [(20.0 * i + (1_500.0 if i >= 50 else 0.0), i) for i in range(200)]
+    buffer, decisions = run(arrivals, 200)
+    assert played(decisions) == list(range(200)) and buffer.counts.left_out == 0
+
+
 def test_a_short_utterance_plays_as_soon_as_it_is_whole() -> None:
     buffer = JitterBuffer()
     buffer.push(0, b"a", 10.0)

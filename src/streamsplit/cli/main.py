@@ -17,6 +17,8 @@ COMMANDS = {
     "demo": "one server and three devices on this machine, from first sound to report",
     "server": "take in devices, complete their windows, learn, send back",
     "edge": "listen, learn and stream as one device",
+    "talk": "speak with a server that answers",
+    "devices": "the microphones and loudspeakers of this machine",
     "profile": "measure what every cut costs on this machine",
     "data": "make folders of sound into data sets: fair splits, a card, nothing copied",
     "codec": "train TinyStream, a codec for microcontrollers, and code files with it",

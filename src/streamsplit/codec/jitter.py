@@ -2,8 +2,8 @@
 
 Playout follows a clock that is an argument. How long a frame waits is measured, not set: the delay of each packet
 against its place in the stream, over the fastest of the last ones, tells how much later than it a frame may come; the
-target is a high percentile of that, within bounds. After a stall the buffer holds more than it should; it comes back to
-its target by leaving out a frame now and then.
+target is a high percentile of that, within bounds. Where a stall had it wait, it plays later than before; it comes back
+by leaving out as many frames, now and then one, once they are there. A sender that is ahead of its time is not hurried.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class JitterBuffer:
         self._started = self._ended = False
         self._missing = 0  # frames concealed in a row
         self._waited = 0  # of those, frames whose place did not move on
+        self._owed = 0  # frames of waiting since the start that have not been made up for
         self._since_left_out = 0
         self._passed: set[int] = set()  # lost, as far as is known
 
@@ -166,7 +167,7 @@ class JitterBuffer:
         if self._ended or (not self._started and not self._may_start(now_ms)):
             return Decision(Play.END if self._ended else Play.NOTHING)
         self._started = True
-        self._catch_up(now_ms)
+        self._catch_up()
         if self._end is not None and self._next >= self._end:
             self._ended = True
             return Decision(Play.END)
@@ -178,6 +179,7 @@ class JitterBuffer:
             return Decision(Play.PACKET, data)
         if not self._packets and self._end is None:  # late, all that there is: its place waits
             self._waited += 1
+            self._owed += 1
             return self._conceal()
         following = self._packets.get(self._next + 1)
         self._give_up()
@@ -195,20 +197,22 @@ class JitterBuffer:
         whole = self._end is not None and self.held_ms >= (self._end - self._next) * self.settings.frame_ms
         return whole or self.lag_ms(now_ms) >= self.target_ms
 
-    def _catch_up(self, now_ms: float) -> None:
+    def _catch_up(self) -> None:
         """Back towards the target: places that were waited for in vain, what is beyond the bound, a frame at times."""
         s = self.settings
         while self._waited and self._packets and self._next not in self._packets:
             self._give_up()  # concealed already, while it was waited for
             self._waited -= 1
+            self._owed -= 1
         self._since_left_out += 1
-        while self._next in self._packets and self._next + 1 in self._packets:
-            surplus_ms = self.lag_ms(now_ms) - self.target_ms
-            beyond = self.lag_ms(now_ms) > s.most_ms + s.frame_ms
-            if not beyond and (surplus_ms < s.frame_ms or self._since_left_out < s.shrink_every):
+        while self._owed and self._next in self._packets and self._next + 1 in self._packets:
+            beyond = self._owed * s.frame_ms > s.most_ms
+            spare = self.held_ms >= self.target_ms + s.frame_ms
+            if not spare or (not beyond and self._since_left_out < s.shrink_every):
                 return
             del self._packets[self._next]
             self._next += 1
+            self._owed -= 1
             self.counts.left_out += 1
             self._since_left_out = 0
 

@@ -27,18 +27,18 @@ class MicrophoneSource:
     """
 
     def __init__(self, device: str | None = None, *, block_ms: float = 100.0) -> None:
-        portaudio = _portaudio()
+        pa = portaudio()
         chosen: int | str | None = int(device) if device is not None and device.isdigit() else device
         try:
-            description = portaudio.query_devices(chosen, "input")
-        except (ValueError, portaudio.PortAudioError) as error:
+            description = pa.query_devices(chosen, "input")
+        except (ValueError, pa.PortAudioError) as error:
             wanted = f"no input device '{device}'" if device else "no input device"
-            raise AudioError(f"{wanted} ({error}); `python -m sounddevice` lists the devices") from error
+            raise AudioError(f"{wanted} ({error}); `streamsplit devices` lists them") from error
         self.info = SourceInfo("microphone", str(description["name"]), True, ())
         self._blocks: queue.Queue[np.ndarray | None] = queue.Queue(max(2, round(_HELD_S * 1_000.0 / block_ms)))
         self._lost = 0
         self._closed = False
-        self._stream, rate_hz = _open(portaudio, chosen, float(description["default_samplerate"]), block_ms, self._hear)
+        self._stream, rate_hz = _open(pa, chosen, float(description["default_samplerate"]), block_ms, self._hear)
         self._resampler = StreamingResampler(rate_hz, RATE_HZ)
 
     def __iter__(self) -> Iterator[AudioBlock]:
@@ -91,7 +91,8 @@ class MicrophoneSource:
                     continue
 
 
-def _portaudio() -> ModuleType:
+def portaudio() -> ModuleType:
+    """The binding; raises MissingExtraError without it, AudioError without the library, saying what to install."""
     try:
         import sounddevice
     except ImportError as error:
@@ -103,17 +104,17 @@ def _portaudio() -> ModuleType:
 
 
 def _open(
-    portaudio: ModuleType, device: int | str | None, own_rate_hz: float, block_ms: float, callback: Any
+    pa: ModuleType, device: int | str | None, own_rate_hz: float, block_ms: float, callback: Any
 ) -> tuple[Any, float]:
     """An input stream and its rate: 16 kHz where the device takes it, else its own."""
     failure: Exception | None = None
     for rate_hz in (float(RATE_HZ), own_rate_hz):
         try:
-            stream = portaudio.InputStream(
+            stream = pa.InputStream(
                 samplerate=rate_hz, blocksize=round(block_ms * rate_hz / 1_000.0), device=device, channels=1,
                 dtype="float32", callback=callback,
             )  # fmt: skip
             return stream, rate_hz
-        except (ValueError, portaudio.PortAudioError) as error:
+        except (ValueError, pa.PortAudioError) as error:
             failure = error
     raise AudioError(f"the microphone cannot be opened ({failure})") from failure

@@ -227,12 +227,13 @@ class Talker:
                 return None
             return piece
 
-    def refused(self, detail: str, now_ms: float) -> None:
-        """The server could not answer."""
+    def refused(self, detail: str, now_ms: float, number: int = 0) -> None:
+        """The server could not answer a question; 0: the one whose answer is waited for."""
         with self._lock:
-            if self.answer.number >= 0:
-                self.questions.answered(self.answer.number)
-            self.fail(detail, now_ms)
+            if number or self.answer.number >= 0:
+                self.questions.answered(number or self.answer.number)
+            if number in (0, self.answer.number):
+                self.fail(detail, now_ms)
 
     def play(self, now_ms: float) -> Floats:
         """The next frame [n] for the speaker; silence where there is nothing to say."""

@@ -111,7 +111,7 @@ class Error(Message, frozen=True, kw_only=True):
     code: Code  # one of the error codes
     detail: Text  # for people: got X, expected Y, what to do
     fatal: bool = False  # True: the session is over
-    sequence: U32 = 0  # the numbered frame it is about; 0 = none
+    sequence: U32 = 0  # the numbered frame it is about, or the question (bad_dialogue, no_answer); 0 = none
 
 
 class Bye(Message, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Questions of all devices and the answers' way back: one at a time for each device, the newest wins."""
+"""Questions of all devices and the answers' way back; a question is answered to its end unless the device says stop."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from streamsplit.wire.types import FrameFlag, FrameType, Priority
 LOG = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 REMEMBERED = 64  # numbers of a device's questions that came whole
+MOST_OPEN = 16  # questions of a device that are answered at once: as many as it keeps, and some
 _MOST_QUEUED_BYTES = 64 << 10
 _POLL_S = 0.01
 
@@ -33,8 +34,7 @@ class _Conversation:
     """One device's."""
 
     def __init__(self) -> None:
-        self.question: Question | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.open: dict[int, tuple[Question, asyncio.Task[None]]] = {}
         self.heard: deque[int] = deque(maxlen=REMEMBERED)
         self.sequence = 0
         self.broken = -1  # number of a question that was refused: the rest of it is passed over
@@ -64,28 +64,29 @@ class Dialogues:
     def on_frame(self, link: Link, frame: Frame) -> None:
         """A DIALOGUE frame of a device; what is wrong with it is told to the device."""
         conversation = self._conversations.setdefault(link.device.id, _Conversation())
+        number = -1
         try:
             piece = unpack_utterance(frame.payload)
+            number = piece.utterance
             self._take(link, conversation, piece, bool(frame.flags & FrameFlag.FINAL))
         except ProtocolError as error:
-            self._fail(link, conversation, "bad_dialogue", error.detail)
+            self._fail(link, conversation, "bad_dialogue", error.detail, number)
         except StreamSplitError as error:
-            self._fail(link, conversation, "no_answer", str(error))
+            self._fail(link, conversation, "no_answer", str(error), number)
 
     def _take(self, link: Link, conversation: _Conversation, piece: Utterance, final: bool) -> None:
         number = piece.utterance
         if piece.kind is Kind.STOP:
-            if conversation.question is not None and conversation.question.number == number:
-                self._stop(conversation)
+            self._stop(conversation, number)
             return
         if number in conversation.heard:  # it came whole before; say so
-            if final and (conversation.question is None or conversation.question.number != number):
+            if final and number not in conversation.open:
                 self._send(link, conversation, Utterance(number, 0, piece.kind, piece.frame_ms, ()), final=True)
             return
         if number == conversation.broken:
             return
-        question = conversation.question
-        if question is None or question.number != number or (piece.first == 0 and question.frames):
+        question = conversation.open[number][0] if number in conversation.open else None
+        if question is None or (piece.first == 0 and question.frames):  # new, or once more after a lost link
             question = self._begin(link, conversation, piece)
         question.add(piece, now_ms())
         if final:
@@ -95,7 +96,9 @@ class Dialogues:
                 self._keep(self._learn(question))
 
     def _begin(self, link: Link, conversation: _Conversation, piece: Utterance) -> Question:
-        self._stop(conversation)
+        self._stop(conversation, piece.utterance)
+        while len(conversation.open) >= MOST_OPEN:
+            self._stop(conversation, next(iter(conversation.open)))
         device = link.device.id
 
         async def name(sound: Floats) -> Named:
@@ -103,14 +106,14 @@ class Dialogues:
 
         question = Question(device, piece, name, longest_s=self.settings.longest_s)
         self.questions += 1
-        conversation.question = question
-        conversation.task = self._keep(self._answer(link, conversation, question))
+        task = self._keep(self._answer(link, conversation, question))
+        conversation.open[question.number] = question, task
         return question
 
-    def _stop(self, conversation: _Conversation) -> None:
-        if conversation.task is not None:
-            conversation.task.cancel()
-        conversation.question = conversation.task = None
+    def _stop(self, conversation: _Conversation, number: int) -> None:
+        held = conversation.open.pop(number, None)
+        if held is not None:
+            held[1].cancel()
 
     def close(self) -> None:
         """Nobody is answered any more."""
@@ -144,13 +147,20 @@ class Dialogues:
             return
         except Exception as error:  # a responder is its user's code: whatever it raises, the server goes on
             LOG.warning("%s: question %d: %s: %s", question.device, question.number, type(error).__name__, error)
-            self._fail(link, conversation, "no_answer", f"the responder failed ({type(error).__name__}: {error})")
+            self._fail(
+                link,
+                conversation,
+                "no_answer",
+                f"the responder failed ({type(error).__name__}: {error})",
+                question.number,
+            )
         finally:
             close = getattr(replies, "aclose", None)
             if close is not None:
                 await close()
-            if conversation.question is question:
-                conversation.question = conversation.task = None
+            held = conversation.open.get(question.number)
+            if held is not None and held[0] is question:
+                del conversation.open[question.number]
 
     async def _next(self, replies: AsyncIterator[Reply], question: Question) -> Reply | None:
         """The responder's next reply, None at its end; it may take `answer_s` once the question is over."""
@@ -165,13 +175,13 @@ class Dialogues:
             over.cancel()
             waiting.cancel()
 
-    def _fail(self, link: Link, conversation: _Conversation, code: str, detail: str) -> None:
+    def _fail(self, link: Link, conversation: _Conversation, code: str, detail: str, number: int) -> None:
         self.failures += 1
-        if conversation.question is not None:
-            conversation.broken = conversation.question.number
-            if conversation.task is not asyncio.current_task():
-                self._stop(conversation)
-        link.session.send(Error(code=code, detail=detail[:500]))
+        conversation.broken = number
+        held = conversation.open.get(number)
+        if held is not None and held[1] is not asyncio.current_task():
+            self._stop(conversation, number)
+        link.session.send(Error(code=code, detail=detail[:500], sequence=max(number, 0)))
         link.wake()
 
     def _send(self, link: Link, conversation: _Conversation, piece: Utterance, *, final: bool = False) -> bool:

@@ -1,0 +1,269 @@
+"""Voice clients and a server that answers them, over real sockets in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from server_harness import make_settings, running
+
+from streamsplit.cli.main import main
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.sources import open_source
+from streamsplit.edge.speaker import PacedSink, WavSink
+from streamsplit.edge.talk import TalkRuntime, TalkStatus
+from streamsplit.edge.talker import TalkEvent
+
+pytestmark = pytest.mark.realtime
+RATE = 16_000
+
+
+def voice(seconds: float, pitch: float = 140.0) -> np.ndarray:
+    """A buzz with harmonics that swells and fades."""
+    t = np.arange(round(seconds * RATE)) / RATE
+    tone = sum(np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, 6))
+    return (0.15 * tone * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
+
+
+def recording(path: Path, *parts: np.ndarray) -> str:
+    noise = 0.0005 * np.random.default_rng(0).standard_normal(sum(map(len, parts)))
+    soundfile.write(path, (np.concatenate(parts) + noise).astype(np.float32), RATE, subtype="PCM_16")
+    return str(path)
+
+
+def pause(seconds: float) -> np.ndarray:
+    return np.zeros(round(seconds * RATE), np.float32)
+
+
+def settings(folder: Path, port: int, device: str = "pi", **talk: Any) -> EdgeSettings:
+    return EdgeSettings.from_mapping(
+        {
+            "device": {"id": device, "state_dir": str(folder / device)},
+            "server": {"url": f"ws://127.0.0.1:{port}/v1/stream", "first_backoff_s": 0.05, "longest_backoff_s": 0.2},
+            "talk": {"activity": {"end_ms": 300.0}, **talk},
+        }
+    )
+
+
+def talk(folder: Path, port: int, source: str, *, device: str = "pi", sink: Any = None, **more: Any):
+    events: list[TalkEvent] = []
+    out = sink or WavSink(folder / f"{device}.wav")
+    made = settings(folder, port, device, **more)
+    runtime = TalkRuntime(made, open_source(source, block_ms=20.0), out, watch=events.append)
+    return runtime, events
+
+
+def converse(folder: Path, port: int, source: str, **more: Any) -> tuple[TalkStatus, list[TalkEvent], np.ndarray]:
+    runtime, events = talk(folder, port, source, **more)
+    status = asyncio.run(asyncio.wait_for(runtime.run(), 60))
+    heard, _ = soundfile.read(folder / f"{more.get('device', 'pi')}.wav", dtype="float32")
+    return status, events, heard
+
+
+def server(folder: Path, responder: str = "echo", **dialogue: Any):
+    return running(make_settings(folder / "server", dialogue={"responder": responder, **dialogue}))
+
+
+def states(events: list[TalkEvent]) -> list[str]:
+    return [event.value for event in events if event.kind == "state"]
+
+
+def similarity(heard: np.ndarray, said: np.ndarray) -> float:
+    """Largest normalised correlation of what was said with a stretch of what was heard."""
+    n = 1 << (len(heard) + len(said)).bit_length()
+    product = np.fft.irfft(np.fft.rfft(heard, n) * np.conj(np.fft.rfft(said, n)), n)[: len(heard)]
+    at = int(product.argmax())
+    piece = heard[at : at + len(said)]
+    piece = np.pad(piece, (0, len(said) - len(piece)))
+    return float(piece @ said / (np.linalg.norm(piece) * np.linalg.norm(said) + 1e-9))
+
+
+@pytest.mark.parametrize("codec", ["opus", "pcm16"])
+def test_an_echo_comes_back_while_it_is_spoken(tmp_path: Path, codec: str) -> None:
+    said = voice(1.2)
+    source = recording(tmp_path / "in.wav", pause(0.3), said, pause(1.5))
+    with server(tmp_path) as running_server:
+        status, events, heard = converse(tmp_path, running_server.port, source, codec=codec)
+    assert status.state == "IDLE" and status.counts["questions"] == status.counts["delivered"] == 1
+    assert status.counts["answers"] == 1 and status.frames["lost"] == status.frames["late"] == 0
+    assert states(events)[:3] == ["RECORDING", "STREAMING", "PROCESSING"] and states(events)[-1] == "IDLE"
+    assert similarity(heard, said) > (0.98 if codec == "pcm16" else 0.85)
+
+
+def test_an_announcer_names_the_nearest_labelled_sound_and_the_question_is_learned_from(tmp_path: Path) -> None:
+    source = recording(tmp_path / "in.wav", pause(0.3), voice(1.5), pause(1.0))
+    with server(tmp_path, "announce") as running_server:
+        _, events, _ = converse(tmp_path, running_server.port, source)
+        assert ("text", "I know no names of sounds yet.") in [(e.kind, e.value) for e in events]
+        backend = running_server.backend
+        windows = [w.features for w in _windows(voice(1.5))]
+        embeddings, _ = backend.compute.call(lambda: backend.compute.hear("x", windows, 0)).result(10)
+        backend.labels.add("a buzz", embeddings, backend.space)
+        status, events, heard = converse(tmp_path, running_server.port, source, device="second")
+    said = [event.value for event in events if event.kind == "text"]
+    assert len(said) == 1 and said[0].startswith("I heard a buzz, ") and said[0].endswith(" percent.")
+    assert status.counts["answers"] == 1 and np.abs(heard).max() > 0.05
+
+
+def _windows(sound: np.ndarray) -> list[Any]:
+    from streamsplit.audio.windows import cut_windows
+
+    return cut_windows(sound)
+
+
+def test_a_command_answers_with_what_it_prints(tmp_path: Path) -> None:
+    """It is fed as the question comes: this one reverses the sign and says it back."""
+    program = "import sys, array\n" + (
+        "while data := sys.stdin.buffer.read(640):\n"
+        "    a = array.array('h', data)\n"
+        "    sys.stdout.buffer.write(array.array('h', [-max(x, -32767) for x in a]).tobytes())\n"
+        "    sys.stdout.buffer.flush()\n"
+    )
+    said = voice(1.0)
+    source = recording(tmp_path / "in.wav", pause(0.3), said, pause(1.5))
+    with server(tmp_path, "command", command=[sys.executable, "-c", program]) as running_server:
+        status, _, heard = converse(tmp_path, running_server.port, source, codec="pcm16")
+    assert status.counts["answers"] == 1 and similarity(heard, -said) > 0.9
+
+
+def test_a_hook_over_http_answers_with_a_wav_or_text(tmp_path: Path) -> None:
+    posted: list[tuple[str, str, int]] = []
+
+    class Assistant(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            posted.append((self.headers["Content-Type"], self.headers["X-Device"], len(body)))
+            self.send_response(200)
+            self.send_header("Content-Type", "audio/wav" if self.path == "/wav" else "text/plain")
+            self.end_headers()
+            self.wfile.write(body if self.path == "/wav" else b"hello there")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = HTTPServer(("127.0.0.1", 0), Assistant)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{http.server_port}"
+    said = voice(1.0)
+    source = recording(tmp_path / "in.wav", pause(0.3), said, pause(1.0))
+    try:
+        with server(tmp_path, "http", url=f"{base}/wav") as running_server:
+            status, _, heard = converse(tmp_path, running_server.port, source, codec="pcm16")
+        assert status.counts["answers"] == 1 and similarity(heard, said) > 0.95
+        with server(tmp_path / "text", "http", url=f"{base}/text") as running_server:
+            status, events, _ = converse(tmp_path, running_server.port, source, device="text")
+        assert "hello there" in [event.value for event in events] and status.state == "IDLE"
+    finally:
+        http.shutdown()
+    assert posted[0][:2] == ("audio/wav", "pi") and posted[0][2] > 2 * RATE
+
+
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        ("import time; time.sleep(60)", "nothing said within 0.5 s"),
+        ("import sys; sys.exit('it is broken')", "it is broken"),
+    ],
+)
+def test_a_responder_that_hangs_or_fails_is_told_and_the_next_question_is_asked(
+    tmp_path: Path, program: str, text: str
+) -> None:
+    source = recording(tmp_path / "in.wav", pause(0.3), voice(0.5), pause(3.0), voice(0.5), pause(1.0))
+    with server(tmp_path, "command", command=[sys.executable, "-c", program], answer_s=0.5) as running_server:
+        status, events, _ = converse(tmp_path, running_server.port, source, error_s=1.2)
+        assert running_server.backend.dialogues.failures == 2
+    assert status.counts["questions"] == status.counts["errors"] == 2
+    assert text in status.problem and states(events).count("ERROR") == 2 and states(events)[-1] in ("ERROR", "IDLE")
+
+
+def test_without_a_responder_the_client_is_told_what_to_set(tmp_path: Path) -> None:
+    source = recording(tmp_path / "in.wav", pause(0.3), voice(0.6), pause(1.0))
+    with server(tmp_path, "") as running_server:
+        status, _, _ = converse(tmp_path, running_server.port, source)
+    assert "set dialogue.responder" in status.problem
+
+
+def test_questions_asked_without_a_server_are_answered_when_it_is_there(tmp_path: Path) -> None:
+    port = _free_port()
+    source = recording(tmp_path / "in.wav", pause(0.3), voice(0.8), pause(1.2), voice(0.8, 180.0), pause(6.0))
+    runtime, events = talk(tmp_path, port, source)
+    done = threading.Thread(target=lambda: asyncio.run(runtime.run()))
+    done.start()
+    deadline = time.monotonic() + 20
+    while runtime.talker.counts.stored < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    made = make_settings(tmp_path / "server", server={"port": port}, dialogue={"responder": "echo"})
+    with running(made) as running_server:
+        while running_server.backend.dialogues.answers < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        done.join(20)
+        assert running_server.backend.dialogues.questions == 2
+    assert runtime.talker.questions.waiting == 0 and runtime.talker.counts.stored == 2
+    assert "PLAYING" in states(events)  # the tones
+
+
+def test_two_talkers_at_once_hear_each_their_own_echo(tmp_path: Path) -> None:
+    said = {"a": voice(1.0, 130.0), "b": voice(1.0, 210.0)}
+    sources = {
+        name: recording(tmp_path / f"in-{name}.wav", pause(0.3), sound, pause(1.5)) for name, sound in said.items()
+    }
+    with server(tmp_path) as running_server:
+        runtimes = [talk(tmp_path, running_server.port, sources[name], device=name)[0] for name in said]
+
+        async def both() -> None:
+            await asyncio.gather(*(runtime.run() for runtime in runtimes))
+
+        asyncio.run(both())
+    for name, other in (("a", "b"), ("b", "a")):
+        heard, _ = soundfile.read(tmp_path / f"{name}.wav", dtype="float32")
+        assert similarity(heard, said[name]) > 0.8 > similarity(heard, said[other]) + 0.2
+
+
+def test_a_microphone_that_fails_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    class Unplugged:
+        info = open_source("synthetic:1").info
+
+        def __iter__(self):
+            yield from open_source("synthetic:0.5", block_ms=20.0)
+            raise OSError("the device is gone")
+
+        def close(self) -> None:
+            pass
+
+    with server(tmp_path) as running_server:
+        runtime = TalkRuntime(settings(tmp_path, running_server.port), Unplugged(), PacedSink())  # type: ignore[arg-type]
+        with pytest.raises(OSError, match="the device is gone"):
+            asyncio.run(runtime.run())
+    assert "microphone: the device is gone" in runtime.problem
+
+
+def test_the_command_talks_with_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = recording(tmp_path / "in.wav", pause(0.3), voice(0.8), pause(1.3))
+    config = tmp_path / "edge.yaml"
+    config.write_text(json.dumps({"device": {"state_dir": str(tmp_path / "state")}}))
+    with server(tmp_path) as running_server:
+        words = ["talk", "--config", str(config), "--server", f"127.0.0.1:{running_server.port}", "--source", source]
+        words += ["--sink", str(tmp_path / "out.wav"), "--message-ms", "20", "--json", "--device-id", "desk"]
+        assert main(words) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["event"] == "summary" and lines[-1]["counts"]["answers"] == 1
+    assert {"event", "value", "at_ms"} == set(lines[0])
+    assert main(["talk", "--source", str(tmp_path / "none.wav"), "--sink", "none"]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
