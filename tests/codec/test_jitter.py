@@ -33,7 +33,7 @@ def run(
             buffer.finish(frames)
         decision = buffer.pull(now)
         if decision.play is not Play.NOTHING:
-            decisions.append((now, *decision))
+            decisions.append((now, decision.play, decision.data))
         if decision.play is Play.END:
             break
         now += FRAME
@@ -138,6 +138,21 @@ def test_a_sender_that_is_ahead_of_its_time_is_not_hurried() -> None:
     for arrivals in ([(0.0, i) for i in range(140)], [(max(0.0, 20.0 * i - 1_000), i) for i in range(400)]):
         buffer, decisions = run(arrivals, len(arrivals), until_ms=20_000.0)
         assert played(decisions) == list(range(len(arrivals))) and buffer.counts.left_out == 0
+
+
+def test_live_sound_that_began_in_a_bunch_comes_back_to_its_target() -> None:
+    """What was said before the link was there comes at once; the rest as it is said."""
+    buffer, lags = JitterBuffer(), []
+    buffer.live = True
+    for index in range(400):
+        now = 20.0 * index
+        if index >= 20:
+            for late in range(20) if index == 20 else ():
+                buffer.push(late, b"", now)
+            buffer.push(index, b"", now)
+        buffer.pull(now)
+        lags.append(buffer.lag_ms(now))
+    assert max(lags[20:30]) >= 380.0 and lags[-1] <= 60.0 and buffer.counts.left_out == 18
 
 
 def test_a_sender_that_pauses_is_waited_for_and_nothing_is_left_out_afterwards() -> None:

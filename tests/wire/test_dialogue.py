@@ -33,7 +33,7 @@ def test_the_bytes_are_those_of_the_page() -> None:
     piece=st.builds(
         Utterance, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.sampled_from([Kind.PCM16, Kind.OPUS]),
         st.sampled_from([2.5, 5.0, 10.0, 20.0, 40.0, 60.0]),
-        st.lists(st.binary(max_size=200), max_size=24).map(tuple), st.integers(0, 65535),
+        st.lists(st.binary(max_size=200), max_size=24).map(tuple), st.integers(0, 65535), st.booleans(),
     )
 )  # fmt: skip
 def test_what_is_packed_unpacks(piece: Utterance) -> None:

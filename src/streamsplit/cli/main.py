@@ -18,6 +18,7 @@ COMMANDS = {
     "server": "take in devices, complete their windows, learn, send back",
     "edge": "listen, learn and stream as one device",
     "talk": "speak with a server that answers",
+    "measure-latency": "how late an echo is heard, stage by stage",
     "devices": "the microphones and loudspeakers of this machine",
     "profile": "measure what every cut costs on this machine",
     "data": "make folders of sound into data sets: fair splits, a card, nothing copied",

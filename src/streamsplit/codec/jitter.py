@@ -3,7 +3,8 @@
 Playout follows a clock that is an argument. How long a frame waits is measured, not set: the delay of each packet
 against its place in the stream, over the fastest of the last ones, tells how much later than it a frame may come; the
 target is a high percentile of that, within bounds. Where a stall had it wait, it plays later than before; it comes back
-by leaving out as many frames, now and then one, once they are there. A sender that is ahead of its time is not hurried.
+by leaving out as many frames, now and then one, once they are there. A sender that is ahead of its time is not hurried,
+unless its sound is `live`: then whatever plays later than it must is made up for.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Decision(NamedTuple):
 
     play: Play
     data: bytes = b""
+    place: int = -1  # of the frame in the stream, where a packet is played
 
 
 @dataclass
@@ -80,6 +82,7 @@ class JitterBuffer:
 
     def restart(self) -> None:
         """Forgets the stream; counts go on."""
+        self.live = False  # the stream is being made right now: it is played as soon as can be, not whole
         self._packets: dict[int, bytes] = {}
         self._delays: deque[float] = deque(maxlen=self.settings.remembered)  # arrival - place in the stream, ms
         self._next = 0
@@ -167,7 +170,7 @@ class JitterBuffer:
         if self._ended or (not self._started and not self._may_start(now_ms)):
             return Decision(Play.END if self._ended else Play.NOTHING)
         self._started = True
-        self._catch_up()
+        self._catch_up(now_ms)
         if self._end is not None and self._next >= self._end:
             self._ended = True
             return Decision(Play.END)
@@ -176,7 +179,7 @@ class JitterBuffer:
             self._next += 1
             self._missing = self._waited = 0
             self.counts.played += 1
-            return Decision(Play.PACKET, data)
+            return Decision(Play.PACKET, data, self._next - 1)
         if not self._packets and self._end is None:  # late, all that there is: its place waits
             self._waited += 1
             self._owed += 1
@@ -197,7 +200,7 @@ class JitterBuffer:
         whole = self._end is not None and self.held_ms >= (self._end - self._next) * self.settings.frame_ms
         return whole or self.lag_ms(now_ms) >= self.target_ms
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, now_ms: float) -> None:
         """Back towards the target: places that were waited for in vain, what is beyond the bound, a frame at times."""
         s = self.settings
         while self._waited and self._packets and self._next not in self._packets:
@@ -205,14 +208,17 @@ class JitterBuffer:
             self._waited -= 1
             self._owed -= 1
         self._since_left_out += 1
-        while self._owed and self._next in self._packets and self._next + 1 in self._packets:
-            beyond = self._owed * s.frame_ms > s.most_ms
+        while self._next in self._packets and self._next + 1 in self._packets:
+            surplus_ms = self.lag_ms(now_ms) - self.target_ms if self.live else self._owed * s.frame_ms
+            if surplus_ms < s.frame_ms:
+                return
+            beyond = surplus_ms > s.most_ms
             spare = self.held_ms >= self.target_ms + s.frame_ms
             if not spare or (not beyond and self._since_left_out < s.shrink_every):
                 return
             del self._packets[self._next]
             self._next += 1
-            self._owed -= 1
+            self._owed = max(0, self._owed - 1)
             self.counts.left_out += 1
             self._since_left_out = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 
 import numpy as np
@@ -18,6 +19,13 @@ from streamsplit.wire.dialogue import Kind, Utterance
 Floats = NDArray[np.float32]
 _SLOW_RTT_MS = 100.0
 _SLOW_FRAMES = 5  # that an answer waits for on a slow link, at least
+
+Trace = Callable[[str, int, float], None]
+"""Told what happened to a frame: 'recorded', 'sent', 'received', 'held' (the server's ms), 'played'; index; ms."""
+
+
+def untraced(what: str, index: int, at_ms: float) -> None:
+    """Nobody watches."""
 
 
 class Heard(Enum):
@@ -40,6 +48,7 @@ class Answer:
         self._local: deque[Floats] = deque()
         self._kind = Kind.OPUS
         self._decoder: OpusDecoderStream | None = None
+        self.trace: Trace = untraced
 
     @property
     def local(self) -> bool:
@@ -74,8 +83,11 @@ class Answer:
         """Frames of it; whether there is sound in it at all. Raises CutError for frames of another length."""
         if piece.frames and piece.frame_ms != self.frame_ms:
             raise CutError(f"got frames of {piece.frame_ms} ms, expected {self.frame_ms}")
+        self.jitter.live = piece.live
         for place, frame in enumerate(piece.frames):
             self.jitter.push(piece.first + place, frame, now_ms)
+            self.trace("received", piece.first + place, now_ms)
+            self.trace("held", piece.first + place, float(piece.held_ms))
         if piece.frames and self._decoder is None and piece.kind is Kind.OPUS:
             self._decoder = OpusDecoderStream(self.frame_ms)
         if piece.frames:
@@ -99,6 +111,8 @@ class Answer:
         decision = self.jitter.pull(now_ms)
         if decision.play in (Play.NOTHING, Play.END):
             return Heard.NOTHING if decision.play is Play.NOTHING else Heard.END, silence
+        if decision.place >= 0:
+            self.trace("played", decision.place, now_ms)
         return Heard.SOUND, self._decoded(decision.play, decision.data)
 
     def _decoded(self, play: Play, data: bytes) -> Floats:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from streamsplit.codec.opus_stream import OpusEncoderStream
 from streamsplit.codec.pcm import pack_pcm
+from streamsplit.edge.answer import Trace, untraced
 from streamsplit.edge.talk_settings import TalkSettings
 from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance
 
@@ -53,6 +54,7 @@ class Questions:
     def __init__(self, settings: TalkSettings) -> None:
         """Raises AudioError where Opus is asked for and libopus is missing."""
         self.delivered = self.forgotten = self.payload_bytes = 0
+        self.trace: Trace = untraced
         self._settings = settings
         self._encoder = OpusEncoderStream(settings.opus) if settings.codec == "opus" else None
         self._kind = Kind.OPUS if self._encoder is not None else Kind.PCM16
@@ -110,6 +112,7 @@ class Questions:
         """A frame [n] of the present one."""
         if self._present is not None:
             data = self._encoder.encode(frame) if self._encoder is not None else pack_pcm(frame)
+            self.trace("recorded", len(self._present.packets), now_ms)
             self._present.packets.append(_Packet(data, now_ms))
 
     def end(self) -> None:
@@ -171,6 +174,8 @@ class Questions:
             piece = Utterance(
                 question.number, question.sent, self._kind, frame_ms, tuple(packet.data for packet in packets)
             )
+            for place in range(len(packets)):
+                self.trace("sent", question.sent + place, now_ms)
             question.sent += len(packets)
             ready.append(self._message(piece, question.closed, packets[-1].captured_ms if packets else now_ms))
         return ready

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsplit.edge.activity import SpeechGate, make_detector
-from streamsplit.edge.answer import Answer, Heard
+from streamsplit.edge.answer import Answer, Heard, Trace
 from streamsplit.edge.questions import Outgoing, Questions
 from streamsplit.edge.talk_settings import TalkSettings
 from streamsplit.errors import CutError, ProtocolError
@@ -71,6 +71,10 @@ class Talker:
         self._offline = _frames(tones() if offline_sound is None else offline_sound, self.frame)
         self._up = False
         self._lock = threading.RLock()
+
+    def watch(self, trace: Trace) -> None:
+        """Tells `trace` what happens to every frame, for measurements."""
+        self.questions.trace = self.answer.trace = trace
 
     @property
     def state(self) -> TalkState:

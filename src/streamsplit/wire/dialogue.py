@@ -1,9 +1,11 @@
 """What DIALOGUE holds: coded sound or text of one utterance, with the place of its first frame.
 
 Layout, little-endian: u32 utterance, u32 index of the first frame, u8 kind, u8 duration of a frame in units of 0.5 ms,
-u8 number of frames, u8 0, u16 milliseconds that the server held what this answers, u16 0; then each frame behind its
-length (u16). Kinds: 0 PCM (16-bit little-endian), 1 Opus, 2 text (UTF-8, no duration), 3 stop: the sender wants no more
-of the utterance. The frame's flag FINAL ends the utterance; its first index is then the number of frames in all.
+u8 number of frames, u8 flags, u16 milliseconds that the server held what this answers, u16 0; then each frame behind
+its length (u16). Kinds: 0 PCM (16-bit little-endian), 1 Opus, 2 text (UTF-8, no duration), 3 stop: the sender wants no
+more of the utterance. Flag 1, LIVE: the sound is being made right now, so that what has come late is better left out
+than played late; other flags are 0. The frame's flag FINAL ends the utterance; its first index is then the number of
+frames in all.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ DIALOGUE_HEADER_BYTES = _LAYOUT.size
 MOST_FRAMES = 24  # of one message: 60 ms of frames of 2.5 ms
 LONGEST_TEXT = 4_096  # bytes
 _U16 = struct.Struct("<H")
+_LIVE = 1
 
 
 class Kind(IntEnum):
@@ -40,6 +43,7 @@ class Utterance(NamedTuple):
     frame_ms: float  # duration of a frame; 0 for text and stop
     frames: tuple[bytes, ...]
     held_ms: int = 0  # u16, server: from the arrival of what this answers to its departure
+    live: bool = False  # being made right now
 
 
 def pack_utterance(piece: Utterance) -> bytes:
@@ -47,7 +51,7 @@ def pack_utterance(piece: Utterance) -> bytes:
     if len(piece.frames) > MOST_FRAMES or any(len(frame) > 0xFFFF for frame in piece.frames):
         raise ProtocolError("bad_media", f"got {len(piece.frames)} frames, expected at most {MOST_FRAMES}")
     head = _LAYOUT.pack(
-        piece.utterance, piece.first, piece.kind, round(2 * piece.frame_ms), len(piece.frames), 0,
+        piece.utterance, piece.first, piece.kind, round(2 * piece.frame_ms), len(piece.frames), int(piece.live),
         min(max(piece.held_ms, 0), 0xFFFF), 0,
     )  # fmt: skip
     data = head + b"".join(_U16.pack(len(frame)) + frame for frame in piece.frames)
@@ -61,8 +65,8 @@ def unpack_utterance(data: bytes | memoryview) -> Utterance:
     view = memoryview(data)
     if len(view) < DIALOGUE_HEADER_BYTES:
         raise ProtocolError("bad_media", f"got {len(view)} bytes, expected at least {DIALOGUE_HEADER_BYTES}")
-    utterance, first, kind, halves, count, reserved, held_ms, more = _LAYOUT.unpack_from(view)
-    if kind not in Kind._value2member_map_ or reserved or more or count > MOST_FRAMES:
+    utterance, first, kind, halves, count, flags, held_ms, more = _LAYOUT.unpack_from(view)
+    if kind not in Kind._value2member_map_ or flags > _LIVE or more or count > MOST_FRAMES:
         raise ProtocolError("bad_media", f"got kind {kind} with {count} frames, expected kinds 0..3, at most 24 frames")
     if (halves == 0) != (kind in (Kind.TEXT, Kind.STOP)) or (kind == Kind.STOP and count):
         raise ProtocolError("bad_media", f"got frames of {halves / 2} ms in a message of kind {Kind(kind).name}")
@@ -79,7 +83,7 @@ def unpack_utterance(data: bytes | memoryview) -> Utterance:
         at += length
     if at != len(view):
         raise ProtocolError("bad_media", f"got {len(view) - at} bytes behind the dialogue's last frame")
-    return Utterance(utterance, first, Kind(kind), halves / 2, tuple(frames), held_ms)
+    return Utterance(utterance, first, Kind(kind), halves / 2, tuple(frames), held_ms, bool(flags & _LIVE))
 
 
 def text_of(piece: Utterance) -> str:

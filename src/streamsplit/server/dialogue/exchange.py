@@ -221,7 +221,7 @@ class _Voice:
             await self._out(Utterance(self._question.number, 0, Kind.TEXT, 0.0, (data,)))
         elif isinstance(reply, Coded):
             held_ms = now_ms() - reply.arrived_ms
-            await self._out(self._piece(reply.frames, round(held_ms)))
+            await self._out(self._piece(reply.frames, round(held_ms))._replace(live=True))
             self._sent += len(reply.frames)
         else:
             await self._speak(np.asarray(reply, np.float32))

@@ -1,0 +1,93 @@
+"""`streamsplit measure-latency`: how late an echo is heard, stage by stage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from streamsplit.cli.console import print_json
+from streamsplit.cli.edge import server_url
+from streamsplit.cli.evaluate_policy import Ticker
+from streamsplit.cli.settings_files import load_device_settings
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--iterations", type=int, default=100, help="messages that are measured (default 100)")
+    parser.add_argument("--message-ms", type=int, default=60, choices=(20, 40, 60), help="of sound (default 60)")
+    parser.add_argument("--one-way-ms", type=float, default=20.0, help="delay of the shaped link (default 20)")
+    parser.add_argument("--jitter-ms", type=float, default=0.0, help="its standard deviation (default 0)")
+    parser.add_argument("--server", metavar="URL", help="a server with dialogue.responder echo, in place of one here")
+    parser.add_argument("--config", type=Path, help="YAML file of the device (section talk)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="write the result as JSON here")
+    parser.add_argument("--plot", type=Path, help="draw the stages into this file (.png, .svg, .pdf)")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints, writes."""
+    if args.iterations < 10 or args.one_way_ms < 0 or args.jitter_ms < 0:
+        raise ConfigError(
+            f"got --iterations {args.iterations}, --one-way-ms {args.one_way_ms:g}, --jitter-ms {args.jitter_ms:g}; "
+            "expected at least 10, 0 and 0"
+        )
+    from streamsplit.evaluation.talk_latency import measure
+
+    settings = load_device_settings(args.config) if args.config else EdgeSettings()
+    frames = max(1, round(args.message_ms / settings.talk.opus.frame_ms))
+    settings = settings.replace(talk=settings.talk.replace(frames_per_message=frames))
+    with Ticker("measure-latency") as tick:
+        found = measure(
+            settings, args.iterations, url=None if args.server is None else server_url(args.server),
+            one_way_ms=args.one_way_ms, jitter_ms=args.jitter_ms, seed=args.seed,
+            progress=lambda done, total: tick.show(done, total, "messages"),
+        )  # fmt: skip
+    found = {"command": _command(args), **found}
+    if args.output is not None:
+        args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        from streamsplit.evaluation.talk_plot import save_stages
+
+        save_stages(found, args.plot)
+    if args.json:
+        print_json(found)
+    else:
+        _show(found)
+    return 0
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"echo, messages of {found['message_ms']:g} ms ({found['codec']}), {found['frames']} frames, ms"
+    )
+    for name in ("stage", "mean", "p50", "p95", "p99"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for name, values in [*found["stages"].items(), ("all, with the codec's delay", found["total"])]:
+        table.add_row(name, *(f"{values[key]:.1f}" for key in ("mean", "p50", "p95", "p99")))
+    table.caption = (
+        f"codec's own delay {found['codec_delay_ms']:.1f} ms; {found['socket_bytes_s'] / 1000:.1f} kB/s up; the client "
+        f"takes {100 * found['client_cpu_share']:.1f} % of a core"
+    )
+    Console(file=sys.stdout).print(table)
+
+
+def _command(args: argparse.Namespace) -> str:
+    words = [
+        "streamsplit",
+        "measure-latency",
+        "--iterations",
+        str(args.iterations),
+        "--message-ms",
+        str(args.message_ms),
+    ]
+    words += ["--one-way-ms", f"{args.one_way_ms:g}"]
+    return " ".join(words + (["--jitter-ms", f"{args.jitter_ms:g}"] if args.jitter_ms else []))

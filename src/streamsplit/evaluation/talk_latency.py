@@ -1,0 +1,179 @@
+"""How late an echo is heard, stage by stage: a voice client and a server in processes of their own, a shaped link."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from streamsplit.edge.blocks import RATE_HZ, AudioBlock, Pacer, SourceInfo
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.speaker import PacedSink
+from streamsplit.edge.talk import TalkRuntime
+from streamsplit.errors import StreamSplitError
+from streamsplit.evaluation.processes import Child, wait_until_ready
+from streamsplit.evaluation.provenance import machine, revision_of_code
+from streamsplit.network.bandwidth import constant_trace
+from streamsplit.network.shaper import ShapedProxy
+
+Floats = NDArray[np.float64]
+STAGES = ("capture", "gathering", "uplink", "server", "downlink", "waiting")
+"""A frame's samples; until its message is whole; to the server; there; back; in the jitter buffer, until it plays."""
+_LINK_BPS = 10e6
+_WARM_UP = 250  # frames: what was said before the link was there has been caught up with
+
+
+class _Buzz:
+    """A voice that does not stop, in blocks of a frame."""
+
+    info = SourceInfo("synthetic", "buzz", False, ())
+
+    def __init__(self, frame: int) -> None:
+        self._frame, self._pacer = frame, Pacer(1.0)
+
+    def __iter__(self) -> Iterator[AudioBlock]:
+        at = 0
+        while self._pacer.wait((at + self._frame) * 1000.0 / RATE_HZ):
+            t = np.arange(at, at + self._frame) / RATE_HZ
+            tone = np.sin(2 * np.pi * 140 * t) + 0.5 * np.sin(2 * np.pi * 280 * t)
+            samples = (0.15 * tone * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
+            yield AudioBlock(samples, at * 1000.0 / RATE_HZ, None, None)
+            at += self._frame
+
+    def close(self) -> None:
+        """Ends it."""
+        self._pacer.close()
+
+
+class _Trace:
+    """When what happened to each frame, ms."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, dict[int, float]] = {name: {} for name in ("recorded", "sent", "received", "held", "played")}
+
+    def __call__(self, what: str, index: int, at_ms: float) -> None:
+        self.at[what].setdefault(index, at_ms)
+
+    def rows(self) -> Floats:
+        """[frames, (recorded, sent, received, held, played)] of the frames that were played, the first ones aside."""
+        whole = sorted(set(self.at["played"]).intersection(*self.at.values()))
+        return np.array([[self.at[name][index] for name in self.at] for index in whole if index >= _WARM_UP])
+
+
+def measure(
+    settings: EdgeSettings,
+    iterations: int,
+    *,
+    url: str | None = None,
+    one_way_ms: float = 20.0,
+    jitter_ms: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Latencies of `iterations` messages of an echo over a link of so many milliseconds each way; with `url`, of a
+    server that is there already, over whatever link leads to it.
+
+    Raises StreamSplitError where the echo does not come back.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        device = settings.device.replace(state_dir=str(folder / "device"))
+        talk = settings.talk.replace(
+            activity=settings.talk.activity.replace(kind="always", lead_ms=0.0, start_ms=0.0), longest_s=3_600.0
+        )
+        settings = settings.replace(device=device, talk=talk)
+        if url is not None:
+            return _run(settings, iterations, url, progress) | {"link": "as it is"}
+        with _echo_server(folder) as port:
+            link = constant_trace(_LINK_BPS, 2 * one_way_ms)
+            proxy = ShapedProxy(("127.0.0.1", port), link, link, jitter_ms=jitter_ms, seed=seed).start_in_thread()
+            try:
+                found = _run(settings, iterations, f"ws://127.0.0.1:{proxy.address[1]}/v1/stream", progress)
+            finally:
+                proxy.stop_thread()
+    return found | {"link": {"one_way_ms": one_way_ms, "jitter_ms": jitter_ms, "mbit_s": _LINK_BPS / 1e6}}
+
+
+def _run(settings: EdgeSettings, iterations: int, url: str, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    talk = settings.talk
+    settings = settings.replace(server=settings.server.replace(url=url))
+    trace = _Trace()
+    runtime = TalkRuntime(settings, _Buzz(talk.opus.frame_samples), PacedSink())
+    runtime.talker.watch(trace)
+    wanted = iterations * talk.frames_per_message + _WARM_UP
+
+    async def until_heard() -> None:
+        running = asyncio.create_task(runtime.run(wanted * talk.opus.frame_ms / 1000.0 + 30.0))
+        while not running.done() and len(trace.at["played"]) < wanted:
+            progress(len(trace.at["played"]) // talk.frames_per_message, iterations)
+            await asyncio.sleep(0.1)
+        runtime.stop()
+        await running
+
+    cpu_s, wall_s = time.process_time(), time.monotonic()
+    asyncio.run(until_heard())
+    cpu_s, wall_s = time.process_time() - cpu_s, time.monotonic() - wall_s
+    rows = trace.rows()
+    if len(rows) < max(1, wanted // 4):
+        raise StreamSplitError(f"got {len(rows)} frames back of {wanted}: {runtime.problem or 'is there an echo?'}")
+    return summary(rows, talk.opus.frame_ms, runtime.talker.questions.lookahead_ms) | {
+        "messages": iterations, "message_ms": talk.frames_per_message * talk.opus.frame_ms, "codec": talk.codec,
+        "payload_bytes_s": round(runtime.talker.questions.payload_bytes / wall_s, 1),
+        "socket_bytes_s": round((runtime.client.bytes.up if runtime.client else 0) / wall_s, 1),
+        "client_cpu_share": round(cpu_s / wall_s, 4), "buffer": dict(vars(runtime.talker.answer.jitter.counts)),
+        "underruns": runtime.sink.underruns, "code": revision_of_code(), "machine": machine(),
+    }  # fmt: skip
+
+
+def summary(rows: Floats, frame_ms: float, lookahead_ms: float) -> dict[str, Any]:
+    """Stages and totals from [frames, (recorded, sent, received, held, played)] in ms: from a frame's first sample to
+    the playout of what was made of it, the codec's own delay included."""
+    recorded, sent, received, held, played = rows.T
+    link = np.maximum(received - sent - held, 0.0) / 2  # both ways alike
+    stages = {
+        "capture": np.full(len(rows), frame_ms), "gathering": sent - recorded, "uplink": link, "server": held,
+        "downlink": link, "waiting": played - received,
+    }  # fmt: skip
+    total = frame_ms + played - recorded + lookahead_ms
+    return {
+        "frames": len(rows), "codec_delay_ms": round(lookahead_ms, 2),
+        "stages": {name: _spread(values) for name, values in stages.items()}, "total": _spread(total),
+    }  # fmt: skip
+
+
+def _spread(values: Floats) -> dict[str, float]:
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    return {"mean": round(float(values.mean()), 2), "p50": round(float(p50), 2), "p95": round(float(p95), 2),
+            "p99": round(float(p99), 2)}  # fmt: skip
+
+
+@contextmanager
+def _echo_server(folder: Path) -> Iterator[int]:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = int(held.getsockname()[1])
+    config = folder / "server.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "server": {"port": port, "data_dir": str(folder / "server")},
+                "training": {"enabled": False},
+                "dialogue": {"responder": "echo", "learn": False, "longest_s": 3_600.0},
+            }
+        )
+    )
+    server = Child("the server", ["server", "--config", str(config)], folder / "server.log")
+    try:
+        wait_until_ready(server, f"http://127.0.0.1:{port}/api/status")
+        yield port
+    finally:
+        server.stop()
