@@ -261,6 +261,16 @@ def test_the_command_talks_with_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no such file" in capsys.readouterr().err
 
 
+def test_an_echo_over_20_ms_each_way_is_heard_soon_after_it_is_said(tmp_path: Path) -> None:
+    """The command's own measurement; its bounds are those of a busy machine, docs/dialogue.md has the figures."""
+    out = tmp_path / "latency.json"
+    assert main(["measure-latency", "--iterations", "20", "--output", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert 110.0 < found["total"]["p50"] < 400.0 and found["frames"] >= 50
+    assert found["stages"]["uplink"]["p50"] >= 20.0 and found["buffer"]["lost"] == 0
+    assert found["socket_bytes_s"] < 5_000 and found["command"].startswith("streamsplit measure-latency")
+
+
 def _free_port() -> int:
     import socket
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "edge": "listen, learn and stream as one device",
     "talk": "speak with a server that answers",
     "measure-latency": "how late an echo is heard, stage by stage",
+    "opus-test": "what lost packets cost a recording, with and without forward error correction",
     "devices": "the microphones and loudspeakers of this machine",
     "profile": "measure what every cut costs on this machine",
     "data": "make folders of sound into data sets: fair splits, a card, nothing copied",

@@ -123,7 +123,7 @@ def _run(settings: EdgeSettings, iterations: int, url: str, progress: Callable[[
     asyncio.run(until_heard())
     cpu_s, wall_s = time.process_time() - cpu_s, time.monotonic() - wall_s
     rows = trace.rows()
-    if len(rows) < max(1, wanted // 4):
+    if len(rows) < max(1, (wanted - _WARM_UP) // 2):
         raise StreamSplitError(f"got {len(rows)} frames back of {wanted}: {runtime.problem or 'is there an echo?'}")
     return summary(rows, talk.opus.frame_ms, runtime.talker.questions.lookahead_ms) | {
         "messages": iterations, "message_ms": talk.frames_per_message * talk.opus.frame_ms, "codec": talk.codec,
