@@ -20,7 +20,8 @@ from streamsplit.wire import frame, gradient, limits, media, messages, outbox, t
 from streamsplit.wire.codes import ERROR_CODES
 from streamsplit.wire.media import Encoding, MediaHeader
 from streamsplit.wire.messages import MESSAGES
-from streamsplit.wire.states import CLIENT_TABLE, SERVER_TABLE, ClientState, Input, ServerState
+from streamsplit.wire.states import CLIENT_TABLE, SERVER_TABLE, ClientState, ServerState
+from streamsplit.wire.talk_states import TALK_TABLE, TalkState
 from streamsplit.wire.types import FrameFlag, FrameType
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
@@ -161,7 +162,8 @@ def message_tables() -> str:
 
 def _state_table(states: type[Enum], moves: dict[Any, Any]) -> str:
     names = table("state | meaning", [(s.name, s.value) for s in states])
-    used = [i for i in Input if any(happened is i for _, happened in moves)]
+    kinds = {type(happened) for _, happened in moves}
+    used = [i for kind in kinds for i in kind if any(happened is i for _, happened in moves)]
     rows = []
     for happened in used:
         cells = [moves[s, happened].name if (s, happened) in moves else "" for s in states]
@@ -175,6 +177,10 @@ def client_table() -> str:
 
 def server_table() -> str:
     return _state_table(ServerState, SERVER_TABLE)
+
+
+def talk_table() -> str:
+    return _state_table(TalkState, TALK_TABLE)
 
 
 def code_table() -> str:
@@ -222,6 +228,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "messages": message_tables,
     "device states": client_table,
     "server states": server_table,
+    "dialogue states": talk_table,
     "codes": code_table,
     "limits": limit_table,
     "settings": setting_table,
