@@ -131,6 +131,32 @@ def test_speech_goes_up_while_it_is_spoken_in_messages_of_three_frames() -> None
     assert {after - before for before, after in pairwise(times)} == {60.0}
 
 
+@pytest.mark.parametrize("frames", [30, 31, 32])
+def test_a_question_that_is_answered_while_it_is_asked_still_goes_up_to_its_end(frames: int) -> None:
+    """An echo: each message comes back at once. However many frames are left at the end, they and the end arrive."""
+    talker = make(activity={"kind": "push", "lead_ms": 20.0})
+    sent: list[tuple[int, int, bool]] = []
+    talker.link(True, 0.0)
+    talker.press(0.0)
+
+    def pass_on(now_ms: float) -> None:
+        for message in talker.outgoing(now_ms):
+            piece = unpack_utterance(message.payload)
+            sent.append((piece.first, len(piece.frames), message.final))
+            talker.take(pack_utterance(piece._replace(live=True)), False, now_ms)
+
+    for place in range(frames):
+        now_ms = 20.0 * (place + 1)
+        talker.hear(speech(0.02), now_ms)
+        if place == frames - 1:
+            talker.release(now_ms)
+            late = pack_utterance(Utterance(talker.answer.number, 0, Kind.OPUS, 20.0, (b"\xfc",), 0, True))
+            talker.take(late, False, now_ms)  # more of the echo, before the rest has gone up
+        pass_on(now_ms)
+    assert sum(count for _, count, _ in sent) == frames and [final for *_, final in sent].count(True) == 1
+    assert sent[-1][2] and talker.questions.waiting == 0
+
+
 def test_playback_begins_long_before_the_answer_is_complete() -> None:
     world = World(make(), answer=lambda n: 200)
     world.link(True)

@@ -131,14 +131,19 @@ class Questions:
         self._present = None
 
     def answered(self, number: int) -> None:
-        """The server has a question: it answers it."""
+        """The server answers a question: if all of it was handed out, it has come."""
         before = len(self._waiting)
-        self._waiting = deque(question for question in self._waiting if question.number != number)
+        self._waiting = deque(each for each in self._waiting if each.number != number or not each.closed)
         self.delivered += before - len(self._waiting)
 
     def stop(self, number: int) -> None:
-        """No more of the answer to a question is wanted."""
+        """No more of the answer to a question is wanted; that it has come is not waited for."""
         self._stops.append(number)
+        self._waiting = deque(each for each in self._waiting if each.number != number or not each.closed)
+
+    def refused(self, number: int) -> None:
+        """The server will not answer a question, whole or not."""
+        self._waiting = deque(each for each in self._waiting if each.number != number)
 
     def relink(self) -> None:
         """Another connection: everything that is kept goes up once more; what was not kept is cut off."""

@@ -235,7 +235,7 @@ class Talker:
         """The server could not answer a question; 0: the one whose answer is waited for."""
         with self._lock:
             if number or self.answer.number >= 0:
-                self.questions.answered(number or self.answer.number)
+                self.questions.refused(number or self.answer.number)
             if number in (0, self.answer.number):
                 self.fail(detail, now_ms)
 

@@ -174,6 +174,7 @@ class Dialogues:
         finally:
             over.cancel()
             waiting.cancel()
+            await asyncio.gather(over, waiting, return_exceptions=True)  # or the responder could not be closed
 
     def _fail(self, link: Link, conversation: _Conversation, code: str, detail: str, number: int) -> None:
         self.failures += 1
