@@ -135,7 +135,10 @@ def test_the_configs_that_come_along_are_the_named_sizes_encoders(path: Path) ->
     from streamsplit.config import load_settings
     from streamsplit.evaluation.codec_run import CodecSettings
 
-    codec, size = load_settings(path, CodecSettings).codec, SIZES[path.stem.removesuffix("_decoder")]
+    codec, size = (
+        load_settings(path, CodecSettings).codec,
+        SIZES[path.stem.removesuffix("_decoder").removesuffix("_adversarial")],
+    )
     decoder = {name: value for name, value in size.as_dict().items() if name.startswith("decoder")}
     assert codec.replace(**decoder) == size
 
