@@ -31,6 +31,7 @@ EXTRAS = {
     "torch": "learn", "starlette": "server", "uvicorn": "server", "prometheus_client": "server", "sklearn": "server",
     "matplotlib": "server", "sounddevice": "mic", "av": "media", "gymnasium": "train", "stable_baselines3": "train",
     "scipy": "server", "pystoi": "codec", "pesq": "codec", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
+    "transformers": "weights", "zstandard": "weights", "cryptography": "weights",
 }  # fmt: skip
 
 
