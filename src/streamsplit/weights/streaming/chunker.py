@@ -110,7 +110,8 @@ class ModelChunker:
         if missing:
             some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
             raise ManifestError(
-                f"{name}: got no weights for {some}, expected all of a {kind.__name__}; name the class that was saved with --architecture"
+                f"{name}: got no weights for {some}, expected all of a {kind.__name__}; name the class that was saved "
+                "with --architecture"
             )
         return model.eval(), config
 
