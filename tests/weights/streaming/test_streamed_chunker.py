@@ -14,7 +14,8 @@ from safetensors import safe_open
 from streamed_models import CONFIGS, chunked, saved
 
 from streamsplit.errors import ConfigError, ManifestError
-from streamsplit.weights.streaming.chunk_file import aligned_buffer, open_tensors, unpacked
+from streamsplit.weights.streaming.buffers import aligned_buffer
+from streamsplit.weights.streaming.chunk_file import open_tensors, unpacked
 from streamsplit.weights.streaming.chunker import ModelChunker
 from streamsplit.weights.streaming.manifest import (
     Manifest,

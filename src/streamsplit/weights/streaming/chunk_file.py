@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save
 
 from streamsplit.errors import ManifestError, MissingExtraError
+from streamsplit.weights.streaming.buffers import ALIGNMENT, aligned_buffer
 from streamsplit.weights.streaming.manifest import Chunk
 from streamsplit.weights.streaming.quantise import Tensors
 
-ALIGNMENT = 64  # kernels may round otherwise where data lies askew: equal alignment, equal bits
 MAX_HEADER_BYTES = 1 << 20
 ZSTD_LEVEL = 6
 ZSTD_WORTH = 0.95  # compressed only below this share of the size
@@ -58,13 +58,6 @@ def open_tensors(buffer: np.ndarray) -> Tensors:
         return {name: _view(buffer, start, name, entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(f"the chunk's header does not parse ({type(error).__name__}: {error})") from None
-
-
-def aligned_buffer(size: int) -> np.ndarray:
-    """Uninitialised bytes [size] uint8 that begin at a multiple of 64."""
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    shift = -raw.ctypes.data % ALIGNMENT
-    return raw[shift : shift + size]
 
 
 def compress(data: bytes) -> bytes | None:
