@@ -42,6 +42,7 @@ class WeightLinkSettings(Settings):
     silence_s: float = setting(10.0, low=0.01)  # nothing came although something is asked for: the link is dead
     attempts: int = setting(5, low=1, high=1000)  # connections in a row that bring nothing, before it gives up
     faults: int = setting(2, low=0, high=100)  # damaged or malformed replies of one request that are asked for again
+    compress: bool = setting(False)  # asks the server to pack what it sends
     backoff_s: float = setting(0.1, low=0.0, high=60.0)  # before the second attempt; doubles up to 2 s
 
 
