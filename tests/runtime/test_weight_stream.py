@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
+import zstandard
 from server_harness import make_settings, running
 from websockets.asyncio.client import connect
 from weight_stream_harness import client, lying, weight_server
@@ -354,3 +356,34 @@ def test_the_main_server_streams_weights_beside_its_devices_with_the_same_tokens
 def test_an_address_that_is_no_websocket_is_refused(url: str):
     with pytest.raises(ConfigError, match="expected ws://host:port"):
         full_url(url)
+
+
+def test_what_can_be_packed_travels_packed_where_the_client_asks_for_it(tmp_path: Path):
+    folder = tmp_path / "chunks"
+    manifest = folder_of_chunks(folder, count=1)
+    data = bytes(600_000)
+    chunk = msgspec.structs.replace(
+        manifest.chunks[0], digest=hashlib.sha256(data).hexdigest(), stored_bytes=len(data), raw_bytes=len(data)
+    )
+    (folder / file_name(chunk.digest)).write_bytes(data)
+    noise = manifest.chunks[0]
+    both = (msgspec.structs.replace(chunk, name="zeros", tensors=("zeros",)), noise)
+    (folder / NAME).write_bytes(encode_manifest(msgspec.structs.replace(manifest, chunks=both)))
+    with weight_server(folder) as server:
+        with client(server.url, compress=True) as device:
+            assert device.fetch(chunk.digest, chunk.stored_bytes).result(20).tobytes() == data
+            assert device.count.down < 5000
+            assert device.fetch(noise.digest, noise.stored_bytes).result(20).tobytes() == stored(folder, noise)
+        with client(server.url) as device:
+            assert device.fetch(chunk.digest, chunk.stored_bytes).result(20).tobytes() == data
+            assert device.count.down > len(data)
+
+
+@pytest.mark.parametrize("payload", [b"no zstd", zstandard.compress(bytes(10_000_000)), zstandard.compress(b"short")])
+def test_a_piece_that_does_not_unpack_to_what_it_says_is_refused(folder: Path, payload: bytes):
+    manifest = folder_of_chunks(folder)
+    chunk = manifest.chunks[0]
+    with lying(folder, manifest) as (server, at), client(at.url, faults=0, compress=True) as device:
+        server.reply = lambda s, r, d, data: [s.data(r, payload, True, packed_bytes=len(data))]
+        with pytest.raises(ProtocolError, match="bad_transfer"):
+            device.fetch(chunk.digest, chunk.stored_bytes).result(20)

@@ -164,3 +164,15 @@ def test_any_bytes_from_a_server_give_pieces_or_a_protocol_error(data: bytes, ki
                 assert event.request in (0, 1)
         except ProtocolError as error:
             assert error.detail
+
+
+def test_a_packed_piece_counts_by_its_size_unpacked():
+    client, server = pair()
+    request = client.request(DIGEST, 0, 100)
+    (piece,) = client.receive(server.data(request, b"packed", True, packed_bytes=100))
+    assert (bytes(piece.data), piece.packed_bytes, piece.last, client.pending) == (b"packed", 100, True, 0)
+    again = client.request(DIGEST, 0, 100)
+    with pytest.raises(ProtocolError, match="bad_transfer"):
+        client.receive(server.data(again, b"packed", True, packed_bytes=101))
+    with pytest.raises(ProtocolError, match="bad_flags"):
+        client.receive(struct.pack("<BBBBIII", 1, 68, 10, 0, again, (1 << 20) + 1, 1) + b"x")

@@ -24,6 +24,7 @@ from streamsplit.edge.transport import ByteCount, open_socket
 from streamsplit.edge.weight_job import Job
 from streamsplit.errors import ConfigError, ConnectionRefused, ManifestError, ProtocolError
 from streamsplit.weights.streaming.manifest import Manifest, decode_manifest
+from streamsplit.weights.streaming.pieces import unpacked_piece, zstandard_module
 from streamsplit.wire.chunks import MAX_PENDING, ChunkClient, Failed, Piece
 from streamsplit.wire.codes import may_retry
 
@@ -52,6 +53,8 @@ class WeightClient:
     def __init__(self, url: str, settings: WeightLinkSettings | None = None) -> None:
         self.url = full_url(url)
         self.settings = settings or WeightLinkSettings()
+        if self.settings.compress:
+            zstandard_module()
         self.count = ByteCount()
         self.connections = 0
         self._closed = False
@@ -142,7 +145,7 @@ class WeightClient:
         pump: asyncio.Task[None] | None = None
         self.connections += 1
         try:
-            session.open(self.settings.device_id, self.settings.token)
+            session.open(self.settings.device_id, self.settings.token, compress=self.settings.compress)
             await _flush(socket, session)
             while session.ready is None:
                 data = await asyncio.wait_for(socket.recv(), self.settings.connect_timeout_s)
@@ -194,15 +197,16 @@ class WeightClient:
                 request = session.request_manifest()
             self._asked[request] = job
 
-    def _take(self, session: ChunkClient, data: bytes | str) -> bool:
+    def _take(self, session: ChunkClient, message: bytes | str) -> bool:
         """Handles one message; True when a request has ended."""
-        if isinstance(data, str):
+        if isinstance(message, str):
             raise ProtocolError("bad_message", "got a text message, expected binary ones")
         ended = False
-        for event in session.receive(data):
+        for event in session.receive(message):
             if isinstance(event, Piece):
-                self._progress_bytes += len(event.data)
-                self._asked[event.request].take(event.data)
+                data = event.data if not event.packed_bytes else unpacked_piece(event.data, event.packed_bytes)
+                self._progress_bytes += len(data)
+                self._asked[event.request].take(data)
                 ended = event.last
                 if event.last:
                     self._arrived(self._asked.pop(event.request))

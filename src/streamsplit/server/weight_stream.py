@@ -13,11 +13,12 @@ import time
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from streamsplit.errors import ManifestError, ProtocolError
+from streamsplit.errors import ManifestError, MissingExtraError, ProtocolError
 from streamsplit.server.chunk_storage import ChunkStorage
 from streamsplit.server.metrics import WeightStreamMetrics
 from streamsplit.server.settings import AuthSettings, WeightStreamSettings
 from streamsplit.weights.streaming.manifest import Manifest, encode_manifest
+from streamsplit.weights.streaming.pieces import packed_piece, zstandard_module
 from streamsplit.weights.streaming.rate import RateLimit
 from streamsplit.wire.chunks import PIECE_BYTES, Asked, ChunkServer, Open
 
@@ -66,7 +67,8 @@ class WeightStream:
         limit, count = self._devices.get(opened.device_id, (_limit(self._settings.device_mb_per_s), 0))
         self._devices[opened.device_id] = (limit, count + 1)
         asked: asyncio.Queue[Asked] = asyncio.Queue()
-        writer = asyncio.create_task(self._write(websocket, session, asked, limit))
+        compress = opened.compress and packs()
+        writer = asyncio.create_task(self._write(websocket, session, asked, limit, compress))
         try:
             await self._read(websocket, session, asked, writer)
         finally:
@@ -109,14 +111,14 @@ class WeightStream:
                 asked.put_nowait(wanted)
 
     async def _write(
-        self, websocket: WebSocket, session: ChunkServer, asked: asyncio.Queue[Asked], limit: RateLimit
+        self, websocket: WebSocket, session: ChunkServer, asked: asyncio.Queue[Asked], limit: RateLimit, compress: bool
     ) -> None:
         """Answers requests in their order."""
         manifest = self._manifest_bytes  # this connection's, whatever is published meanwhile
         while True:
             wanted = await asked.get()
             try:
-                await self._answer(websocket, session, wanted, limit, manifest)
+                await self._answer(websocket, session, wanted, limit, manifest, compress)
                 self._metrics.requests.labels("sent").inc()
             except ProtocolError as error:
                 self._metrics.requests.labels(error.code).inc()
@@ -129,8 +131,9 @@ class WeightStream:
                 return
 
     async def _answer(
-        self, websocket: WebSocket, session: ChunkServer, wanted: Asked, limit: RateLimit, manifest: bytes
-    ) -> None:
+        self, websocket: WebSocket, session: ChunkServer, wanted: Asked, limit: RateLimit, manifest: bytes,
+        compress: bool,
+    ) -> None:  # fmt: skip
         started_s = time.monotonic()
         size = self._sizes.get(wanted.digest) if wanted.digest else len(manifest)
         if size is None:
@@ -148,9 +151,13 @@ class WeightStream:
                 raise ManifestError(f"chunk {wanted.digest[:12]} ends before {start + length}; chunk the model again")
             view = memoryview(data)
             for at in range(0, length, PIECE_BYTES):
-                piece = view[at : at + PIECE_BYTES]
+                piece: bytes | memoryview = view[at : at + PIECE_BYTES]
+                last, size_bytes = start + at + len(piece) == end, 0
+                if compress:
+                    packed = await asyncio.to_thread(packed_piece, piece)
+                    piece, size_bytes = (piece, 0) if packed is None else (packed, len(piece))
                 await self._take_turn(len(piece), limit)
-                await websocket.send_bytes(session.data(wanted.request, piece, start + at + len(piece) == end))
+                await websocket.send_bytes(session.data(wanted.request, piece, last, packed_bytes=size_bytes))
                 if start == wanted.offset and at == 0:
                     self._metrics.first_piece.observe(time.monotonic() - started_s)
                 self._metrics.bytes.inc(len(piece))
@@ -191,6 +198,15 @@ class WeightStream:
             await websocket.send_bytes(session.fault(code, detail))
             if websocket.application_state is WebSocketState.CONNECTED:
                 await websocket.close(1008)
+
+
+def packs() -> bool:
+    """Whether pieces can be packed here; without zstandard they go as they are."""
+    try:
+        zstandard_module()
+    except MissingExtraError:
+        return False
+    return True
 
 
 def _limit(mb_per_s: float) -> RateLimit:

@@ -27,6 +27,7 @@ from streamsplit.wire.types import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, PROTOCOL_
 PIECE_BYTES = 256 << 10  # of data in one frame: what another client's next piece waits behind
 MAX_PENDING = 64  # requests of one connection that are not answered yet
 FINAL = 2  # the flag, as in wire.types
+PACKED = 8  # the payload is zstd; the header's timestamp field holds its size unpacked
 _HEADER = struct.Struct("<BBBBIII")
 _MAX_ID = 0xFFFF_FFFF
 _T = TypeVar("_T")
@@ -53,6 +54,7 @@ class Open(_Message, frozen=True, kw_only=True):
     protocol: U16
     device_id: DeviceId
     token: Annotated[str, Meta(max_length=512)] = ""
+    compress: bool = False  # DATA may be packed
 
     def __repr__(self) -> str:
         return f"Open(device_id={self.device_id!r}, token hidden)"
@@ -93,6 +95,7 @@ class Piece(NamedTuple):
     offset: int  # in what was asked for, 0 at its beginning
     data: memoryview
     last: bool
+    packed_bytes: int = 0  # size unpacked, where `data` is zstd
 
 
 class Failed(NamedTuple):
@@ -135,9 +138,9 @@ class ChunkClient:
         """Requests without their last byte; at most MAX_PENDING may be."""
         return len(self._pending)
 
-    def open(self, device_id: str, token: str = "") -> None:
-        """Says who we are."""
-        message = Open(protocol=PROTOCOL_VERSION, device_id=device_id, token=token)
+    def open(self, device_id: str, token: str = "", *, compress: bool = False) -> None:
+        """Says who we are, and whether pieces may come packed."""
+        message = Open(protocol=PROTOCOL_VERSION, device_id=device_id, token=token, compress=compress)
         self._outgoing.append(_pack(ChunkFrame.OPEN, 0, msgspec.msgpack.encode(message)))
 
     def request_manifest(self, offset: int = 0) -> int:
@@ -159,7 +162,7 @@ class ChunkClient:
 
     def receive(self, data: bytes) -> list[Piece | Failed]:
         """What one WebSocket message says; raises ProtocolError, after which the connection is to be closed."""
-        kind, flags, request, payload = _unpack(data)
+        kind, flags, request, payload, packed_bytes = _unpack(data)
         if self.state is State.CLOSED:
             return []
         if kind is ChunkFrame.FAULT:
@@ -176,21 +179,21 @@ class ChunkClient:
             return []
         if kind is not ChunkFrame.DATA:
             raise ProtocolError("unexpected", f"got {kind.name}, expected DATA or FAULT")
-        return [self._piece(request, payload, bool(flags & FINAL))]
+        return [self._piece(request, payload, bool(flags & FINAL), packed_bytes)]
 
-    def _piece(self, request: int, payload: memoryview, last: bool) -> Piece:
+    def _piece(self, request: int, payload: memoryview, last: bool, packed_bytes: int) -> Piece:
         progress = self._pending.get(request)
         if progress is None:
             raise ProtocolError("unexpected", f"got data for request {request}, which is not pending")
         offset, expected = progress
-        progress[0] += len(payload)
+        progress[0] += packed_bytes or len(payload)
         if progress[0] > expected or last is not (progress[0] == expected):
             raise ProtocolError(
                 "bad_transfer", f"request {request}: got {progress[0]} bytes{' at its end' * last}, expected {expected}"
             )
         if last:
             del self._pending[request]
-        return Piece(request, offset, payload, last)
+        return Piece(request, offset, payload, last, packed_bytes)
 
     def _request(self, kind: ChunkFrame, message: _Message, expected: int) -> int:
         if self.state is not State.OPEN or len(self._pending) >= MAX_PENDING:
@@ -213,7 +216,7 @@ class ChunkServer:
         """What one WebSocket message asks for; raises ProtocolError, after which the connection is to be closed."""
         if len(data) > _HEADER.size + MAX_MESSAGE_BYTES:
             raise ProtocolError("frame_too_large", f"got {len(data)} bytes, expected at most {MAX_MESSAGE_BYTES}")
-        kind, _, request, payload = _unpack(data)
+        kind, _, request, payload, _ = _unpack(data)
         if self.state is State.OPENING:
             if kind is not ChunkFrame.OPEN or self.opened is not None:
                 raise ProtocolError("unexpected", f"got {kind.name}, expected OPEN, once")
@@ -245,11 +248,12 @@ class ChunkServer:
             ChunkFrame.READY, 0, msgspec.msgpack.encode(Ready(revision=revision, manifest_bytes=manifest_bytes))
         )
 
-    def data(self, request: int, payload: bytes | memoryview, last: bool) -> bytes:
-        """One DATA frame."""
+    def data(self, request: int, payload: bytes | memoryview, last: bool, *, packed_bytes: int = 0) -> bytes:
+        """One DATA frame; `packed_bytes` is the size that a zstd payload unpacks to."""
         if last:
             self._pending.discard(request)
-        return _pack(ChunkFrame.DATA, request, payload, FINAL if last else 0)
+        flags = (FINAL if last else 0) | (PACKED if packed_bytes else 0)
+        return _pack(ChunkFrame.DATA, request, payload, flags, packed_bytes)
 
     def fault(self, code: str, detail: str, request: int = 0) -> bytes:
         """FAULT for one request, or for the connection."""
@@ -259,30 +263,32 @@ class ChunkServer:
         return _pack(ChunkFrame.FAULT, request, msgspec.msgpack.encode(Fault(code=code, detail=detail[:1000])))
 
 
-def _pack(kind: ChunkFrame, request: int, payload: bytes | memoryview, flags: int = 0) -> bytes:
-    return b"".join((_HEADER.pack(PROTOCOL_VERSION, kind, flags, 0, request, 0, len(payload)), payload))
+def _pack(kind: ChunkFrame, request: int, payload: bytes | memoryview, flags: int = 0, packed_bytes: int = 0) -> bytes:
+    return b"".join((_HEADER.pack(PROTOCOL_VERSION, kind, flags, 0, request, packed_bytes, len(payload)), payload))
 
 
-def _unpack(data: bytes) -> tuple[ChunkFrame, int, int, memoryview]:
+def _unpack(data: bytes) -> tuple[ChunkFrame, int, int, memoryview, int]:
     if len(data) < _HEADER.size:
         raise ProtocolError("truncated", f"got {len(data)} bytes, expected a header of {_HEADER.size}")
-    version, kind, flags, reserved, request, _, length = _HEADER.unpack_from(data)
+    version, kind, flags, reserved, request, packed_bytes, length = _HEADER.unpack_from(data)
     if version != PROTOCOL_VERSION:
         raise ProtocolError("bad_version", f"got protocol version {version}, expected {PROTOCOL_VERSION}")
     if kind not in ChunkFrame.__members__.values():
         raise ProtocolError("unknown_type", f"got frame type {kind}, expected one of the weight stream")
-    if flags & ~FINAL or (flags and kind != ChunkFrame.DATA):
+    if flags & ~(FINAL | PACKED) or (flags and kind != ChunkFrame.DATA):
         raise ProtocolError("bad_flags", f"got flags {flags:#x} on type {kind}")
     if reserved:
         raise ProtocolError("bad_reserved", f"got reserved byte {reserved}, expected 0")
     limit = MAX_FRAME_BYTES if kind == ChunkFrame.DATA else MAX_MESSAGE_BYTES
     if length > limit:
         raise ProtocolError("frame_too_large", f"got {length} payload bytes, allowed {limit}")
+    if bool(flags & PACKED) is not (0 < packed_bytes <= MAX_FRAME_BYTES):
+        raise ProtocolError("bad_flags", f"got {packed_bytes} bytes unpacked with flags {flags:#x}")
     got = len(data) - _HEADER.size
     if got != length:
         code = "truncated" if got < length else "trailing_bytes"
         raise ProtocolError(code, f"got {got} payload bytes, expected {length} as the header says")
-    return ChunkFrame(kind), flags, request, memoryview(data)[_HEADER.size :]
+    return ChunkFrame(kind), flags, request, memoryview(data)[_HEADER.size :], packed_bytes
 
 
 _decoders: dict[Any, Any] = {

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from streamsplit.errors import ManifestError, MissingExtraError
+from streamsplit.errors import ManifestError
 from streamsplit.weights.streaming.buffers import ALIGNMENT, aligned_buffer
 from streamsplit.weights.streaming.manifest import Chunk
+from streamsplit.weights.streaming.pieces import zstandard_module
 from streamsplit.weights.streaming.quantise import Tensors
 
 MAX_HEADER_BYTES = 1 << 20
@@ -62,7 +63,7 @@ def open_tensors(buffer: np.ndarray) -> Tensors:
 
 def compress(data: bytes) -> bytes | None:
     """zstd of the data where that is worth a decompression, else None."""
-    packed = bytes(_zstandard().ZstdCompressor(level=ZSTD_LEVEL).compress(data))
+    packed = bytes(zstandard_module().ZstdCompressor(level=ZSTD_LEVEL).compress(data))
     return packed if len(packed) < ZSTD_WORTH * len(data) else None
 
 
@@ -70,7 +71,7 @@ def unpacked(chunk: Chunk, stored: np.ndarray) -> np.ndarray:
     """The chunk's safetensors bytes from its stored ones, whose hash was checked; raises ManifestError."""
     if chunk.encoding == "none":
         return stored
-    zstandard = _zstandard()
+    zstandard = zstandard_module()
     result = aligned_buffer(chunk.raw_bytes)
     view, at = memoryview(result), 0  # type: ignore[arg-type]
     try:
@@ -104,11 +105,3 @@ def _copied(part: np.ndarray) -> np.ndarray:
     copy = aligned_buffer(len(part))
     copy[:] = part
     return copy
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MissingExtraError("compressed weights", "weights", str(error)) from error
-    return zstandard
