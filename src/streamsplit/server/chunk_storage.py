@@ -27,6 +27,22 @@ class ChunkStorage(Protocol):
         """A range of a chunk's stored bytes; raises ManifestError where it cannot be had."""
 
 
+def open_storage(place: str | Path, redis_url: str = "") -> ChunkStorage:
+    """The storage of a folder or a URL such as s3://bucket/prefix, behind a Redis cache where one is named."""
+    storage: ChunkStorage
+    if "://" in str(place):
+        from streamsplit.server.object_storage import ObjectStorage
+
+        storage = ObjectStorage(str(place))
+    else:
+        storage = FolderStorage(place)
+    if not redis_url:
+        return storage
+    from streamsplit.server.redis_cache import RedisCachedStorage
+
+    return RedisCachedStorage(storage, redis_url)
+
+
 class FolderStorage:
     """A folder that `streamsplit weights chunk` made."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from streamsplit.errors import CheckpointError, StreamSplitError
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.server import mixture_file
-from streamsplit.server.chunk_storage import FolderStorage
+from streamsplit.server.chunk_storage import open_storage
 from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.compute import BatchReport, ComputeWorker
 from streamsplit.server.fleet import finite, percentiles
@@ -68,8 +68,9 @@ class StreamServer:
         self.weight_stream: WeightStream | None = None
         if settings.weights.chunks_dir:
             self.weight_stream = WeightStream(
-                FolderStorage(settings.weights.chunks_dir), settings.weights, settings.auth, self.metrics.weight_stream
-            )
+                open_storage(settings.weights.chunks_dir, settings.weights.redis_url),
+                settings.weights, settings.auth, self.metrics.weight_stream,
+            )  # fmt: skip
 
     async def start(self) -> None:
         """Opens the database, loads the current revision and starts the workers; raises StreamSplitError."""

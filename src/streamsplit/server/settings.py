@@ -190,7 +190,8 @@ class PolicyPushSettings(Settings):
 class WeightStreamSettings(Settings):
     """A transformer model that devices run without storing it, at /v1/weights."""
 
-    chunks_dir: str = setting("")  # of `streamsplit weights chunk`; "" = no weight stream
+    chunks_dir: str = setting("")  # of `streamsplit weights chunk`, or s3://bucket/prefix; "" = no weight stream
+    redis_url: str = setting("")  # of a cache in front of it, shared by servers; "" = none
     device_mb_per_s: float = setting(0.0, low=0.0)  # of one device, over all its connections; 0 = no limit
     total_mb_per_s: float = setting(0.0, low=0.0)  # of all together, shared piece by piece; 0 = no limit
     max_connections: int = setting(256, low=1)

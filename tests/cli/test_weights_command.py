@@ -1,0 +1,61 @@
+"""`streamsplit weights`: chunks a folder, and says in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from streamsplit.cli.main import main
+from streamsplit.weights.streaming.manifest import read_manifest
+
+transformers = pytest.importorskip("transformers", reason="needs the extra 'weights'")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=50)).save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_a_model_is_chunked_and_the_next_command_is_named(model: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["weights", "chunk", str(model), "--output-dir", str(model.parent / "chunks")]) == 0
+    shown = capsys.readouterr().out
+    manifest = read_manifest(model.parent / "chunks")
+    assert shown.startswith(f"tiny: {len(manifest.chunks)} chunks") and manifest.revision[:12] in shown
+    assert f"streamsplit weights serve --chunks-dir {model.parent / 'chunks'}" in shown
+
+
+def test_the_options_reach_the_manifest(model: Path, capsys: pytest.CaptureFixture[str]):
+    line = ["weights", "chunk", str(model), "--output-dir", str(model.parent / "chunks"), "--dtype", "int8"]
+    assert main([*line, "--compress", "--verbose", "--json", "--signing-key", "01" * 32]) == 0
+    shown = capsys.readouterr()
+    manifest = read_manifest(model.parent / "chunks")
+    assert manifest.dtype == "int8" and manifest.signature is not None
+    assert json.loads(shown.out)["revision"] == manifest.revision
+    assert "encoder.layer.1" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["chunk", "nowhere", "--output-dir", "out"], ["nowhere", "no model can be read", "safetensors"]),
+        (["chunk", "nowhere", "--output-dir", "out", "--dtype", "fp8"], ["'dtype'", "fp8", "int8"]),
+        (["chunk", "nowhere", "--output-dir", "out", "--signing-key", "zz"], ["--signing-key", "64 hex digits"]),
+        (["serve", "--chunks-dir", "nowhere"], ["manifest.json", "streamsplit weights chunk"]),
+        (["serve", "--chunks-dir", "nowhere", "--port", "99999"], ["--port", "0..65535"]),
+        (["serve", "--chunks-dir", "nowhere", "--device-mb-per-s", "-1"], ["device_mb_per_s", ">= 0"]),
+        (["serve", "--chunks-dir", "nowhere", "--host", "0.0.0.0"], ["0.0.0.0", "token"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, capsys, line: list[str], words: list[str]):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("STREAMSPLIT_TOKEN", raising=False)
+    assert main(["weights", *line]) != 0
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert all(word in shown.err for word in words), shown.err
+    assert not (tmp_path / "out").exists()
