@@ -35,7 +35,7 @@ class ObjectStorage:
     async def changed(self) -> bool:
         """Whether the manifest's entity tag is another one."""
         found = await self._call(self._obstore.head_async(self._store, NAME), NAME)
-        return found.get("e_tag") != self._stamp
+        return bool(found.get("e_tag") != self._stamp)
 
     async def size(self, digest: str) -> int:
         """Bytes of a chunk's object; raises ManifestError where it is missing."""

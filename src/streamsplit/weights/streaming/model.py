@@ -7,7 +7,7 @@ takes for a matrix; nothing is ever made up in its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -46,7 +46,7 @@ class Source(Protocol):
     def fetch(self, chunk: Chunk) -> Arrival:
         """The stored bytes of a chunk."""
 
-    def fetch_rows(self, chunk: Chunk, blocks: list[int]) -> list[Arrival]:
+    def fetch_rows(self, chunk: Chunk, blocks: list[int]) -> Sequence[Arrival]:
         """Blocks of rows, in the order given, neighbours possibly in one arrival."""
 
 

@@ -50,12 +50,16 @@ def build_config(model_type: str, values: Mapping[str, Any]) -> Any:
 def build_skeleton(architecture: str, config: Any) -> nn.Module:
     """The model in evaluation mode, every parameter on the meta device, buffers computed; raises ManifestError."""
     kind = model_class(architecture)
+    from transformers.initialization import no_init_weights
+
     try:
-        with _meta_parameters():
-            model: nn.Module = kind(config)
+        with _meta_parameters(), no_init_weights():
+            model: Any = kind(config)
+            model.tie_weights()
     except Exception as error:  # a configuration that this architecture does not take
         raise ManifestError(f"'{architecture}' cannot be built from this configuration ({error})") from None
-    return model.eval()
+    built: nn.Module = model.eval()
+    return built
 
 
 def shared_names(model: nn.Module) -> dict[str, list[str]]:
