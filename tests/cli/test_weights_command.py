@@ -59,3 +59,18 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, capsys, line: 
     assert shown.out == "" and shown.err.count("\n") == 1
     assert all(word in shown.err for word in words), shown.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_new_revision_is_published_into_the_served_folder(model: Path, capsys: pytest.CaptureFixture[str]):
+    served, new = model.parent / "served", model.parent / "new"
+    assert main(["weights", "chunk", str(model), "--output-dir", str(served)]) == 0
+    changed = transformers.BertModel.from_pretrained(model)
+    changed.encoder.layer[1].output.dense.bias.data[0] += 1
+    changed.save_pretrained(model)
+    assert main(["weights", "chunk", str(model), "--output-dir", str(new)]) == 0
+    capsys.readouterr()
+    assert main(["weights", "publish", str(new), "--chunks-dir", str(served), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["changed"] == ["encoder.layer.1"] and result["revision"] == read_manifest(served).revision
+    assert main(["weights", "publish", str(new), "--chunks-dir", str(served), "--delta", "all"]) == 2
+    assert "allowed exact, int8" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`streamsplit weights`: cuts transformer models into chunks, and serves them to devices that do not store them."""
+"""`streamsplit weights`: cuts transformer models into chunks, serves them, and publishes new revisions."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--signing-key", default="", metavar="HEX",
         help=f"Ed25519 seed, 64 hex digits, that the manifest is signed with (or {KEY_VARIABLE})",
     )  # fmt: skip
+    publish = commands.add_parser("publish", help="make a served folder serve a new revision, with deltas")
+    publish.add_argument("new", type=Path, help="folder of chunks of the new revision")
+    publish.add_argument("--chunks-dir", type=Path, required=True, help="folder that is served")
+    publish.add_argument("--delta", default="exact", help="exact (default), or int8: smaller, and the weights rounded")
+    publish.add_argument("--signing-key", default="", metavar="HEX", help=f"as for chunk (or {KEY_VARIABLE})")
     serve = commands.add_parser("serve", help="serve a folder of chunks")
     serve.add_argument("--chunks-dir", required=True, help="folder of chunks, or s3://bucket/prefix")
     serve.add_argument("--redis-url", default="", help="cache in front of it, as redis://host:port")
@@ -36,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--port", type=int, default=8765, help="(default: 8765; 0: any free port)")
     serve.add_argument("--device-mb-per-s", type=float, default=0.0, metavar="MB", help="of one device; 0: no limit")
     serve.add_argument("--total-mb-per-s", type=float, default=0.0, metavar="MB", help="of all together; 0: no limit")
-    for command in (chunk, serve):
+    for command in (chunk, publish, serve):
         command.add_argument("--verbose", action="store_true", help="tell what is done")
         command.add_argument("--json", action="store_true", help="the result as a line of JSON")
 
@@ -44,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Chunks or serves."""
     set_up_logging("INFO" if args.verbose else "WARNING")
-    return _chunk(args) if args.weights_command == "chunk" else _serve(args)
+    return {"chunk": _chunk, "publish": _publish, "serve": _serve}[args.weights_command](args)
 
 
 def _chunk(args: argparse.Namespace) -> int:
@@ -64,6 +69,22 @@ def _chunk(args: argparse.Namespace) -> int:
             f"{result['model_name']}: {len(result['chunks'])} chunks, {result['stored_bytes'] / 1e6:.1f} MB in "
             f"{args.output_dir}, revision {result['revision'][:12]}; serve them with: "
             f"streamsplit weights serve --chunks-dir {args.output_dir}"
+        )
+    return 0
+
+
+def _publish(args: argparse.Namespace) -> int:
+    key = _key(args.signing_key or os.environ.get(KEY_VARIABLE, ""))
+    from streamsplit.weights.streaming.publish import publish
+
+    result = publish(args.chunks_dir, args.new, kind=args.delta, signing_key=key)
+    if args.json:
+        print_json(result)
+    else:
+        print(
+            f"revision {result['revision'][:12]}: {len(result['changed'])} chunks changed, "
+            f"{result['delta_bytes'] / 1e6:.2f} MB for who holds the last one, "
+            f"{result['chunk_bytes'] / 1e6:.2f} MB for others"
         )
     return 0
 

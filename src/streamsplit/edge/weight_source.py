@@ -5,39 +5,82 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 
 from streamsplit.edge.weight_client import WeightClient
+from streamsplit.errors import StreamSplitError
 from streamsplit.weights.streaming.buffers import aligned_buffer
-from streamsplit.weights.streaming.manifest import Chunk, file_name
+from streamsplit.weights.streaming.manifest import Chunk, Delta, file_name
 
 LOG = logging.getLogger(__name__)
 MAX_RANGE_BYTES = 1 << 20  # of rows in one request
 
 
 class RemoteSource:
-    """Fetches through a WeightClient; `disk` keeps whole chunks, nothing is written without it."""
+    """Fetches through a WeightClient; `disk` keeps whole chunks, nothing is written without it.
 
-    def __init__(self, client: WeightClient, disk: DiskCache | None = None) -> None:
+    Where the disk holds the chunk of an older revision that a delta of the manifest applies to, the delta travels.
+    """
+
+    def __init__(self, client: WeightClient, disk: DiskCache | None = None, deltas: Sequence[Delta] = ()) -> None:
+        self.deltas_applied = 0
         self._client = client
         self._disk = disk
+        self._deltas = tuple(deltas)
 
     def fetch(self, chunk: Chunk) -> Future[np.ndarray]:
         """The stored bytes of a chunk."""
         if self._disk is None:
             return self._client.fetch(chunk.digest, chunk.stored_bytes)
-        held = self._disk.read(chunk)
+        held = self._disk.read(chunk.digest, chunk.stored_bytes)
         if held is not None:
             done: Future[np.ndarray] = Future()
             done.set_result(held)
             return done
-        coming = self._client.fetch(chunk.digest, chunk.stored_bytes)
+        coming = self._by_delta(chunk) or self._client.fetch(chunk.digest, chunk.stored_bytes)
         coming.add_done_callback(self._disk.keeper(chunk))
         return coming
+
+    def _by_delta(self, chunk: Chunk) -> Future[np.ndarray] | None:
+        """The chunk from an older one and a delta; where that fails, all of it, and the older one stays as it was."""
+        disk = self._disk
+        for delta in self._deltas:
+            if disk is None or delta.target != chunk.digest:
+                continue
+            base = disk.read(delta.base, disk.size(delta.base))
+            if base is not None:
+                return self._apply(chunk, delta, base)
+        return None
+
+    def _apply(self, chunk: Chunk, delta: Delta, base: np.ndarray) -> Future[np.ndarray]:
+        made: Future[np.ndarray] = Future()
+
+        def finish(coming: Future[np.ndarray]) -> None:
+            from streamsplit.weights.streaming.revision_delta import applied
+
+            try:
+                try:
+                    made.set_result(applied(chunk, delta, base, coming.result()))
+                    self.deltas_applied += 1
+                except (StreamSplitError, OSError) as error:
+                    LOG.warning("chunk '%s': the delta is not used (%s)", chunk.name, error)
+                    self._client.fetch(chunk.digest, chunk.stored_bytes).add_done_callback(whole)
+            except Exception as error:  # whoever waits must hear of it
+                made.set_exception(error)
+
+        def whole(coming: Future[np.ndarray]) -> None:
+            error = coming.exception()
+            if error is not None:
+                made.set_exception(error)
+            else:
+                made.set_result(coming.result())
+
+        self._client.fetch(delta.digest, delta.stored_bytes).add_done_callback(finish)
+        return made
 
     def fetch_rows(self, chunk: Chunk, blocks: list[int]) -> list[Future[np.ndarray]]:
         """Blocks of rows; neighbours travel together."""
@@ -68,19 +111,26 @@ class DiskCache:
         self._folder.mkdir(parents=True, exist_ok=True)
         self.hits = 0
 
-    def read(self, chunk: Chunk) -> np.ndarray | None:
-        """The stored bytes, if they are here and good."""
-        path = self._folder / file_name(chunk.digest)
-        buffer = aligned_buffer(chunk.stored_bytes)
+    def size(self, digest: str) -> int:
+        """Bytes of a chunk's file; 0 where it is not here."""
         try:
-            if path.stat().st_size != chunk.stored_bytes:
+            return (self._folder / file_name(digest)).stat().st_size
+        except OSError:
+            return 0
+
+    def read(self, digest: str, size_bytes: int) -> np.ndarray | None:
+        """The stored bytes, if they are here and good."""
+        path = self._folder / file_name(digest)
+        buffer = aligned_buffer(size_bytes)
+        try:
+            if path.stat().st_size != size_bytes:
                 path.unlink()
                 return None
             with path.open("rb", buffering=0) as file:
                 count = file.readinto(buffer)  # type: ignore[arg-type]
         except FileNotFoundError:
             return None
-        if count != chunk.stored_bytes or hashlib.sha256(buffer).hexdigest() != chunk.digest:  # type: ignore[arg-type]
+        if count != size_bytes or hashlib.sha256(buffer).hexdigest() != digest:  # type: ignore[arg-type]
             path.unlink(missing_ok=True)
             return None
         self.hits += 1

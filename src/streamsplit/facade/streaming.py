@@ -66,6 +66,7 @@ class StreamingMonitor:
         """Counts since the model was opened; all zero before."""
         streamed = None if self._model is None else self._model._streamed
         client = None if self._model is None else self._model._client
+        source = None if self._model is None else self._model._source
         cache, meter = (None, None) if streamed is None else (streamed.cache, streamed.meter)
         return {
             "cache_hit_rate": 0.0 if cache is None else cache.hit_rate,
@@ -79,6 +80,7 @@ class StreamingMonitor:
             "layers_prefetched": 0 if meter is None else meter.prefetched,
             "stalls": 0 if meter is None else meter.stalls,
             "stall_s": 0.0 if meter is None else meter.stall_s,
+            "deltas_applied": 0 if source is None else source.deltas_applied,
             "forwards": 0 if meter is None else meter.forwards,
             "time_to_first_output_s": None if meter is None else meter.first_output_s,
         }
@@ -107,6 +109,7 @@ class StreamingModel:
         self.monitor._model = self
         self._lock = threading.RLock()  # one forward at a time
         self._client: WeightClient | None = None
+        self._source: RemoteSource | None = None
         self._streamed: StreamedModel | None = None
 
     @classmethod
@@ -161,6 +164,31 @@ class StreamingModel:
         """The same while the event loop goes on."""
         return await asyncio.to_thread(self._generate, *args, **options)
 
+    def refresh(self) -> bool:
+        """Takes up the server's newest revision between two forwards, all of it or nothing; True if there was one.
+
+        What the disk cache holds of the old one travels as deltas. Raises what is wrong with the new one; the old one
+        then stays in use.
+        """
+        with self._lock:
+            held = self._open()
+            client = WeightClient(self.uri, self.settings.link)
+            try:
+                manifest = client.manifest()
+                if manifest.revision == held.manifest.revision:
+                    client.close()
+                    return False
+                self._check(manifest)
+                streamed, source = self._build(client, manifest)
+            except BaseException:
+                client.close()
+                raise
+            old, self._client = self._client, client
+            self._streamed, self._source = streamed, source
+            if old is not None:
+                old.close()
+            return True
+
     def close(self) -> None:
         """Ends the connection; what is in memory goes with the object."""
         client, self._client = self._client, None
@@ -195,13 +223,19 @@ class StreamingModel:
                 self._client = WeightClient(self.uri, settings.link)
             manifest = self._client.manifest()
             self._check(manifest)
-            disk = DiskCache(settings.disk_cache_dir) if settings.disk_cache_dir else None
-            self._streamed = StreamedModel(
-                manifest, RemoteSource(self._client, disk), cache_bytes=_budget(settings, manifest),
-                prefetch=settings.prefetch_depth if settings.prefetch_layers else 0, dtype=settings.dtype,
-                clock_s=time.monotonic,
-            )  # fmt: skip
+            self._streamed, self._source = self._build(self._client, manifest)
             return self._streamed
+
+    def _build(self, client: WeightClient, manifest: Manifest) -> tuple[StreamedModel, RemoteSource]:
+        settings = self.settings
+        disk = DiskCache(settings.disk_cache_dir) if settings.disk_cache_dir else None
+        source = RemoteSource(client, disk, manifest.deltas)
+        streamed = StreamedModel(
+            manifest, source, cache_bytes=_budget(settings, manifest),
+            prefetch=settings.prefetch_depth if settings.prefetch_layers else 0, dtype=settings.dtype,
+            clock_s=time.monotonic,
+        )  # fmt: skip
+        return streamed, source
 
     def _check(self, manifest: Manifest) -> None:
         if self.settings.public_key:

@@ -178,18 +178,17 @@ class WeightStream:
             LOG.error("the new manifest is not taken: %s", error)
 
     async def _check_chunks(self, manifest: Manifest) -> None:
-        for chunk in manifest.chunks:
-            size = await self._storage.size(chunk.digest)
-            if size != chunk.stored_bytes:
+        for digest, expected in manifest.stored.items():
+            size = await self._storage.size(digest)
+            if size != expected:
                 raise ManifestError(
-                    f"chunk '{chunk.name}': got {size} bytes in storage, expected {chunk.stored_bytes}; "
-                    "chunk the model again"
+                    f"chunk {digest[:12]}: got {size} bytes in storage, expected {expected}; chunk the model again"
                 )
 
     def _adopt(self, manifest: Manifest) -> None:
         self._manifest_bytes = encode_manifest(manifest)
         self.revision = manifest.revision
-        self._sizes |= {chunk.digest: chunk.stored_bytes for chunk in manifest.chunks}
+        self._sizes |= manifest.stored
         LOG.info("streaming %s, revision %s, %d chunks", manifest.model, self.revision[:12], len(manifest.chunks))
 
     async def _refuse(self, websocket: WebSocket, session: ChunkServer, code: str, detail: str) -> None:

@@ -66,6 +66,16 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rows: RowBlocks | None = None  # where role is 'rows'
 
 
+class Delta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A way from an older revision's chunk to one of this manifest, see `revision_delta`."""
+
+    base: Digest  # what it applies to
+    target: Digest  # the chunk that results
+    digest: Digest  # of the delta's own bytes
+    stored_bytes: Size
+    kind: Literal["exact", "int8"]
+
+
 class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ed25519 over the manifest's canonical bytes."""
 
@@ -85,6 +95,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     generation: dict[str, Any] = {}
     stacks: tuple[TensorName, ...]  # modules that are lists of layers
     chunks: tuple[Chunk, ...]
+    deltas: tuple[Delta, ...] = ()
     tied: dict[TensorName, TensorName] = {}  # a tensor's other names -> the one it is stored under
     signature: Signature | None = None
 
@@ -94,6 +105,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if chunk.name == name:
                 return chunk
         raise ManifestError(f"got chunk '{name[:80]}', expected one of this model's {len(self.chunks)}")
+
+    @property
+    def stored(self) -> dict[str, int]:
+        """Everything that may be asked for: digest -> bytes."""
+        return {item.digest: item.stored_bytes for item in (*self.chunks, *self.deltas)}
 
     def of_role(self, *roles: str) -> list[Chunk]:
         """Chunks of these roles, in order."""
@@ -194,6 +210,8 @@ def _check(manifest: Manifest) -> None:
     names = [chunk.name for chunk in manifest.chunks]
     if len(set(names)) != len(names):
         raise ManifestError("got two chunks of the same name, expected each once")
+    if not {delta.target for delta in manifest.deltas} <= {chunk.digest for chunk in manifest.chunks}:
+        raise ManifestError("got a delta that leads to no chunk of this manifest")
     if not manifest.of_role("layer"):
         raise ManifestError("got a manifest without a layer, expected at least one")
     held = [tensor for chunk in manifest.chunks for tensor in chunk.tensors]
