@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from streamsplit.cli.main import main
 from streamsplit.weights.streaming.manifest import read_manifest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers reads it
 transformers = pytest.importorskip("transformers", reason="needs the extra 'weights'")
 
 
@@ -41,7 +43,7 @@ def test_the_options_reach_the_manifest(model: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (["chunk", "nowhere", "--output-dir", "out"], ["nowhere", "no model can be read", "safetensors"]),
+        (["chunk", "./nowhere", "--output-dir", "out"], ["nowhere", "no such folder"]),
         (["chunk", "nowhere", "--output-dir", "out", "--dtype", "fp8"], ["'dtype'", "fp8", "int8"]),
         (["chunk", "nowhere", "--output-dir", "out", "--signing-key", "zz"], ["--signing-key", "64 hex digits"]),
         (["serve", "--chunks-dir", "nowhere"], ["manifest.json", "streamsplit weights chunk"]),
@@ -52,7 +54,6 @@ def test_the_options_reach_the_manifest(model: Path, capsys: pytest.CaptureFixtu
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, capsys, line: list[str], words: list[str]):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("STREAMSPLIT_TOKEN", raising=False)
     assert main(["weights", *line]) != 0
     shown = capsys.readouterr()

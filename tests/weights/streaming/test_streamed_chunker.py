@@ -166,9 +166,8 @@ def test_weights_that_are_missing_are_named_instead_of_made_up(tmp_path: Path):
 @pytest.mark.parametrize("name", ["nowhere", "../nowhere", "empty"])
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ManifestError, match="no model can be read"):
+    with pytest.raises(ManifestError, match="no model can be read|no such folder"):
         ModelChunker(name, tmp_path / "chunks").chunk_model()
 
 

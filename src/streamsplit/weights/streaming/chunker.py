@@ -94,6 +94,8 @@ class ModelChunker:
         transformers = transformers_module()
         name = self.model_name
         local = Path(name).is_dir()
+        if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):  # no name of the hub
+            raise ManifestError(f"{name}: no such folder; give one with config.json and safetensors files")
         try:
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             kind = self._kind(config)
