@@ -67,7 +67,7 @@ class StreamingMonitor:
         streamed = None if self._model is None else self._model._streamed
         client = None if self._model is None else self._model._client
         source = None if self._model is None else self._model._source
-        cache, meter = (None, None) if streamed is None else (streamed.cache, streamed.meter)
+        cache, meter = (None, None) if streamed is None else (streamed.layers.cache, streamed.layers.meter)
         return {
             "cache_hit_rate": 0.0 if cache is None else cache.hit_rate,
             "cache_hits": 0 if cache is None else cache.hits,

@@ -167,7 +167,7 @@ def test_weights_that_are_missing_are_named_instead_of_made_up(tmp_path: Path):
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ManifestError, match="no model can be read|no such folder"):
+    with pytest.raises(ManifestError, match=r"no model can be read|no such folder"):
         ModelChunker(name, tmp_path / "chunks").chunk_model()
 
 

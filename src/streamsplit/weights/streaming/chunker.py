@@ -29,7 +29,7 @@ from streamsplit.weights.streaming.manifest import (
 from streamsplit.weights.streaming.quantise import check_dtype, pack_rows, quantise
 from streamsplit.weights.streaming.skeleton import model_class, transformers_module
 
-BLOCK_BYTES = 48 << 10  # of an embedding's rows under one hash: what a single row costs
+BLOCK_BYTES = 24 << 10  # of an embedding's rows under one hash: what a single row costs
 MAX_BLOCKS = 4096
 Progress = Callable[[int, int, str], None]
 

@@ -109,7 +109,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def stored(self) -> dict[str, int]:
         """Everything that may be asked for: digest -> bytes."""
-        return {item.digest: item.stored_bytes for item in (*self.chunks, *self.deltas)}
+        chunks = {chunk.digest: chunk.stored_bytes for chunk in self.chunks}
+        return chunks | {delta.digest: delta.stored_bytes for delta in self.deltas}
 
     def of_role(self, *roles: str) -> list[Chunk]:
         """Chunks of these roles, in order."""
