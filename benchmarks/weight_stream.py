@@ -90,16 +90,20 @@ def cold(folder: Path, url: str, repeats: int) -> dict[str, Any]:
     plain = BertModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
     inputs = _inputs()
     layer_bytes = sum(p.numel() * 4 for p in plain.encoder.layer.parameters())
-    plain_s, transfer_s, cold_s, open_s, warm_s, received = [], [], [], [], [], 0
+    plain_s, transfer_s, cold_s, open_s, warm_s, cold_cpu_s, floor_cpu_s, received = [], [], [], [], [], [], [], 0
     with torch.no_grad():
         expected = plain(**inputs)[0]
         for _ in range(repeats):
+            started_cpu = time.process_time()
             transfer_s.append(_transfer(layer_bytes))
-            started = time.perf_counter()
+            plain(**inputs)
+            floor_cpu_s.append(time.process_time() - started_cpu)
+            started, started_cpu = time.perf_counter(), time.process_time()
             with StreamingModel.open(url) as model:
                 open_s.append(time.perf_counter() - started)
                 output = model(**inputs)[0]
                 cold_s.append(time.perf_counter() - started)
+                cold_cpu_s.append(time.process_time() - started_cpu)
                 if not torch.equal(output, expected):
                     raise SystemExit("the streamed model's output differs from the plain one's")
                 received = model.monitor.get_metrics()["bytes_received"]
@@ -110,6 +114,7 @@ def cold(folder: Path, url: str, repeats: int) -> dict[str, Any]:
     return {
         "layer_mb": layer_bytes / 1e6, "received_mb": received / 1e6, "bytes_over_layers": received / layer_bytes,
         "plain_forward_s": min(plain_s), "transfer_s": min(transfer_s), "open_s": min(open_s),
+        "cold_cpu_s": min(cold_cpu_s), "floor_cpu_s": min(floor_cpu_s),
         "cold_forward_s": min(cold_s), "warm_forward_s": min(warm_s), "cold_over_floor": min(cold_s) / floor_s,
         "warm_over_plain": min(warm_s) / min(plain_s),
     }  # fmt: skip
