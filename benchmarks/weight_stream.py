@@ -48,9 +48,9 @@ def main() -> int:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for kind, parts in (("bert", ("cold", "two_layers")), ("gpt2", ("tokens",))):
+        for kind, parts in (("bert", ("cold", "two_layers", "accelerate")), ("gpt2", ("tokens",))):
             _child("make_" + kind + ("_small" if args.quick else ""), folder, "", args)
-            with _server(folder / kind / "chunks") as url:
+            with running_server(folder / kind / "chunks") as url:
                 for part in parts:
                     figures |= _child(part, folder / kind, url, args)
     for item, goal in GOALS.items():
@@ -144,6 +144,20 @@ def two_layers(folder: Path, url: str, repeats: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def accelerate(folder: Path, url: str, repeats: int) -> dict[str, Any]:
+    """A forward with accelerate's disk offload, which has the weights on this machine; nothing where it is missing."""
+    import torch
+    from transformers import BertModel
+
+    try:
+        from accelerate import disk_offload
+    except ImportError:
+        return {}
+    model = BertModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    model = disk_offload(model, str(folder / "offloaded"), execution_device=torch.device("cpu"))
+    return {"accelerate_disk_forward_s": min(_timed(lambda: model(**_inputs())) for _ in range(repeats))}
+
+
 def tokens(folder: Path, url: str, repeats: int) -> dict[str, Any]:
     """Seconds a generated token, in turns with the plain model."""
     import torch
@@ -172,7 +186,7 @@ PARTS: dict[str, Any] = {
     "make_gpt2": lambda folder, url, repeats: make_gpt2(folder),
     "make_bert_small": lambda folder, url, repeats: make_bert(folder, small=True),
     "make_gpt2_small": lambda folder, url, repeats: make_gpt2(folder, small=True),
-    "cold": cold, "two_layers": two_layers, "tokens": tokens,
+    "cold": cold, "two_layers": two_layers, "tokens": tokens, "accelerate": accelerate,
 }  # fmt: skip
 
 
@@ -242,7 +256,7 @@ def _peak_mb() -> float:
 
 
 @contextlib.contextmanager
-def _server(chunks: Path) -> Iterator[str]:
+def running_server(chunks: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "streamsplit.cli.main", "weights", "serve", "--chunks-dir", str(chunks)]
     process = subprocess.Popen([*command, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
     try:

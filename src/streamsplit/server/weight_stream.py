@@ -141,8 +141,9 @@ class WeightStream:
         end = wanted.offset + wanted.length if wanted.digest else size
         if not wanted.offset < end <= size:
             raise ProtocolError("bad_transfer", f"got a range up to {end} from {wanted.offset}, expected within {size}")
-        for start in range(wanted.offset, end, READ_BYTES):
-            length = min(READ_BYTES, end - start)
+        start = wanted.offset
+        while start < end:
+            length = min(PIECE_BYTES if start == wanted.offset else READ_BYTES, end - start)  # the first goes soon
             if wanted.digest:
                 data = await self._storage.read(wanted.digest, start, length)
             else:
@@ -161,6 +162,7 @@ class WeightStream:
                 if start == wanted.offset and at == 0:
                     self._metrics.first_piece.observe(time.monotonic() - started_s)
                 self._metrics.bytes.inc(len(piece))
+            start += length
 
     async def _take_turn(self, size_bytes: int, limit: RateLimit) -> None:
         """Waits for the limits; without any, lets everybody else have a turn, windows of sound first of all."""
