@@ -34,6 +34,7 @@ _HOMES = {
     "StreamingLlamaModel": "streamsplit.facade.streaming",
     "StreamingT5Model": "streamsplit.facade.streaming",
     "StreamingConfig": "streamsplit.facade.streaming",
+    "StreamingEncoder": "streamsplit.facade.streaming_encoder",
     "StreamingMonitor": "streamsplit.facade.streaming",
     "WeightServer": "streamsplit.facade.weight_server",
     "AdvancedWeightServer": "streamsplit.facade.weight_server",
@@ -56,6 +57,7 @@ __all__ = [
     "StreamSplitMode",
     "StreamingBertModel",
     "StreamingConfig",
+    "StreamingEncoder",
     "StreamingGPT2Model",
     "StreamingLlamaModel",
     "StreamingModel",
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
         StreamingMonitor,
         StreamingT5Model,
     )
+    from streamsplit.facade.streaming_encoder import StreamingEncoder
     from streamsplit.facade.weight_server import AdvancedWeightServer, WeightServer
     from streamsplit.framework import StreamSplitFramework
     from streamsplit.weights.streaming.chunker import ModelChunker

@@ -75,3 +75,13 @@ def test_a_new_revision_is_published_into_the_served_folder(model: Path, capsys:
     assert result["changed"] == ["encoder.layer.1"] and result["revision"] == read_manifest(served).revision
     assert main(["weights", "publish", str(new), "--chunks-dir", str(served), "--delta", "all"]) == 2
     assert "allowed exact, int8" in capsys.readouterr().err
+
+
+def test_a_published_encoder_is_chunked_by_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = ["weights", "chunk", "default", "--encoder", "--output-dir", str(tmp_path / "chunks")]
+    assert main([*line, "--json"]) == 0
+    assert [name for name in json.loads(capsys.readouterr().out)["chunks"] if name != "resident"] == [
+        f"block.{block}" for block in range(1, 14)
+    ]
+    assert main([*line, "--dtype", "fp8"]) == 2 and main(["weights", "chunk", "none", *line[3:]]) == 1
+    assert capsys.readouterr().err.count("\n") == 2

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chunk.add_argument("--output-dir", type=Path, required=True, help="folder for the chunks")
     chunk.add_argument("--dtype", default="fp32", help="as sent: fp32 (exact, default), fp16, bf16, int8")
     chunk.add_argument("--compress", action="store_true", help="zstd for chunks that it makes smaller")
+    chunk.add_argument("--encoder", action="store_true", help="MODEL is a published StreamSplit encoder: name or file")
     chunk.add_argument("--architecture", default="", help="class of transformers, where config.json names another")
     chunk.add_argument(
         "--signing-key", default="", metavar="HEX",
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _chunk(args: argparse.Namespace) -> int:
     key = _key(args.signing_key or os.environ.get(KEY_VARIABLE, ""))
+    if args.encoder:
+        return _chunk_encoder(args, key)
     from streamsplit.weights.streaming.chunker import ModelChunker
 
     with _Progress(verbose=args.verbose) as progress:
@@ -62,6 +65,24 @@ def _chunk(args: argparse.Namespace) -> int:
             signing_key=key, progress=progress.show,
         )  # fmt: skip
         result = chunker.chunk_model()
+    return _report(args, result)
+
+
+def _chunk_encoder(args: argparse.Namespace, key: bytes) -> int:
+    from streamsplit.weights.pretrained import pretrained_encoder, read_pretrained
+    from streamsplit.weights.streaming.encoder import chunk_encoder
+
+    found = read_pretrained(args.model)
+    manifest = chunk_encoder(
+        pretrained_encoder(found), found.settings, args.output_dir, dtype=args.dtype, signing_key=key
+    )
+    return _report(args, {
+        "model_name": manifest.model, "chunks": [chunk.name for chunk in manifest.chunks],
+        "revision": manifest.revision, "stored_bytes": sum(chunk.stored_bytes for chunk in manifest.chunks),
+    })  # fmt: skip
+
+
+def _report(args: argparse.Namespace, result: dict[str, Any]) -> int:
     if args.json:
         print_json(result)
     else:

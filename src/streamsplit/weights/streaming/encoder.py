@@ -29,7 +29,7 @@ from streamsplit.weights.streaming.manifest import (
     file_name,
     sign,
 )
-from streamsplit.weights.streaming.quantise import Tensors, quantise
+from streamsplit.weights.streaming.quantise import Tensors, check_dtype, quantise
 
 MODEL_TYPE = "streamsplit-encoder"
 ARCHITECTURE = "SplitEncoder"
@@ -43,6 +43,7 @@ def chunk_encoder(
 
     `settings` are what `make_encoder` builds it from. `dtype` as of ModelChunker.
     """
+    check_dtype(dtype)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous() for name, tensor in encoder.state_dict().items()}
