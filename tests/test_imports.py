@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "framework": _PURE_TOP | {"edge", "server", "evaluation", "facade"},
     "facade": _PURE_TOP | {"edge", "server", "evaluation"},
     "cli": _PURE_TOP | {"export", "network", "edge", "server", "simulation", "evaluation", "framework", "facade"},
-    "": {"errors", "codec", "framework", "facade", "evaluation"},  # streamsplit/__init__.py: lazy exports
+    "": {"errors", "codec", "framework", "facade", "evaluation", "weights"},  # streamsplit/__init__.py: lazy exports
 }
 PURE = ("errors", "config", "wire", "audio", "codec", "encoders", "learning", "splitting", "weights", "refinement")
 ENDS_ONLY = {

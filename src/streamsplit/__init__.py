@@ -27,23 +27,45 @@ _HOMES = {
     "load_pretrained": "streamsplit.facade.pretrained",
     "save_pretrained": "streamsplit.facade.pretrained",
     "TinyStream": "streamsplit.codec.tinystream.model",
+    "ModelChunker": "streamsplit.weights.streaming.chunker",
+    "StreamingModel": "streamsplit.facade.streaming",
+    "StreamingBertModel": "streamsplit.facade.streaming",
+    "StreamingGPT2Model": "streamsplit.facade.streaming",
+    "StreamingLlamaModel": "streamsplit.facade.streaming",
+    "StreamingT5Model": "streamsplit.facade.streaming",
+    "StreamingConfig": "streamsplit.facade.streaming",
+    "StreamingEncoder": "streamsplit.facade.streaming_encoder",
+    "StreamingMonitor": "streamsplit.facade.streaming",
+    "WeightServer": "streamsplit.facade.weight_server",
+    "AdvancedWeightServer": "streamsplit.facade.weight_server",
 }
 
 __all__ = [
+    "AdvancedWeightServer",
     "DynamicSplittingAgent",
     "EdgeModule",
     "EdgeTrainer",
     "MetricsCollector",
     "MobileNetV3EdgeEncoder",
     "MobileNetV3ServerEncoder",
+    "ModelChunker",
     "ServerModule",
     "ServerTrainer",
     "ServerTrainingConfig",
     "StreamSplitConfig",
     "StreamSplitFramework",
     "StreamSplitMode",
+    "StreamingBertModel",
+    "StreamingConfig",
+    "StreamingEncoder",
+    "StreamingGPT2Model",
+    "StreamingLlamaModel",
+    "StreamingModel",
+    "StreamingMonitor",
+    "StreamingT5Model",
     "TinyStream",
     "TrainingConfig",
+    "WeightServer",
     "__version__",
     "evaluate_embeddings",
     "load_pretrained",
@@ -61,7 +83,19 @@ if TYPE_CHECKING:
     from streamsplit.facade.server import ServerModule
     from streamsplit.facade.server_trainer import ServerTrainer, ServerTrainingConfig
     from streamsplit.facade.splitting import DynamicSplittingAgent
+    from streamsplit.facade.streaming import (
+        StreamingBertModel,
+        StreamingConfig,
+        StreamingGPT2Model,
+        StreamingLlamaModel,
+        StreamingModel,
+        StreamingMonitor,
+        StreamingT5Model,
+    )
+    from streamsplit.facade.streaming_encoder import StreamingEncoder
+    from streamsplit.facade.weight_server import AdvancedWeightServer, WeightServer
     from streamsplit.framework import StreamSplitFramework
+    from streamsplit.weights.streaming.chunker import ModelChunker
 
 
 def __getattr__(name: str) -> Any:
@@ -73,7 +107,14 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(home)
     except ModuleNotFoundError as error:
-        extra = {"torch": "learn", "sklearn": "server", "matplotlib": "server"}.get(error.name or "")
+        extras = {
+            "torch": "learn",
+            "sklearn": "server",
+            "matplotlib": "server",
+            "starlette": "server",
+            "uvicorn": "server",
+        }
+        extra = extras.get(error.name or "")
         if extra is None:
             raise
         from streamsplit.errors import MissingExtraError

@@ -71,3 +71,15 @@ class ConnectionRefused(StreamSplitError):
 
 class PortInUseError(StreamSplitError):
     """The address to listen on is taken."""
+
+
+class ManifestError(StreamSplitError):
+    """A streamed model's manifest or chunk is missing, damaged, of another version or not signed as asked."""
+
+
+class LayerUnavailable(StreamSplitError):
+    """A layer's weights could not be had; `layer` names it. Nothing takes their place."""
+
+    def __init__(self, layer: str, detail: str) -> None:
+        super().__init__(f"layer '{layer}' is not available: {detail}")
+        self.layer = layer

@@ -24,6 +24,7 @@ COMMANDS = {
     "profile": "measure what every cut costs on this machine",
     "data": "make folders of sound into data sets: fair splits, a card, nothing copied",
     "codec": "train TinyStream, a codec for microcontrollers, and code files with it",
+    "weights": "stream a transformer model's weights to devices that do not store it: chunk, serve",
     "export-onnx": "write an encoder as ONNX, whole or cut in two, and check it against torch",
     "pretrain": "learn an encoder from folders of sound, without labels, to start from",
     "train-policy": "train the policy that chooses cuts, by PPO in simulation",
@@ -35,6 +36,8 @@ EXTRAS = {
     "torch": "learn", "starlette": "server", "uvicorn": "server", "prometheus_client": "server", "sklearn": "server",
     "matplotlib": "server", "sounddevice": "mic", "av": "media", "gymnasium": "train", "stable_baselines3": "train",
     "scipy": "server", "pystoi": "codec", "pesq": "codec", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
+    "transformers": "weights", "zstandard": "weights", "cryptography": "weights",
+    "obstore": "storage", "redis": "storage",
 }  # fmt: skip
 
 

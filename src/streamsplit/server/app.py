@@ -46,9 +46,11 @@ def create_app(settings: ServerSettings) -> Starlette:
     async def stream(websocket: WebSocket) -> None:
         await server.gateway.serve(websocket)
 
+    weights = [WebSocketRoute("/v1/weights", server.weight_stream.serve)] if server.weight_stream else []
     app = Starlette(
         routes=[
             WebSocketRoute("/v1/stream", stream),
+            *weights,
             Route("/", page),
             Route("/healthz", healthz),
             Route("/readyz", readyz),

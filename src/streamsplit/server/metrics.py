@@ -8,6 +8,25 @@ LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+class WeightStreamMetrics:
+    """Of the endpoint /v1/weights."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.connections = Gauge("streamsplit_weight_stream_connections", "Connected clients", registry=registry)
+        self.bytes = Counter("streamsplit_weight_stream_bytes", "Bytes of chunks sent", registry=registry)
+        self.requests = Counter(
+            "streamsplit_weight_stream_requests", "Requests by how they ended", ["outcome"], registry=registry
+        )
+        self.refused = Counter(
+            "streamsplit_weight_stream_refused", "Connections refused or ended for a fault", ["code"], registry=registry
+        )
+        self.first_piece = Histogram(
+            "streamsplit_weight_stream_first_piece_seconds", "Request taken up to its first bytes handed over",
+            buckets=LATENCY_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+
+
 class Metrics:
     """Everything at /metrics; names start with streamsplit_."""
 
@@ -55,6 +74,7 @@ class Metrics:
         self.revisions = Counter("streamsplit_revisions", "Revisions published", registry=registry)
         self.checkpoints = Counter("streamsplit_checkpoints", "Checkpoints", ["outcome"], registry=registry)
         self.transfers = Counter("streamsplit_weight_transfers", "Weight transfers", ["direction"], registry=registry)
+        self.weight_stream = WeightStreamMetrics(registry)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -4,55 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import uvicorn
 from starlette.applications import Starlette
-from uvicorn.config import WS_PROTOCOLS
 
-from streamsplit.errors import ConfigError, PortInUseError
 from streamsplit.server.app import create_app
+from streamsplit.server.listener import QuietServer, listen, uvicorn_config
 from streamsplit.server.service import StreamServer
 from streamsplit.server.settings import ServerSettings
 
 LOG = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-BACKLOG = 2048
 SWITCH_INTERVAL_S = 0.0005  # the loop gives up the GIL at every send; 5 ms each until it has it back add up to seconds
-
-
-class _Server(uvicorn.Server):
-    """Without uvicorn's own signal handling, which raises the signal again after the end."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def listen(address: str, port: int) -> socket.socket:
-    """A bound socket; raises PortInUseError or ConfigError in one line."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((address, port))
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUseError(
-                f"port {port} on {address} is taken; stop the other program or choose another with --port"
-            ) from None
-        raise ConfigError(
-            f"'server.bind_address': cannot listen on {address}:{port} ({error.strerror or error})"
-        ) from None
-    bound.set_inheritable(True)
-    return bound
 
 
 async def serve(
@@ -72,20 +39,7 @@ async def serve(
     except BaseException:
         bound.close()
         raise
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",  # started here, so that what stops it from starting is one line
-        ws="websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets",
-        ws_max_size=2 * settings.limits.max_frame_bytes + 1024,
-        ws_per_message_deflate=False,
-        ws_ping_interval=None,  # the protocol has its own
-        timeout_graceful_shutdown=5,
-        backlog=BACKLOG,
-    )
-    server = _Server(config)
+    server = QuietServer(uvicorn_config(app, 2 * settings.limits.max_frame_bytes + 1024))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     loop = asyncio.get_running_loop()
     wanted = asyncio.Event()

@@ -11,6 +11,7 @@ from typing import Any
 from streamsplit.errors import CheckpointError, StreamSplitError
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.server import mixture_file
+from streamsplit.server.chunk_storage import open_storage
 from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.compute import BatchReport, ComputeWorker
 from streamsplit.server.dialogue.hearing import make_dialogues
@@ -36,6 +37,7 @@ from streamsplit.server.refiner_worker import RefinerWorker
 from streamsplit.server.settings import ServerSettings
 from streamsplit.server.store import Store
 from streamsplit.server.weight_service import WeightService
+from streamsplit.server.weight_stream import WeightStream
 from streamsplit.weights.delta import pack_full
 from streamsplit.weights.pretrained import start_encoder
 from streamsplit.weights.revision import Weights, encoder_weights, revision_of, revision_prefix
@@ -64,10 +66,18 @@ class StreamServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self.weight_stream: WeightStream | None = None
+        if settings.weights.chunks_dir:
+            self.weight_stream = WeightStream(
+                open_storage(settings.weights.chunks_dir, settings.weights.redis_url),
+                settings.weights, settings.auth, self.metrics.weight_stream,
+            )  # fmt: skip
 
     async def start(self) -> None:
         """Opens the database, loads the current revision and starts the workers; raises StreamSplitError."""
         self._loop = asyncio.get_running_loop()
+        if self.weight_stream is not None:
+            await self.weight_stream.open()
         await asyncio.to_thread(self._open)
         self.compute.start()
         if self.settings.training.enabled:

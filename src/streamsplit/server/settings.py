@@ -188,6 +188,17 @@ class PolicyPushSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightStreamSettings(Settings):
+    """A transformer model that devices run without storing it, at /v1/weights."""
+
+    chunks_dir: str = setting("")  # of `streamsplit weights chunk`, or s3://bucket/prefix; "" = no weight stream
+    redis_url: str = setting("")  # of a cache in front of it, shared by servers; "" = none
+    device_mb_per_s: float = setting(0.0, low=0.0)  # of one device, over all its connections; 0 = no limit
+    total_mb_per_s: float = setting(0.0, low=0.0)  # of all together, shared piece by piece; 0 = no limit
+    max_connections: int = setting(256, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings(Settings):
     """Everything that configs/server.yaml may say."""
 
@@ -206,6 +217,7 @@ class ServerSettings(Settings):
     synchronisation: SynchronisationSettings = section(SynchronisationSettings)
     policy: PolicyPushSettings = section(PolicyPushSettings)
     dialogue: DialogueSettings = section(DialogueSettings)
+    weights: WeightStreamSettings = section(WeightStreamSettings)
 
     def check(self) -> None:
         """An address that others can reach needs a token or the word of the owner."""

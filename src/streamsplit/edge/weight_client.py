@@ -1,0 +1,288 @@
+"""The device's end of the weight stream: one connection in a thread of its own, bytes checked before anyone sees them.
+
+Every range is fetched once however many ask for it; a lost connection is opened again and goes on in mid-chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from streamsplit.config import Settings, setting
+from streamsplit.edge.transport import ByteCount, open_socket
+from streamsplit.edge.weight_job import Job
+from streamsplit.errors import ConfigError, ConnectionRefused, ManifestError, ProtocolError
+from streamsplit.weights.streaming.manifest import Manifest, decode_manifest
+from streamsplit.weights.streaming.pieces import unpacked_piece, zstandard_module
+from streamsplit.wire.chunks import MAX_PENDING, ChunkClient, Failed, Piece
+from streamsplit.wire.codes import may_retry
+
+PATH = "/v1/weights"
+MAX_BACKOFF_S = 2.0
+_IN_FLIGHT = MAX_PENDING // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightLinkSettings(Settings):
+    """How a client connects and when it gives up."""
+
+    device_id: str = setting("device")
+    token: str = setting("")
+    connect_timeout_s: float = setting(10.0, low=0.01)
+    silence_s: float = setting(10.0, low=0.01)  # nothing came although something is asked for: the link is dead
+    attempts: int = setting(5, low=1, high=1000)  # connections in a row that bring nothing, before it gives up
+    faults: int = setting(2, low=0, high=100)  # damaged or malformed replies of one request that are asked for again
+    compress: bool = setting(False)  # asks the server to pack what it sends
+    backoff_s: float = setting(0.1, low=0.0, high=60.0)  # before the second attempt; doubles up to 2 s
+
+
+class WeightClient:
+    """Fetches ranges of chunks from a server; every method may be called from any thread."""
+
+    def __init__(self, url: str, settings: WeightLinkSettings | None = None) -> None:
+        self.url = full_url(url)
+        self.settings = settings or WeightLinkSettings()
+        if self.settings.compress:
+            zstandard_module()
+        self.count = ByteCount()
+        self.connections = 0
+        self._closed = False
+        self._lock = threading.Lock()  # over the two below
+        self._flights: dict[tuple[str, int, int], Job] = {}
+        self._waiting: deque[Job] = deque()  # not asked for on the present connection
+        self._asked: dict[int, Job] = {}
+        self._heard_s = 0.0
+        self._progress_bytes = 0
+        self._loop = asyncio.new_event_loop()
+        self._wake = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
+        self._thread.start()
+
+    def manifest(self) -> Manifest:
+        """The server's manifest; raises ManifestError, ConnectionRefused or ConnectionError."""
+        return decode_manifest(self._submit(Job("", 0, 0, ())).result().tobytes())
+
+    def fetch(self, digest: str, size_bytes: int) -> Future[np.ndarray]:
+        """All stored bytes of a chunk [size] uint8, whose SHA-256 is `digest`."""
+        return self.fetch_range(digest, 0, size_bytes, [(size_bytes, bytes.fromhex(digest))])
+
+    def fetch_range(
+        self, digest: str, offset: int, length: int, parts: Sequence[tuple[int, bytes]]
+    ) -> Future[np.ndarray]:
+        """A range of a chunk; `parts` are the lengths and SHA-256 of the pieces that it consists of."""
+        return self._submit(Job(digest, offset, length, parts))
+
+    def close(self) -> None:
+        """Ends the connection; whoever still waits gets a ConnectionError."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._notify()
+        self._thread.join(10.0)
+
+    def _submit(self, job: Job) -> Future[np.ndarray]:
+        with self._lock:
+            if self._closed:
+                raise ConnectionError("the weight client is closed")
+            flying = self._flights.get(job.key)
+            if flying is not None:
+                return flying.future
+            self._flights[job.key] = job
+            self._waiting.append(job)
+        self._notify()
+        return job.future
+
+    def _notify(self) -> None:
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    # -- in the thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._main())
+        finally:
+            self._loop.close()
+
+    async def _main(self) -> None:
+        failures = 0
+        while not self._closed:
+            self._wake.clear()
+            if not self._flights:
+                await self._wake.wait()
+                continue
+            before = self._progress_bytes
+            try:
+                await self._connection()
+                failures = 0
+            except ConnectionRefused as error:
+                self._fail_all(error)
+            except (OSError, asyncio.TimeoutError, ConnectionClosed, ProtocolError) as error:
+                self._lost(error)
+                failures = 1 if self._progress_bytes > before else failures + 1
+                if failures >= self.settings.attempts:
+                    self._fail_all(ConnectionError(f"{self.url} cannot be reached ({_said(error)})"))
+                    failures = 0
+                elif self._flights:
+                    await asyncio.sleep(min(MAX_BACKOFF_S, self.settings.backoff_s * 2 ** (failures - 1)))
+        self._fail_all(ConnectionError("the weight client was closed"))
+
+    async def _connection(self) -> None:
+        """One connection; returns at an end that harms nobody, raises what ended it otherwise."""
+        socket = await open_socket(self.url, self.count, self.settings.connect_timeout_s)
+        session = ChunkClient()
+        pump: asyncio.Task[None] | None = None
+        self.connections += 1
+        try:
+            session.open(self.settings.device_id, self.settings.token, compress=self.settings.compress)
+            await _flush(socket, session)
+            while session.ready is None:
+                data = await asyncio.wait_for(socket.recv(), self.settings.connect_timeout_s)
+                self._take(session, data)
+            pump = asyncio.create_task(self._pump(socket, session))
+            async for data in socket:
+                self._heard_s = time.monotonic()
+                if self._take(session, data):
+                    self._wake.set()
+            if self._flights and not self._closed:
+                raise ConnectionError("the connection ended")
+        finally:
+            if pump is not None:
+                pump.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
+                    await pump
+            socket.transport.abort()
+
+    async def _pump(self, socket: ClientConnection, session: ChunkClient) -> None:
+        """Asks for what waits, and ends a connection on which nothing comes."""
+        while not self._closed:
+            self._wake.clear()
+            self._ask(session)
+            await _flush(socket, session)
+            if not self._asked:
+                await self._wake.wait()
+                continue
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self.settings.silence_s / 4)
+            if self._asked and time.monotonic() - self._heard_s > self.settings.silence_s:
+                socket.transport.abort()
+                return
+        await socket.close()
+
+    def _ask(self, session: ChunkClient) -> None:
+        if session.ready is None:
+            return
+        while session.pending < _IN_FLIGHT:
+            with self._lock:
+                if not self._waiting:
+                    return
+                job = self._waiting.popleft()
+            if not self._asked:
+                self._heard_s = time.monotonic()
+            if job.digest:
+                request = session.request(job.digest, job.offset + job.received, job.length - job.received)
+            else:
+                job.start(session.ready.manifest_bytes)
+                request = session.request_manifest()
+            self._asked[request] = job
+
+    def _take(self, session: ChunkClient, message: bytes | str) -> bool:
+        """Handles one message; True when a request has ended."""
+        if isinstance(message, str):
+            raise ProtocolError("bad_message", "got a text message, expected binary ones")
+        ended = False
+        for event in session.receive(message):
+            if isinstance(event, Piece):
+                data = event.data if not event.packed_bytes else unpacked_piece(event.data, event.packed_bytes)
+                self._progress_bytes += len(data)
+                self._asked[event.request].take(data)
+                ended = event.last
+                if event.last:
+                    self._arrived(self._asked.pop(event.request))
+            elif isinstance(event, Failed):
+                self._refused(event)
+                ended = True
+        return ended
+
+    def _arrived(self, job: Job) -> None:
+        damage = job.damage()
+        if not damage:
+            with self._lock:
+                del self._flights[job.key]
+            job.deliver()
+        else:
+            self._try_again(job, ManifestError(damage))
+
+    def _refused(self, event: Failed) -> None:
+        if event.request:
+            job, error = self._asked.pop(event.request), ProtocolError(event.code, event.detail)
+            if may_retry(event.code) and event.code != "bad_transfer":
+                self._try_again(job, error)
+            else:
+                self._fail(job, error)
+        elif may_retry(event.code):
+            raise ConnectionError(event.detail)
+        else:
+            raise ConnectionRefused(f"{self.url}: {event.code}: {event.detail}")
+
+    def _try_again(self, job: Job, error: Exception) -> None:
+        """Asks for all of it once more, unless it went wrong too often."""
+        job.faults += 1
+        if job.faults > self.settings.faults:
+            self._fail(job, error)
+            return
+        job.start(job.length)
+        with self._lock:
+            self._waiting.appendleft(job)
+
+    def _lost(self, error: Exception) -> None:
+        """Puts back what was asked for, to go on from where it was; a peer that breaks the protocol has few tries."""
+        jobs = list(self._asked.values())
+        self._asked.clear()
+        for job in reversed(jobs):
+            if isinstance(error, ProtocolError):
+                self._try_again(job, error)
+            else:
+                with self._lock:
+                    self._waiting.appendleft(job)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        with self._lock:
+            self._flights.pop(job.key, None)
+        job.future.set_exception(error)
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._lock:
+            jobs = list(self._flights.values())
+            self._waiting.clear()
+        self._asked.clear()
+        for job in jobs:
+            self._fail(job, error)
+
+
+def full_url(url: str) -> str:
+    """The endpoint's whole URL; ws://host:port is enough. Raises ConfigError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ConfigError(f"'uri': got {url!r}, expected ws://host:port or wss://host:port")
+    return url if parts.path.strip("/") else parts._replace(path=PATH).geturl()
+
+
+async def _flush(socket: ClientConnection, session: ChunkClient) -> None:
+    for data in session.bytes_to_send():
+        await socket.send(data)
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__

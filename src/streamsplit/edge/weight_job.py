@@ -1,0 +1,76 @@
+"""One range of a chunk on its way: what has arrived, and whether it is what was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import numpy as np
+
+from streamsplit.weights.streaming.buffers import aligned_buffer
+
+
+class Job:
+    """Received bytes in an aligned buffer, hashed as they come; survives lost connections."""
+
+    def __init__(self, digest: str, offset: int, length: int, parts: Sequence[tuple[int, bytes]]) -> None:
+        """`parts` are the lengths and SHA-256 of the pieces that the range consists of; digest "" is the manifest."""
+        self.digest = digest
+        self.offset = offset
+        self.length = length
+        self.future: Future[np.ndarray] = Future()
+        self.faults = 0
+        self.received = 0
+        self._parts = tuple(parts)
+        self._data = aligned_buffer(length)
+        self._view = memoryview(self._data)  # type: ignore[arg-type]
+        self._hash = hashlib.sha256()
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Equal for equal ranges."""
+        return self.digest, self.offset, self.length if self.digest else 0
+
+    @property
+    def complete(self) -> bool:
+        """True when every byte is here."""
+        return self.received == self.length
+
+    def start(self, length: int) -> None:
+        """Empties the job; the manifest's length is known only once the server has been met."""
+        if length != self.length:
+            self.length = length
+            self._data = aligned_buffer(length)
+            self._view = memoryview(self._data)  # type: ignore[arg-type]
+        self.received = 0
+        self._hash = hashlib.sha256()
+
+    def take(self, data: memoryview) -> None:
+        """The next bytes; the session has made sure that there are not too many."""
+        end = self.received + len(data)
+        self._view[self.received : end] = data
+        self.received = end
+        if len(self._parts) == 1:
+            self._hash.update(data)
+
+    def damage(self) -> str:
+        """What is wrong with the complete bytes; "" where every hash is right."""
+        if len(self._parts) == 1:
+            got, expected = self._hash.digest(), self._parts[0][1]
+            return "" if got == expected else _differs(got, expected)
+        at = 0
+        for length, expected in self._parts:
+            got = hashlib.sha256(self._view[at : at + length]).digest()
+            if got != expected:
+                return _differs(got, expected)
+            at += length
+        return ""
+
+    def deliver(self) -> None:
+        """Hands the bytes to whoever waits."""
+        self.future.set_result(self._data)
+
+
+def _differs(got: bytes, expected: bytes) -> str:
+    return f"the bytes hash to {got.hex()[:12]}, expected {expected.hex()[:12]}: damaged or not what was asked for"

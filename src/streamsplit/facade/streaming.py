@@ -1,0 +1,300 @@
+"""Transformer models that the device does not store: StreamingModel, its named kinds, settings and monitor."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from streamsplit.config import Settings, setting
+from streamsplit.edge.weight_client import WeightClient, WeightLinkSettings
+from streamsplit.edge.weight_source import DiskCache, RemoteSource
+from streamsplit.errors import ConfigError, ManifestError, StreamSplitError
+from streamsplit.weights.streaming.manifest import Manifest, verify
+from streamsplit.weights.streaming.model import COMPUTE, StreamedModel
+
+M = TypeVar("M", bound="StreamingModel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingConfig(Settings):
+    """Where the weights come from, and how many of them may be in memory."""
+
+    server_host: str = setting("localhost")
+    server_port: int = setting(8765, low=1, high=65535)
+    secure: bool = setting(False)  # True: wss://
+    token: str = setting("")
+    device_id: str = setting("device")
+    cache_size: int | None = setting(None, low=1)  # layers in memory, the running one included; None: all
+    cache_bytes: int | None = setting(None, low=1)  # the same in bytes; the smaller of the two holds
+    enable_compression: bool = setting(False)  # the server packs what it sends where that makes it smaller
+    prefetch_layers: bool = setting(True)  # ask for the next layer while one runs
+    prefetch_depth: int = setting(1, low=1, high=8)
+    dtype: str = setting("fp32", choices=tuple(COMPUTE))  # to compute in
+    disk_cache_dir: str = setting("")  # "": nothing is written to disk
+    public_key: str = setting("")  # hex Ed25519 key that the manifest must be signed with; "": not asked for
+    silence_s: float = setting(10.0, low=0.01)  # nothing came although something is asked for: connect again
+    attempts: int = setting(5, low=1, high=1000)  # connections in a row that bring nothing, before a layer is given up
+
+    @property
+    def uri(self) -> str:
+        """The server's address."""
+        host = f"[{self.server_host}]" if ":" in self.server_host else self.server_host
+        return f"{'wss' if self.secure else 'ws'}://{host}:{self.server_port}"
+
+    @property
+    def link(self) -> WeightLinkSettings:
+        """What the connection needs of it."""
+        return WeightLinkSettings(
+            device_id=self.device_id, token=self.token, silence_s=self.silence_s, attempts=self.attempts,
+            compress=self.enable_compression,
+        )  # fmt: skip
+
+
+class StreamingMonitor:
+    """What a streaming model has cost so far; give it to the model, then ask `get_metrics`."""
+
+    def __init__(self) -> None:
+        self._model: StreamingModel | None = None
+
+    def get_metrics(self) -> dict[str, Any]:
+        """Counts since the model was opened; all zero before."""
+        streamed = None if self._model is None else self._model._streamed
+        client = None if self._model is None else self._model._client
+        source = None if self._model is None else self._model._source
+        cache, meter = (None, None) if streamed is None else (streamed.layers.cache, streamed.layers.meter)
+        return {
+            "cache_hit_rate": 0.0 if cache is None else cache.hit_rate,
+            "cache_hits": 0 if cache is None else cache.hits,
+            "cache_misses": 0 if cache is None else cache.misses,
+            "cache_bytes": 0 if cache is None else cache.used_bytes,
+            "cache_rule": "pin" if cache is None else cache.rule,
+            "bytes_received": 0 if client is None else client.count.down,
+            "bytes_sent": 0 if client is None else client.count.up,
+            "connections": 0 if client is None else client.connections,
+            "layers_prefetched": 0 if meter is None else meter.prefetched,
+            "stalls": 0 if meter is None else meter.stalls,
+            "stall_s": 0.0 if meter is None else meter.stall_s,
+            "deltas_applied": 0 if source is None else source.deltas_applied,
+            "forwards": 0 if meter is None else meter.forwards,
+            "time_to_first_output_s": None if meter is None else meter.first_output_s,
+        }
+
+
+class StreamingModel:
+    """A transformers model run from a weight server; connects when it is first used.
+
+    `model(**inputs)` outside an event loop, `await model.forward_async(**inputs)` within one; the outputs are those of
+    the plain model. Raises LayerUnavailable, naming the layer, where its weights cannot be had.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()  # that this class takes; () for any
+
+    def __init__(
+        self, model_name: str = "", websocket_uri: str = "", cache_size: int | None = None, *,
+        config: StreamingConfig | None = None, monitor: StreamingMonitor | None = None,
+    ) -> None:  # fmt: skip
+        """`model_name`, where given, must be the one that the server streams; `cache_size` counts layers."""
+        self.settings = config or StreamingConfig()
+        if cache_size is not None:
+            self.settings = self.settings.replace(cache_size=cache_size)
+        self.uri = websocket_uri or self.settings.uri
+        self.model_name = model_name
+        self.monitor = monitor or StreamingMonitor()
+        self.monitor._model = self
+        self._lock = threading.RLock()  # one forward at a time
+        self._client: WeightClient | None = None
+        self._source: RemoteSource | None = None
+        self._streamed: StreamedModel | None = None
+
+    @classmethod
+    def open(
+        cls: type[M], uri: str, *, cache_bytes: int | None = None, prefetch: int = 1, dtype: str = "fp32",
+        config: StreamingConfig | None = None, monitor: StreamingMonitor | None = None,
+    ) -> M:  # fmt: skip
+        """A model that is connected; raises what is wrong with server, manifest or budget at once."""
+        if not 0 <= prefetch <= 8:
+            raise ConfigError(f"'prefetch': got {prefetch}, allowed 0..8")
+        settings = (config or StreamingConfig()).replace(
+            cache_bytes=cache_bytes, prefetch_layers=prefetch > 0, prefetch_depth=max(1, prefetch), dtype=dtype
+        )
+        model = cls(websocket_uri=uri, config=settings, monitor=monitor)
+        try:
+            model._open()
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    @property
+    def model(self) -> Any:
+        """The transformers model itself, its layers empty while they do not run."""
+        return self._open().model
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.model.config
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the server said that it streams."""
+        return self._open().manifest
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """The model's outputs, without gradients."""
+        _not_in_a_loop("forward_async")
+        return self._forward(*args, **inputs)
+
+    async def forward_async(self, *args: Any, **inputs: Any) -> Any:
+        """The model's outputs; the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self._forward, *args, **inputs)
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """transformers' `generate`, with its cache of keys and values."""
+        _not_in_a_loop("generate_async")
+        return self._generate(*args, **options)
+
+    async def generate_async(self, *args: Any, **options: Any) -> Any:
+        """The same while the event loop goes on."""
+        return await asyncio.to_thread(self._generate, *args, **options)
+
+    def refresh(self) -> bool:
+        """Takes up the server's newest revision between two forwards, all of it or nothing; True if there was one.
+
+        What the disk cache holds of the old one travels as deltas. Raises what is wrong with the new one; the old one
+        then stays in use.
+        """
+        with self._lock:
+            held = self._open()
+            client = WeightClient(self.uri, self.settings.link)
+            try:
+                manifest = client.manifest()
+                if manifest.revision == held.manifest.revision:
+                    client.close()
+                    return False
+                self._check(manifest)
+                streamed, source = self._build(client, manifest)
+            except BaseException:
+                client.close()
+                raise
+            old, self._client = self._client, client
+            self._streamed, self._source = streamed, source
+            if old is not None:
+                old.close()
+            return True
+
+    def close(self) -> None:
+        """Ends the connection; what is in memory goes with the object."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def __enter__(self: M) -> M:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _forward(self, *args: Any, **inputs: Any) -> Any:
+        with self._lock, torch.no_grad():
+            return self._open().model(*args, **inputs)
+
+    def _generate(self, *args: Any, **options: Any) -> Any:
+        with self._lock:
+            model: Any = self._open().model
+            if not hasattr(model, "generate"):
+                raise ConfigError(f"got a {type(model).__name__}, expected a model that generates")
+            return model.generate(*args, **options)
+
+    def _open(self) -> StreamedModel:
+        with self._lock:
+            if self._streamed is not None:
+                return self._streamed
+            settings = self.settings
+            if self._client is None:
+                self._client = WeightClient(self.uri, settings.link)
+            manifest = self._client.manifest()
+            self._check(manifest)
+            self._streamed, self._source = self._build(self._client, manifest)
+            return self._streamed
+
+    def _build(self, client: WeightClient, manifest: Manifest) -> tuple[StreamedModel, RemoteSource]:
+        settings = self.settings
+        disk = DiskCache(settings.disk_cache_dir) if settings.disk_cache_dir else None
+        source = RemoteSource(client, disk, manifest.deltas)
+        streamed = StreamedModel(
+            manifest, source, cache_bytes=_budget(settings, manifest),
+            prefetch=settings.prefetch_depth if settings.prefetch_layers else 0, dtype=settings.dtype,
+            clock_s=time.monotonic,
+        )  # fmt: skip
+        return streamed, source
+
+    def _check(self, manifest: Manifest) -> None:
+        if self.settings.public_key:
+            try:
+                key = bytes.fromhex(self.settings.public_key)
+            except ValueError:
+                raise ConfigError("'public_key': got something else than hex digits") from None
+            verify(manifest, key)
+        if self.model_types and manifest.model_type not in self.model_types:
+            raise ManifestError(
+                f"got a model of type '{manifest.model_type}' from {self.uri}, expected "
+                f"{' or '.join(self.model_types)}; StreamingModel takes any type"
+            )
+        if self.model_name and _last(self.model_name) != _last(manifest.model):
+            raise ManifestError(
+                f"got model '{manifest.model}' from {self.uri}, expected '{self.model_name}'; chunk and serve that one"
+            )
+
+
+class StreamingBertModel(StreamingModel):
+    """BERT from a weight server."""
+
+    model_types = ("bert",)
+
+
+class StreamingGPT2Model(StreamingModel):
+    """GPT-2 from a weight server."""
+
+    model_types = ("gpt2",)
+
+
+class StreamingLlamaModel(StreamingModel):
+    """Llama and its relatives from a weight server."""
+
+    model_types = ("llama", "mistral", "qwen2")
+
+
+class StreamingT5Model(StreamingModel):
+    """T5, encoder and decoder, from a weight server."""
+
+    model_types = ("t5",)
+
+
+def _budget(settings: StreamingConfig, manifest: Manifest) -> int | None:
+    largest = manifest.largest_layer_bytes * COMPUTE[settings.dtype].itemsize // 4
+    limits = [
+        settings.cache_bytes,
+        None if settings.cache_size is None else settings.cache_size * largest,
+    ]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _not_in_a_loop(other: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise StreamSplitError(f"called within an event loop, which would stand still; use 'await model.{other}(...)'")

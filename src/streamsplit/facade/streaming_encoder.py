@@ -1,0 +1,59 @@
+"""StreamingEncoder: StreamSplit's own encoder on a device that has no room for all of its blocks."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from streamsplit.edge.weight_client import WeightClient, WeightLinkSettings
+from streamsplit.edge.weight_source import DiskCache, RemoteSource
+from streamsplit.encoders.base import SplitEncoder
+from streamsplit.weights.streaming.encoder import StreamedEncoder
+
+
+class StreamingEncoder:
+    """A SplitEncoder from a weight server; `encoder` stops and goes on after any block, as a plain one does."""
+
+    def __init__(
+        self, uri: str, *, cache_bytes: int | None = None, prefetch: int = 1, disk_cache_dir: str = "",
+        link: WeightLinkSettings | None = None,
+    ) -> None:  # fmt: skip
+        """`cache_bytes` bounds the blocks in memory. Raises what is wrong with server, manifest or budget."""
+        self._client = WeightClient(uri, link)
+        try:
+            manifest = self._client.manifest()
+            disk = DiskCache(disk_cache_dir) if disk_cache_dir else None
+            self.streamed = StreamedEncoder(
+                manifest, RemoteSource(self._client, disk, manifest.deltas), cache_bytes=cache_bytes,
+                prefetch=prefetch, clock_s=time.monotonic,
+            )  # fmt: skip
+        except BaseException:
+            self._client.close()
+            raise
+
+    @property
+    def encoder(self) -> SplitEncoder:
+        """Runs like a plain encoder; blocks that are not in memory are fetched as they come up."""
+        return self.streamed.encoder
+
+    @property
+    def held_blocks(self) -> int:
+        """Blocks 1..n in memory, for `Observation.blocks`."""
+        return self.streamed.held_blocks
+
+    @property
+    def bytes_received(self) -> int:
+        """On the socket so far."""
+        return self._client.count.down
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+    def __enter__(self) -> StreamingEncoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

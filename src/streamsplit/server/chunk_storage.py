@@ -1,0 +1,90 @@
+"""Where chunks lie: what any storage offers the weight stream, and the one in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Protocol
+
+from streamsplit.errors import ManifestError
+from streamsplit.weights.streaming.manifest import NAME, Manifest, file_name, read_manifest
+
+
+class ChunkStorage(Protocol):
+    """Stored bytes by digest; names come from the manifest, never from a client."""
+
+    async def manifest(self) -> Manifest:
+        """The newest manifest; raises ManifestError."""
+
+    async def changed(self) -> bool:
+        """Whether the manifest may be another one than `manifest` gave last."""
+
+    async def size(self, digest: str) -> int:
+        """Bytes of a chunk; raises ManifestError where it is missing."""
+
+    async def read(self, digest: str, offset: int, length: int) -> bytes:
+        """A range of a chunk's stored bytes; raises ManifestError where it cannot be had."""
+
+
+def open_storage(place: str | Path, redis_url: str = "") -> ChunkStorage:
+    """The storage of a folder or a URL such as s3://bucket/prefix, behind a Redis cache where one is named."""
+    storage: ChunkStorage
+    if "://" in str(place):
+        from streamsplit.server.object_storage import ObjectStorage
+
+        storage = ObjectStorage(str(place))
+    else:
+        storage = FolderStorage(place)
+    if not redis_url:
+        return storage
+    from streamsplit.server.redis_cache import RedisCachedStorage
+
+    return RedisCachedStorage(storage, redis_url)
+
+
+class FolderStorage:
+    """A folder that `streamsplit weights chunk` made."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        self._stamp: tuple[int, int] | None = None
+
+    async def manifest(self) -> Manifest:
+        """The manifest on disk; raises ManifestError."""
+        stamp = self._look()
+        found = await asyncio.to_thread(read_manifest, self._folder)
+        self._stamp = stamp
+        return found
+
+    async def changed(self) -> bool:
+        """Whether manifest.json was written since."""
+        return self._look() != self._stamp
+
+    async def size(self, digest: str) -> int:
+        """Bytes of a chunk's file; raises ManifestError where it is missing."""
+        path = self._folder / file_name(digest)
+        try:
+            return path.stat().st_size
+        except OSError as error:
+            raise ManifestError(
+                f"{path}: cannot be read ({error.strerror or error}); chunk the model into this folder again"
+            ) from None
+
+    async def read(self, digest: str, offset: int, length: int) -> bytes:
+        """A range of a chunk's file; raises ManifestError where it cannot be read."""
+        return await asyncio.to_thread(self._read, digest, offset, length)
+
+    def _read(self, digest: str, offset: int, length: int) -> bytes:
+        try:
+            with (self._folder / file_name(digest)).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), length, offset)
+        except OSError as error:
+            raise ManifestError(f"chunk {digest[:12]} cannot be read ({error.strerror or error})") from None
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            found = (self._folder / NAME).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino

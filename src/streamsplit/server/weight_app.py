@@ -1,0 +1,92 @@
+"""The weight stream alone: an app with /v1/weights, /healthz and /metrics, and how to serve it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+
+from streamsplit.errors import ConfigError
+from streamsplit.server.chunk_storage import ChunkStorage
+from streamsplit.server.listener import QuietServer, listen, uvicorn_config
+from streamsplit.server.metrics import WeightStreamMetrics
+from streamsplit.server.settings import TOKEN_VARIABLE, AuthSettings, WeightStreamSettings, is_loopback
+from streamsplit.server.weight_stream import WeightStream
+from streamsplit.wire.types import MAX_MESSAGE_BYTES
+
+LOG = logging.getLogger(__name__)
+
+
+def create_weight_app(stream: WeightStream, registry: CollectorRegistry) -> Starlette:
+    """The app; `stream` is opened by whoever serves it."""
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return Starlette(
+        routes=[
+            WebSocketRoute("/v1/weights", stream.serve),
+            Route("/healthz", healthz),
+            Route("/metrics", metrics),
+        ]
+    )
+
+
+async def serve_weights(
+    storage: ChunkStorage,
+    *,
+    address: str = "127.0.0.1",
+    port: int = 8765,
+    settings: WeightStreamSettings | None = None,
+    auth: AuthSettings | None = None,
+    on_ready: Callable[[str, int], None] | None = None,
+) -> None:
+    """Serves until SIGINT, SIGTERM or cancellation; `on_ready(address, port)` is called when clients can connect.
+
+    Raises ManifestError for chunks that cannot be served, PortInUseError, and ConfigError for an address that others
+    can reach without a token.
+    """
+    settings, auth = settings or WeightStreamSettings(), auth or AuthSettings()
+    if not is_loopback(address) and not auth.allow_open and not auth.token_for(""):
+        raise ConfigError(f"'address': got {address} without a token; set {TOKEN_VARIABLE} or give one")
+    registry = CollectorRegistry()
+    stream = WeightStream(storage, settings, auth, WeightStreamMetrics(registry))
+    await stream.open()
+    bound = listen(address, port)
+    server = QuietServer(uvicorn_config(create_weight_app(stream, registry), 4 * MAX_MESSAGE_BYTES))
+    loop = asyncio.get_running_loop()
+    wanted = asyncio.Event()
+    installed = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread, or Windows
+            loop.add_signal_handler(number, wanted.set)
+            installed.append(number)
+    task = asyncio.create_task(server.serve(sockets=[bound]))
+    waiting = asyncio.create_task(wanted.wait())
+    try:
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            at, taken = bound.getsockname()[:2]
+            LOG.info("weights at ws://%s:%d/v1/weights", at, taken)
+            if on_ready is not None:
+                on_ready(str(at), int(taken))
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        server.should_exit = True
+        await task
+        for number in installed:
+            loop.remove_signal_handler(number)
+        bound.close()

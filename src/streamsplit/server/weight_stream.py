@@ -1,0 +1,225 @@
+"""The endpoint /v1/weights: chunks of a streamed model to whoever shows the token, piece by piece in turns.
+
+A client gets what its manifest names and nothing else; a fault of one request or client leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import time
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from streamsplit.errors import ManifestError, MissingExtraError, ProtocolError
+from streamsplit.server.chunk_storage import ChunkStorage
+from streamsplit.server.metrics import WeightStreamMetrics
+from streamsplit.server.settings import AuthSettings, WeightStreamSettings
+from streamsplit.weights.streaming.manifest import Manifest, encode_manifest
+from streamsplit.weights.streaming.pieces import packed_piece, zstandard_module
+from streamsplit.weights.streaming.rate import RateLimit
+from streamsplit.wire.chunks import PIECE_BYTES, Asked, ChunkServer, Open
+
+LOG = logging.getLogger(__name__)
+READ_BYTES = 4 * PIECE_BYTES  # from storage at a time
+HELLO_TIMEOUT_S = 10.0
+BURST_S = 0.25  # of a rate limit that may go at once
+
+
+class WeightStream:
+    """All connections of the endpoint; `open` before the first."""
+
+    def __init__(
+        self, storage: ChunkStorage, settings: WeightStreamSettings, auth: AuthSettings, metrics: WeightStreamMetrics
+    ) -> None:
+        self._storage = storage
+        self._settings = settings
+        self._auth = auth
+        self._metrics = metrics
+        self._manifest_bytes = b""
+        self.revision = ""
+        self._sizes: dict[str, int] = {}  # digest -> stored bytes, of every revision served so far
+        self._connected = 0
+        self._devices: dict[str, tuple[RateLimit, int]] = {}  # limit and connections
+        self._total = _limit(settings.total_mb_per_s)
+
+    async def open(self) -> None:
+        """Reads the manifest and looks whether every chunk is there; raises ManifestError with what is wrong."""
+        manifest = await self._storage.manifest()
+        await self._check_chunks(manifest)
+        self._adopt(manifest)
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """One connection, as long as it lives."""
+        await websocket.accept()
+        session = ChunkServer()
+        try:
+            opened = await self._greet(websocket, session)
+        except ProtocolError as error:
+            await self._refuse(websocket, session, error.code, error.detail)
+            return
+        except (WebSocketDisconnect, asyncio.TimeoutError):
+            return
+        self._connected += 1
+        self._metrics.connections.inc()
+        limit, count = self._devices.get(opened.device_id, (_limit(self._settings.device_mb_per_s), 0))
+        self._devices[opened.device_id] = (limit, count + 1)
+        asked: asyncio.Queue[Asked] = asyncio.Queue()
+        compress = opened.compress and packs()
+        writer = asyncio.create_task(self._write(websocket, session, asked, limit, compress))
+        try:
+            await self._read(websocket, session, asked, writer)
+        finally:
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer
+            self._connected -= 1
+            self._metrics.connections.dec()
+            limit, count = self._devices.pop(opened.device_id)
+            if count > 1:
+                self._devices[opened.device_id] = (limit, count - 1)
+
+    async def _greet(self, websocket: WebSocket, session: ChunkServer) -> Open:
+        opened = session.receive(await asyncio.wait_for(_message(websocket), HELLO_TIMEOUT_S))
+        if not isinstance(opened, Open):
+            raise ProtocolError("unexpected", "got a request, expected OPEN")
+        token = self._auth.token_for(opened.device_id)
+        if token and not hmac.compare_digest(opened.token.encode(), token.encode()):
+            raise ProtocolError("bad_token", f"the token of device '{opened.device_id}' is wrong; give the server's")
+        if self._connected >= self._settings.max_connections:
+            raise ProtocolError("server_full", f"{self._connected} clients are connected; try again later")
+        await self._renew()
+        await websocket.send_bytes(session.accept(self.revision, len(self._manifest_bytes)))
+        return opened
+
+    async def _read(
+        self, websocket: WebSocket, session: ChunkServer, asked: asyncio.Queue[Asked], writer: asyncio.Task[None]
+    ) -> None:
+        """Takes requests until the client leaves or breaks the protocol."""
+        while not writer.done():
+            try:
+                wanted = session.receive(await _message(websocket))
+            except ProtocolError as error:
+                writer.cancel()
+                await self._refuse(websocket, session, error.code, error.detail)
+                return
+            except WebSocketDisconnect:
+                return
+            if isinstance(wanted, Asked):
+                asked.put_nowait(wanted)
+
+    async def _write(
+        self, websocket: WebSocket, session: ChunkServer, asked: asyncio.Queue[Asked], limit: RateLimit, compress: bool
+    ) -> None:
+        """Answers requests in their order."""
+        manifest = self._manifest_bytes  # this connection's, whatever is published meanwhile
+        while True:
+            wanted = await asked.get()
+            try:
+                await self._answer(websocket, session, wanted, limit, manifest, compress)
+                self._metrics.requests.labels("sent").inc()
+            except ProtocolError as error:
+                self._metrics.requests.labels(error.code).inc()
+                await websocket.send_bytes(session.fault(error.code, error.detail, wanted.request))
+            except ManifestError as error:
+                LOG.error("%s", error)
+                self._metrics.requests.labels("internal").inc()
+                await websocket.send_bytes(session.fault("internal", str(error), wanted.request))
+            except (WebSocketDisconnect, RuntimeError):  # the client has left; starlette says so with either
+                return
+
+    async def _answer(
+        self, websocket: WebSocket, session: ChunkServer, wanted: Asked, limit: RateLimit, manifest: bytes,
+        compress: bool,
+    ) -> None:  # fmt: skip
+        started_s = time.monotonic()
+        size = self._sizes.get(wanted.digest) if wanted.digest else len(manifest)
+        if size is None:
+            raise ProtocolError("bad_transfer", f"got chunk {wanted.digest[:12]}, expected one of the manifest")
+        end = wanted.offset + wanted.length if wanted.digest else size
+        if not wanted.offset < end <= size:
+            raise ProtocolError("bad_transfer", f"got a range up to {end} from {wanted.offset}, expected within {size}")
+        start = wanted.offset
+        while start < end:
+            length = min(PIECE_BYTES if start == wanted.offset else READ_BYTES, end - start)  # the first goes soon
+            if wanted.digest:
+                data = await self._storage.read(wanted.digest, start, length)
+            else:
+                data = manifest[start : start + length]
+            if len(data) != length:
+                raise ManifestError(f"chunk {wanted.digest[:12]} ends before {start + length}; chunk the model again")
+            view = memoryview(data)
+            for at in range(0, length, PIECE_BYTES):
+                piece: bytes | memoryview = view[at : at + PIECE_BYTES]
+                last, size_bytes = start + at + len(piece) == end, 0
+                if compress:
+                    packed = await asyncio.to_thread(packed_piece, piece)
+                    piece, size_bytes = (piece, 0) if packed is None else (packed, len(piece))
+                await self._take_turn(len(piece), limit)
+                await websocket.send_bytes(session.data(wanted.request, piece, last, packed_bytes=size_bytes))
+                if start == wanted.offset and at == 0:
+                    self._metrics.first_piece.observe(time.monotonic() - started_s)
+                self._metrics.bytes.inc(len(piece))
+            start += length
+
+    async def _take_turn(self, size_bytes: int, limit: RateLimit) -> None:
+        """Waits for the limits; without any, lets everybody else have a turn, windows of sound first of all."""
+        now_s = time.monotonic()
+        await asyncio.sleep(max(limit.wait_s(size_bytes, now_s), self._total.wait_s(size_bytes, now_s)))
+
+    async def _renew(self) -> None:
+        """Takes up a manifest that was written meanwhile; a bad one leaves the old one in force."""
+        try:
+            if await self._storage.changed():
+                manifest = await self._storage.manifest()
+                await self._check_chunks(manifest)
+                self._adopt(manifest)
+        except ManifestError as error:
+            LOG.error("the new manifest is not taken: %s", error)
+
+    async def _check_chunks(self, manifest: Manifest) -> None:
+        for digest, expected in manifest.stored.items():
+            size = await self._storage.size(digest)
+            if size != expected:
+                raise ManifestError(
+                    f"chunk {digest[:12]}: got {size} bytes in storage, expected {expected}; chunk the model again"
+                )
+
+    def _adopt(self, manifest: Manifest) -> None:
+        self._manifest_bytes = encode_manifest(manifest)
+        self.revision = manifest.revision
+        self._sizes |= manifest.stored
+        LOG.info("streaming %s, revision %s, %d chunks", manifest.model, self.revision[:12], len(manifest.chunks))
+
+    async def _refuse(self, websocket: WebSocket, session: ChunkServer, code: str, detail: str) -> None:
+        self._metrics.refused.labels(code).inc()
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await websocket.send_bytes(session.fault(code, detail))
+            if websocket.application_state is WebSocketState.CONNECTED:
+                await websocket.close(1008)
+
+
+def packs() -> bool:
+    """Whether pieces can be packed here; without zstandard they go as they are."""
+    try:
+        zstandard_module()
+    except MissingExtraError:
+        return False
+    return True
+
+
+def _limit(mb_per_s: float) -> RateLimit:
+    return RateLimit(1e6 * mb_per_s, max(PIECE_BYTES, 1e6 * mb_per_s * BURST_S))
+
+
+async def _message(websocket: WebSocket) -> bytes:
+    """The next binary message; raises ProtocolError on text, WebSocketDisconnect at the end."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1006))
+    data = message.get("bytes")
+    if not isinstance(data, bytes):
+        raise ProtocolError("bad_message", "got a text message, expected binary ones")
+    return data

@@ -1,0 +1,14 @@
+"""Memory that weights are received into."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ALIGNMENT = 64  # kernels may round otherwise where data lies askew: equal alignment, equal bits
+
+
+def aligned_buffer(size: int) -> np.ndarray:
+    """Uninitialised bytes [size] uint8 that begin at a multiple of 64."""
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    shift = -raw.ctypes.data % ALIGNMENT
+    return raw[shift : shift + size]

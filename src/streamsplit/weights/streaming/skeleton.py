@@ -1,0 +1,91 @@
+"""A transformers model without its weights: the real modules and buffers, no parameter that takes memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from streamsplit.errors import ManifestError, MissingExtraError
+
+
+def transformers_module() -> Any:
+    """The package transformers; raises MissingExtraError."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("streaming a transformer model", "weights", str(error)) from error
+    return transformers
+
+
+def model_class(architecture: str) -> Any:
+    """The class of transformers by name; raises ManifestError for anything that is not one of its models."""
+    transformers = transformers_module()
+    found = getattr(transformers, architecture, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ManifestError(
+            f"got architecture '{architecture}', expected a model class of transformers {transformers.__version__}"
+        )
+    return found
+
+
+def build_config(model_type: str, values: Mapping[str, Any]) -> Any:
+    """The configuration object from its plain values; raises ManifestError."""
+    transformers = transformers_module()
+    try:
+        kind = transformers.CONFIG_MAPPING[model_type]
+    except KeyError:
+        raise ManifestError(
+            f"got model type '{model_type}', which transformers {transformers.__version__} does not know"
+        ) from None
+    try:
+        return kind.from_dict(dict(values))
+    except Exception as error:  # whatever a config class makes of values it was not made for
+        raise ManifestError(f"the configuration is not one of a '{model_type}' ({error})") from None
+
+
+def build_skeleton(architecture: str, config: Any) -> nn.Module:
+    """The model in evaluation mode, every parameter on the meta device, buffers computed; raises ManifestError."""
+    kind = model_class(architecture)
+    from transformers.initialization import no_init_weights
+
+    try:
+        with _meta_parameters(), no_init_weights():
+            model: Any = kind(config)
+            model.tie_weights()
+    except Exception as error:  # a configuration that this architecture does not take
+        raise ManifestError(f"'{architecture}' cannot be built from this configuration ({error})") from None
+    built: nn.Module = model.eval()
+    return built
+
+
+def shared_names(model: nn.Module) -> dict[str, list[str]]:
+    """First name of every parameter -> all of its names: more than one where weights are tied."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return {names[0]: names for names in found.values()}
+
+
+@contextlib.contextmanager
+def _meta_parameters() -> Iterator[None]:
+    """Parameters go to the meta device as modules register them; buffers, which are computed, stay.
+
+    Building under torch.device('meta') would lose the buffers that no checkpoint holds, such as rotary frequencies.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None and parameter.device.type != "meta":
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

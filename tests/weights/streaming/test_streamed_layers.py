@@ -1,0 +1,139 @@
+"""What is in memory while a streamed model runs: never more than the budget and one layer, whatever the depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streamsplit.errors import ConfigError, LayerUnavailable
+from streamsplit.weights.streaming.buffers import aligned_buffer
+from streamsplit.weights.streaming.manifest import Chunk, Manifest, file_name
+from streamsplit.weights.streaming.model import StreamedModel
+
+from streamed_models import VOCABULARY, chunked, saved  # isort: skip
+
+IDS = torch.arange(2, 11)[None] % VOCABULARY
+
+
+class FolderSource:
+    """Chunks from a folder; tells `watch` of every fetch, and whose bytes have not been taken."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fetched: list[str] = []
+        self.untaken: dict[str, int] = {}
+        self.watch: Callable[[], None] = lambda: None
+
+    def fetch(self, chunk: Chunk) -> Future[np.ndarray]:
+        data = np.fromfile(self.folder / file_name(chunk.digest), np.uint8)
+        buffer = aligned_buffer(len(data))
+        buffer[:] = data
+        self.fetched.append(chunk.name)
+        self.untaken[chunk.name] = chunk.memory_bytes
+        self.watch()
+        return _Taken(buffer, lambda: self.untaken.pop(chunk.name, None))
+
+    def fetch_rows(self, chunk: Chunk, blocks: list[int]) -> list[Future[np.ndarray]]:
+        data = np.fromfile(self.folder / file_name(chunk.digest), np.uint8)
+        assert chunk.rows is not None
+        spans = [chunk.rows.span(block) for block in blocks]
+        return [_Taken(data[offset : offset + length], lambda: None) for offset, length in spans]
+
+
+class _Taken(Future):
+    def __init__(self, data: np.ndarray, taken: Callable[[], object]) -> None:
+        super().__init__()
+        self.set_result(data)
+        self._taken = taken
+
+    def result(self, timeout: float | None = None) -> np.ndarray:
+        self._taken()
+        return super().result(timeout)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Manifest, Path]:
+    folder = tmp_path_factory.mktemp("layers")
+    model = saved(folder / "model", "BertModel")
+    return model, chunked(folder / "model", folder / "chunks"), folder / "chunks"
+
+
+def streamed(manifest: Manifest, source: FolderSource, layers: float, prefetch: int) -> StreamedModel:
+    budget = int(layers * manifest.largest_layer_bytes)
+    return StreamedModel(manifest, source, cache_bytes=budget, prefetch=prefetch, clock_s=lambda: 0.0)
+
+
+@pytest.mark.parametrize("layers", [1, 1.5, 2, 3, 4])
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 8])
+def test_memory_is_the_budget_and_one_layer_at_most(bert, layers: float, prefetch: int):
+    plain, manifest, folder = bert
+    source = FolderSource(folder)
+    model = streamed(manifest, source, layers, prefetch)
+    largest, peaks = manifest.largest_layer_bytes, []
+
+    def look() -> None:
+        held = sum(p.numel() * 4 for p in model.model.encoder.layer.parameters())
+        peaks.append(held + sum(source.untaken.values()))
+
+    source.watch = look
+    for layer in model.model.encoder.layer:
+        layer.register_forward_hook(lambda *_: look())
+    with torch.no_grad():
+        for _ in range(4):
+            assert torch.equal(model.model(IDS)[0], plain(IDS)[0])
+    assert largest <= max(peaks) <= int(layers * largest) + largest
+
+
+@pytest.mark.parametrize(
+    ("layers", "prefetch", "hits"), [(1, 0, 1), (3, 0, 3), (3, 1, 2), (3, 2, 1), (4, 1, 4), (2, 8, 0)]
+)
+def test_of_every_pass_so_many_layers_are_found_as_the_budget_leaves_after_prefetch(bert, layers, prefetch, hits):
+    _, manifest, folder = bert
+    source = FolderSource(folder)
+    model = streamed(manifest, source, layers, prefetch)
+    for _ in range(6):
+        model.model(IDS)
+    assert model.layers.cache.hits == 5 * hits
+    first = [name for name in source.fetched if name.startswith("encoder.layer")][:4]
+    assert first == [f"encoder.layer.{index}" for index in range(4)]  # in order, none twice
+
+
+def test_a_first_pass_fetches_every_layer_once_and_nothing_beyond_the_last(bert):
+    _, manifest, folder = bert
+    source = FolderSource(folder)
+    streamed(manifest, source, 2, 2).model(IDS)
+    layers = [name for name in source.fetched if name.startswith("encoder.layer")]
+    assert layers == [f"encoder.layer.{index}" for index in range(4)]
+
+
+def test_a_chunk_of_other_tensors_or_shapes_is_refused_by_name(bert, tmp_path: Path):
+    _, manifest, folder = bert
+    import msgspec
+
+    first, second = manifest.chunk("encoder.layer.0"), manifest.chunk("encoder.layer.1")
+    swapped = tuple(
+        msgspec.structs.replace(chunk, digest={first.name: second, second.name: first}.get(chunk.name, chunk).digest)
+        for chunk in manifest.chunks
+    )
+    model = streamed(msgspec.structs.replace(manifest, chunks=swapped), FolderSource(folder), 4, 0)
+    with pytest.raises(LayerUnavailable, match=r"encoder\.layer\.0.*does not hold the tensors"):
+        model.model(IDS)
+    config = {**manifest.config, "intermediate_size": 32}
+    model = streamed(msgspec.structs.replace(manifest, config=config), FolderSource(folder), 4, 0)
+    with pytest.raises(LayerUnavailable, match=r"encoder\.layer\.0.*got shape"):
+        model.model(IDS)
+
+
+def test_an_empty_layer_computes_nothing(bert):
+    _, manifest, folder = bert
+    model = streamed(manifest, FolderSource(folder), 4, 0)
+    layer = model.model.encoder.layer[0]
+    with pytest.raises(RuntimeError):
+        layer.forward(torch.zeros(1, 3, 32))
+    with pytest.raises(ConfigError, match="the largest layer must fit"):
+        streamed(manifest, FolderSource(folder), 0.9, 0)
