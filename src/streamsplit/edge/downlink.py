@@ -90,7 +90,7 @@ class Downlink:
         self._note = note
         self.problem = problem
         self._software = software
-        codec = pipeline.codec
+        codec = settings.codec.encoder
         self._codec = "" if codec is None else codec.model_id.hex()
         self._bandwidth_bps = bandwidth_bps  # estimate of the uplink, nan while there is none
         self._announced: Revision | None = None  # and not asked for yet
