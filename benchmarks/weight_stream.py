@@ -107,6 +107,7 @@ def cold(folder: Path, url: str, repeats: int) -> dict[str, Any]:
                 if not torch.equal(output, expected):
                     raise SystemExit("the streamed model's output differs from the plain one's")
                 received = model.monitor.get_metrics()["bytes_received"]
+                output = None
                 for _ in range(5):
                     plain_s.append(_timed(lambda: plain(**inputs)))
                     warm_s.append(_timed(lambda model=model: model(**inputs)))

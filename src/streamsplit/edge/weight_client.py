@@ -95,7 +95,8 @@ class WeightClient:
     def _submit(self, job: Job) -> Future[np.ndarray]:
         with self._lock:
             if self._closed:
-                raise ConnectionError("the weight client is closed")
+                job.future.set_exception(ConnectionError("the weight client is closed"))
+                return job.future
             flying = self._flights.get(job.key)
             if flying is not None:
                 return flying.future

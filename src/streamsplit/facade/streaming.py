@@ -185,15 +185,18 @@ class StreamingModel:
                 raise
             old, self._client = self._client, client
             self._streamed, self._source = streamed, source
+            held.layers.release()
             if old is not None:
                 old.close()
             return True
 
     def close(self) -> None:
-        """Ends the connection; what is in memory goes with the object."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        """Ends the connection and gives the layers' memory back; the model cannot be used any more."""
+        if self._client is not None:
+            self._client.close()
+        if self._streamed is not None:
+            with self._lock:
+                self._streamed.layers.release()
 
     def __enter__(self: M) -> M:
         return self

@@ -47,8 +47,9 @@ class StreamingEncoder:
         return self._client.count.down
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Ends the connection and gives the blocks' memory back; the encoder cannot be used any more."""
         self._client.close()
+        self.streamed.layers.release()
 
     def __enter__(self) -> StreamingEncoder:
         return self
