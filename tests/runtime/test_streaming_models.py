@@ -14,9 +14,10 @@ from weight_stream_harness import lying, weight_server
 from streamsplit.errors import ConfigError, LayerUnavailable, ManifestError, StreamSplitError
 
 from streamed_models import CONFIGS, VOCABULARY, chunked, saved  # isort: skip
+from streamsplit.facade.streaming_config import StreamingConfig
+
 from streamsplit.facade.streaming import (  # isort: skip
     StreamingBertModel,
-    StreamingConfig,
     StreamingGPT2Model,
     StreamingLlamaModel,
     StreamingModel,
