@@ -19,7 +19,7 @@ from server_harness import device, embedding_window, make_settings, running
 from websockets.asyncio.client import connect
 from weight_stream_harness import client, lying, weight_server
 
-from streamsplit.edge.weight_client import full_url
+from streamsplit.edge.weight_link import full_url
 from streamsplit.errors import ConfigError, ConnectionRefused, ManifestError, PortInUseError, ProtocolError
 from streamsplit.server.chunk_storage import FolderStorage
 from streamsplit.server.weight_app import serve_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamsplit.config import Settings, setting
-from streamsplit.edge.weight_client import WeightLinkSettings
+from streamsplit.edge.weight_link import WeightLinkSettings
 from streamsplit.weights.streaming.model import COMPUTE
 
 

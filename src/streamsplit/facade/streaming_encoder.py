@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from streamsplit.edge.weight_client import WeightClient, WeightLinkSettings
+from streamsplit.edge.weight_client import WeightClient
+from streamsplit.edge.weight_link import WeightLinkSettings
 from streamsplit.edge.weight_source import DiskCache, RemoteSource
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.weights.streaming.encoder import StreamedEncoder
