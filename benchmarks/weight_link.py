@@ -131,7 +131,8 @@ def _many(folder: Path, seconds: float) -> dict[str, Any]:
 
 def _load(url: str, clients: int, seconds: float) -> dict[str, Any]:
     """Clients in one process that fetch layer after layer."""
-    from streamsplit.edge.weight_client import WeightClient, WeightLinkSettings
+    from streamsplit.edge.weight_client import WeightClient
+    from streamsplit.edge.weight_link import WeightLinkSettings
 
     devices = [WeightClient(url, WeightLinkSettings(device_id=f"d{os.getpid()}-{n}")) for n in range(clients)]
     layers = devices[0].manifest().of_role("layer")

@@ -33,7 +33,7 @@ _HOMES = {
     "StreamingGPT2Model": "streamsplit.facade.streaming",
     "StreamingLlamaModel": "streamsplit.facade.streaming",
     "StreamingT5Model": "streamsplit.facade.streaming",
-    "StreamingConfig": "streamsplit.facade.streaming",
+    "StreamingConfig": "streamsplit.facade.streaming_config",
     "StreamingEncoder": "streamsplit.facade.streaming_encoder",
     "StreamingMonitor": "streamsplit.facade.streaming",
     "WeightServer": "streamsplit.facade.weight_server",
@@ -85,13 +85,13 @@ if TYPE_CHECKING:
     from streamsplit.facade.splitting import DynamicSplittingAgent
     from streamsplit.facade.streaming import (
         StreamingBertModel,
-        StreamingConfig,
         StreamingGPT2Model,
         StreamingLlamaModel,
         StreamingModel,
         StreamingMonitor,
         StreamingT5Model,
     )
+    from streamsplit.facade.streaming_config import StreamingConfig
     from streamsplit.facade.streaming_encoder import StreamingEncoder
     from streamsplit.facade.weight_server import AdvancedWeightServer, WeightServer
     from streamsplit.framework import StreamSplitFramework

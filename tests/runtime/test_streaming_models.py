@@ -14,9 +14,10 @@ from weight_stream_harness import lying, weight_server
 from streamsplit.errors import ConfigError, LayerUnavailable, ManifestError, StreamSplitError
 
 from streamed_models import CONFIGS, VOCABULARY, chunked, saved  # isort: skip
+from streamsplit.facade.streaming_config import StreamingConfig
+
 from streamsplit.facade.streaming import (  # isort: skip
     StreamingBertModel,
-    StreamingConfig,
     StreamingGPT2Model,
     StreamingLlamaModel,
     StreamingModel,
@@ -339,3 +340,15 @@ def test_a_manifest_that_must_be_signed_is_checked_before_anything_is_fetched(tm
             assert model(**inputs_of("BertModel"))[0].isfinite().all()
         with pytest.raises(ManifestError, match="is signed by"):
             StreamingBertModel.open(server.url, config=StreamingConfig(public_key=keys[1]))
+
+
+def test_a_closed_model_holds_no_layer_and_says_that_it_is_closed(bert):
+    model = StreamingBertModel.open(bert[1])
+    model(**inputs_of("BertModel"))
+    assert sum(p.numel() for p in model.model.encoder.layer.parameters()) > 0
+    model.close()
+    assert sum(p.numel() for p in model.model.encoder.layer.parameters()) == 0
+    assert model.monitor.get_metrics()["forwards"] == 1
+    with pytest.raises(LayerUnavailable, match="closed"):
+        model(**inputs_of("BertModel"))
+    model.close()

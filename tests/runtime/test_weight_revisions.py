@@ -10,7 +10,8 @@ import pytest
 import torch
 from weight_stream_harness import weight_server
 
-from streamsplit.facade.streaming import StreamingBertModel, StreamingConfig
+from streamsplit.facade.streaming import StreamingBertModel
+from streamsplit.facade.streaming_config import StreamingConfig
 from streamsplit.weights.streaming.manifest import file_name, read_manifest
 from streamsplit.weights.streaming.publish import publish
 

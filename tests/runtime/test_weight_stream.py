@@ -15,14 +15,15 @@ import msgspec
 import numpy as np
 import pytest
 import zstandard
-from server_harness import make_settings, running
+from server_harness import device, embedding_window, make_settings, running
 from websockets.asyncio.client import connect
 from weight_stream_harness import client, lying, weight_server
 
-from streamsplit.edge.weight_client import full_url
+from streamsplit.edge.weight_link import full_url
 from streamsplit.errors import ConfigError, ConnectionRefused, ManifestError, PortInUseError, ProtocolError
 from streamsplit.server.chunk_storage import FolderStorage
 from streamsplit.server.weight_app import serve_weights
+from streamsplit.weights.revision import revision_prefix
 from streamsplit.weights.streaming.manifest import (
     FORMAT,
     NAME,
@@ -387,3 +388,26 @@ def test_a_piece_that_does_not_unpack_to_what_it_says_is_refused(folder: Path, p
         server.reply = lambda s, r, d, data: [s.data(r, payload, True, packed_bytes=len(data))]
         with pytest.raises(ProtocolError, match="bad_transfer"):
             device.fetch(chunk.digest, chunk.stored_bytes).result(20)
+
+
+def test_windows_of_sound_are_answered_while_weights_travel(tmp_path: Path):
+    manifest = folder_of_chunks(tmp_path / "chunks", count=3, size=12_000_000)
+    settings = make_settings(
+        tmp_path / "server", weights={"chunks_dir": str(tmp_path / "chunks"), "total_mb_per_s": 18.0}
+    )
+    answered_meanwhile = []
+
+    async def listen(port: int, futures: list) -> None:
+        async with device(port, "pi") as d:
+            for window in range(10):
+                await d.send(embedding_window(window, revision_prefix(server.backend.revision)))
+                await d.until(lambda number=window: len(d.results) > number)
+                answered_meanwhile.append(not all(future.done() for future in futures))
+
+    with running(settings) as server, client(f"ws://127.0.0.1:{server.port}", device_id="reader") as reader:
+        reader.manifest()
+        futures = [reader.fetch(chunk.digest, chunk.stored_bytes) for chunk in manifest.chunks]
+        asyncio.run(listen(server.port, futures))
+        for chunk, future in zip(manifest.chunks, futures, strict=True):
+            assert future.result(30).tobytes() == stored(tmp_path / "chunks", chunk)
+    assert sum(answered_meanwhile) >= 8

@@ -13,7 +13,8 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from streamsplit.edge.weight_client import WeightClient, WeightLinkSettings
+from streamsplit.edge.weight_client import WeightClient
+from streamsplit.edge.weight_link import WeightLinkSettings
 from streamsplit.server.chunk_storage import FolderStorage
 from streamsplit.server.settings import AuthSettings, WeightStreamSettings
 from streamsplit.server.weight_app import serve_weights

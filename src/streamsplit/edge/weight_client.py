@@ -11,40 +11,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from streamsplit.config import Settings, setting
 from streamsplit.edge.transport import ByteCount, open_socket
 from streamsplit.edge.weight_job import Job
-from streamsplit.errors import ConfigError, ConnectionRefused, ManifestError, ProtocolError
+from streamsplit.edge.weight_link import WeightLinkSettings, full_url
+from streamsplit.errors import ConnectionRefused, ManifestError, ProtocolError
 from streamsplit.weights.streaming.manifest import Manifest, decode_manifest
 from streamsplit.weights.streaming.pieces import unpacked_piece, zstandard_module
 from streamsplit.wire.chunks import MAX_PENDING, ChunkClient, Failed, Piece
 from streamsplit.wire.codes import may_retry
 
-PATH = "/v1/weights"
 MAX_BACKOFF_S = 2.0
+HASH_BYTES = 1 << 20  # hashed at a time, in a thread of its own
 _IN_FLIGHT = MAX_PENDING // 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightLinkSettings(Settings):
-    """How a client connects and when it gives up."""
-
-    device_id: str = setting("device")
-    token: str = setting("")
-    connect_timeout_s: float = setting(10.0, low=0.01)
-    silence_s: float = setting(10.0, low=0.01)  # nothing came although something is asked for: the link is dead
-    attempts: int = setting(5, low=1, high=1000)  # connections in a row that bring nothing, before it gives up
-    faults: int = setting(2, low=0, high=100)  # damaged or malformed replies of one request that are asked for again
-    compress: bool = setting(False)  # asks the server to pack what it sends
-    backoff_s: float = setting(0.1, low=0.0, high=60.0)  # before the second attempt; doubles up to 2 s
 
 
 class WeightClient:
@@ -66,6 +50,7 @@ class WeightClient:
         self._progress_bytes = 0
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
+        self._hasher = ThreadPoolExecutor(1, "weights-hash")  # hashing takes longer than receiving
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
 
@@ -95,7 +80,8 @@ class WeightClient:
     def _submit(self, job: Job) -> Future[np.ndarray]:
         with self._lock:
             if self._closed:
-                raise ConnectionError("the weight client is closed")
+                job.future.set_exception(ConnectionError("the weight client is closed"))
+                return job.future
             flying = self._flights.get(job.key)
             if flying is not None:
                 return flying.future
@@ -113,6 +99,7 @@ class WeightClient:
         try:
             self._loop.run_until_complete(self._main())
         finally:
+            self._hasher.shutdown()
             self._loop.close()
 
     async def _main(self) -> None:
@@ -206,23 +193,36 @@ class WeightClient:
             if isinstance(event, Piece):
                 data = event.data if not event.packed_bytes else unpacked_piece(event.data, event.packed_bytes)
                 self._progress_bytes += len(data)
-                self._asked[event.request].take(data)
+                job = self._asked[event.request]
+                job.take(data)
                 ended = event.last
                 if event.last:
-                    self._arrived(self._asked.pop(event.request))
+                    self._check(self._asked.pop(event.request))
+                elif job.received // HASH_BYTES > (job.received - len(data)) // HASH_BYTES:
+                    self._hasher.submit(job.hash_up_to, job.received, job.hashing)
             elif isinstance(event, Failed):
                 self._refused(event)
                 ended = True
         return ended
 
-    def _arrived(self, job: Job) -> None:
-        damage = job.damage()
+    def _check(self, job: Job) -> None:
+        """Has the rest hashed, behind what was there before, while the connection goes on."""
+        if job.length <= HASH_BYTES:
+            self._arrived(job, job.damage())
+            return
+        checked = self._hasher.submit(job.damage)
+        checked.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._arrived, job, done.result()))
+
+    def _arrived(self, job: Job, damage: str) -> None:
+        if self._flights.get(job.key) is not job:  # given up meanwhile
+            return
         if not damage:
             with self._lock:
                 del self._flights[job.key]
             job.deliver()
         else:
             self._try_again(job, ManifestError(damage))
+            self._wake.set()
 
     def _refused(self, event: Failed) -> None:
         if event.request:
@@ -269,14 +269,6 @@ class WeightClient:
         self._asked.clear()
         for job in jobs:
             self._fail(job, error)
-
-
-def full_url(url: str) -> str:
-    """The endpoint's whole URL; ws://host:port is enough. Raises ConfigError."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
-        raise ConfigError(f"'uri': got {url!r}, expected ws://host:port or wss://host:port")
-    return url if parts.path.strip("/") else parts._replace(path=PATH).geturl()
 
 
 async def _flush(socket: ClientConnection, session: ChunkClient) -> None:

@@ -11,6 +11,14 @@ import numpy as np
 from streamsplit.weights.streaming.buffers import aligned_buffer
 
 
+class Hashing:
+    """How far one try's bytes are hashed."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.sha256()
+        self.end = 0
+
+
 class Job:
     """Received bytes in an aligned buffer, hashed as they come; survives lost connections."""
 
@@ -25,7 +33,7 @@ class Job:
         self._parts = tuple(parts)
         self._data = aligned_buffer(length)
         self._view = memoryview(self._data)  # type: ignore[arg-type]
-        self._hash = hashlib.sha256()
+        self.hashing = Hashing()
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -44,20 +52,28 @@ class Job:
             self._data = aligned_buffer(length)
             self._view = memoryview(self._data)  # type: ignore[arg-type]
         self.received = 0
-        self._hash = hashlib.sha256()
+        self.hashing = Hashing()
 
     def take(self, data: memoryview) -> None:
         """The next bytes; the session has made sure that there are not too many."""
         end = self.received + len(data)
         self._view[self.received : end] = data
         self.received = end
-        if len(self._parts) == 1:
-            self._hash.update(data)
+
+    def hash_up_to(self, end: int, hashing: Hashing) -> None:
+        """Hashes what has arrived up to `end`; may run in another thread, one call after the other.
+
+        `hashing` is `self.hashing` at the time of the call: bytes that were asked for again have another.
+        """
+        if len(self._parts) == 1 and end > hashing.end:
+            hashing.hash.update(self._view[hashing.end : end])
+            hashing.end = end
 
     def damage(self) -> str:
         """What is wrong with the complete bytes; "" where every hash is right."""
         if len(self._parts) == 1:
-            got, expected = self._hash.digest(), self._parts[0][1]
+            self.hash_up_to(self.length, self.hashing)
+            got, expected = self.hashing.hash.digest(), self._parts[0][1]
             return "" if got == expected else _differs(got, expected)
         at = 0
         for length, expected in self._parts:

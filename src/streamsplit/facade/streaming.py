@@ -1,59 +1,23 @@
-"""Transformer models that the device does not store: StreamingModel, its named kinds, settings and monitor."""
+"""Transformer models that the device does not store: StreamingModel, its named kinds and monitor."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from streamsplit.config import Settings, setting
-from streamsplit.edge.weight_client import WeightClient, WeightLinkSettings
+from streamsplit.edge.weight_client import WeightClient
 from streamsplit.edge.weight_source import DiskCache, RemoteSource
 from streamsplit.errors import ConfigError, ManifestError, StreamSplitError
+from streamsplit.facade.streaming_config import StreamingConfig
 from streamsplit.weights.streaming.manifest import Manifest, verify
 from streamsplit.weights.streaming.model import COMPUTE, StreamedModel
 
 M = TypeVar("M", bound="StreamingModel")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamingConfig(Settings):
-    """Where the weights come from, and how many of them may be in memory."""
-
-    server_host: str = setting("localhost")
-    server_port: int = setting(8765, low=1, high=65535)
-    secure: bool = setting(False)  # True: wss://
-    token: str = setting("")
-    device_id: str = setting("device")
-    cache_size: int | None = setting(None, low=1)  # layers in memory, the running one included; None: all
-    cache_bytes: int | None = setting(None, low=1)  # the same in bytes; the smaller of the two holds
-    enable_compression: bool = setting(False)  # the server packs what it sends where that makes it smaller
-    prefetch_layers: bool = setting(True)  # ask for the next layer while one runs
-    prefetch_depth: int = setting(1, low=1, high=8)
-    dtype: str = setting("fp32", choices=tuple(COMPUTE))  # to compute in
-    disk_cache_dir: str = setting("")  # "": nothing is written to disk
-    public_key: str = setting("")  # hex Ed25519 key that the manifest must be signed with; "": not asked for
-    silence_s: float = setting(10.0, low=0.01)  # nothing came although something is asked for: connect again
-    attempts: int = setting(5, low=1, high=1000)  # connections in a row that bring nothing, before a layer is given up
-
-    @property
-    def uri(self) -> str:
-        """The server's address."""
-        host = f"[{self.server_host}]" if ":" in self.server_host else self.server_host
-        return f"{'wss' if self.secure else 'ws'}://{host}:{self.server_port}"
-
-    @property
-    def link(self) -> WeightLinkSettings:
-        """What the connection needs of it."""
-        return WeightLinkSettings(
-            device_id=self.device_id, token=self.token, silence_s=self.silence_s, attempts=self.attempts,
-            compress=self.enable_compression,
-        )  # fmt: skip
 
 
 class StreamingMonitor:
@@ -185,15 +149,18 @@ class StreamingModel:
                 raise
             old, self._client = self._client, client
             self._streamed, self._source = streamed, source
+            held.layers.release()
             if old is not None:
                 old.close()
             return True
 
     def close(self) -> None:
-        """Ends the connection; what is in memory goes with the object."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        """Ends the connection and gives the layers' memory back; the model cannot be used any more."""
+        if self._client is not None:
+            self._client.close()
+        if self._streamed is not None:
+            with self._lock:
+                self._streamed.layers.release()
 
     def __enter__(self: M) -> M:
         return self

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from streamsplit.edge.weight_client import WeightClient, WeightLinkSettings
+from streamsplit.edge.weight_client import WeightClient
+from streamsplit.edge.weight_link import WeightLinkSettings
 from streamsplit.edge.weight_source import DiskCache, RemoteSource
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.weights.streaming.encoder import StreamedEncoder
@@ -47,8 +48,9 @@ class StreamingEncoder:
         return self._client.count.down
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Ends the connection and gives the blocks' memory back; the encoder cannot be used any more."""
         self._client.close()
+        self.streamed.layers.release()
 
     def __enter__(self) -> StreamingEncoder:
         return self

@@ -29,8 +29,8 @@ from streamsplit.weights.streaming.manifest import (
 from streamsplit.weights.streaming.quantise import check_dtype, pack_rows, quantise
 from streamsplit.weights.streaming.skeleton import model_class, transformers_module
 
-BLOCK_BYTES = 24 << 10  # of an embedding's rows under one hash: what a single row costs
-MAX_BLOCKS = 4096
+BLOCK_BYTES = 16 << 10  # of an embedding's rows under one hash: what a single row costs
+MAX_BLOCKS = 8192
 Progress = Callable[[int, int, str], None]
 
 

@@ -172,6 +172,13 @@ class LayerStreamer:
         finally:
             self.meter.stall_s += self._clock_s() - started_s
 
+    def release(self) -> None:
+        """Gives all layers' memory back at once; they would have to be fetched again."""
+        for name, slot in self.slots.items():
+            self.cache.drop(name)
+            slot.empty(self.dtype)
+        self._coming.clear()
+
     def passed(self) -> None:
         """After a whole forward pass."""
         self.meter.forwards += 1
