@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance
 from streamsplit.wire.frame import Frame, decode_frame, encode_frame
 from streamsplit.wire.media import Encoding, MediaFlag, MediaHeader, Resolution, pack_media, unpack_media
 from streamsplit.wire.messages import (
@@ -51,9 +52,11 @@ REVISION = "00112233445566778899aabbccddeeff" * 2
 HELLO = Hello(
     protocol=1, device_id="porch-1", token="s3cret", epoch=0x0123456789ABCDEF, oldest_sequence=41, next_sequence=44,
     received_through=17, resume_token=bytes(range(16)), results_from=40, encoder="mobilenet", revision=REVISION,
-    device_class="pi4", software="streamsplit 0.1.0", want_embedding=True, want_prototypes=True,
+    device_class="pi4", software="streamsplit 0.1.0", codec="dac9e773", want_embedding=True, want_prototypes=True,
     want_policy=True, policy_version=3,
 )  # fmt: skip
+SPOKEN = pack_utterance(Utterance(0x01020304, 6, Kind.OPUS, 20.0, (b"\xfc\xff", b"\xfe"), 35, True))
+SPOKEN_END = pack_utterance(Utterance(0x01020304, 8, Kind.OPUS, 20.0, ()))
 WELCOME = Welcome(
     protocol=1, session_id="c0ffee", resume_token=bytes(range(16, 32)), resume_expires_ms=120_000, resumed=True,
     received_through=41, max_in_flight=64, max_frame_bytes=1 << 20, revision=REVISION, server_ms=1_700_000_000_000,
@@ -169,8 +172,8 @@ def frame_vectors() -> list[dict[str, Any]]:
         "gradient back": Frame(FrameType.GRAD_BACK, FrameFlag.NONE, 0, 99_012, b"\x0a\x0b"),
         "weights": Frame(FrameType.WEIGHTS, FrameFlag.NONE, 0, 99_012, bytes.fromhex("3322110000000000") + b"abc"),
         "last weights": Frame(FrameType.WEIGHTS, FrameFlag.FINAL, 0, 99_012, bytes.fromhex("3322110003000000") + b"d"),
-        "dialogue": Frame(FrameType.DIALOGUE, FrameFlag.NONE, 900, 99_012, b"\xfc\xff\xfe"),
-        "end of an utterance": Frame(FrameType.DIALOGUE, FrameFlag.FINAL, 901, 99_012, b""),
+        "dialogue": Frame(FrameType.DIALOGUE, FrameFlag.NONE, 900, 99_012, SPOKEN),
+        "end of an utterance": Frame(FrameType.DIALOGUE, FrameFlag.FINAL, 901, 99_012, SPOKEN_END),
     }  # fmt: skip
     return [{"name": name, "hex": encode_frame(frame).hex(), **described(frame)} for name, frame in frames.items()]
 
