@@ -128,9 +128,8 @@ int main(int count, char **words)
             if (ws.socket < 0)
                 again_ms = now_ms() + backoff_ms;
         }
-        if (ended && (ws.socket < 0 ? ss_pending(&device) == 0 : 0))
-            break;
-        if (ended && (uint32_t)(now_ms() - ended_ms) > DRAIN_MS)
+        int done = ws.socket < 0 && ss_pending(&device) == 0;
+        if (ended && (done || (uint32_t)(now_ms() - ended_ms) > DRAIN_MS))
             break;
         int room = live || ss_pending(&device) + 4 < SS_WINDOWS;
         struct pollfd ready[2] = {{ended || !room ? -1 : STDIN_FILENO, POLLIN, 0}, {ws.socket, POLLIN, 0}};

@@ -17,7 +17,8 @@ from streamsplit.wire.dialogue import (
     text_of,
     unpack_utterance,
 )
-from streamsplit.wire.talk_states import TALK_TABLE, TalkInput, TalkState, next_talk_state
+from streamsplit.wire.states import next_state
+from streamsplit.wire.talk_states import TALK_TABLE, TalkInput, TalkState
 
 
 def test_the_bytes_are_those_of_the_page() -> None:
@@ -84,21 +85,21 @@ def test_text_and_stop_have_no_duration() -> None:
         unpack_utterance(pack_utterance(Utterance(7, 0, Kind.STOP, 0.0, (b"x",))))
 
 
-@pytest.mark.parametrize(("state", "happened"), itertools.product(TalkState, TalkInput))
+@pytest.mark.parametrize(("state", "happened"), list(itertools.product(TalkState, TalkInput)))
 def test_every_pair_is_in_the_table_or_an_error_that_names_both(state: TalkState, happened: TalkInput) -> None:
     if (state, happened) in TALK_TABLE:
-        assert next_talk_state(state, happened) is TALK_TABLE[state, happened]
+        assert next_state(TALK_TABLE, state, happened) is TALK_TABLE[state, happened]
     else:
-        with pytest.raises(ProtocolError, match=f"{happened.name} in state {state.name}"):
-            next_talk_state(state, happened)
+        with pytest.raises(ProtocolError, match=rf"{happened.name} \(.*\) in state {state.name}"):
+            next_state(TALK_TABLE, state, happened)
 
 
 def test_the_seeds_path_is_in_the_table_and_every_state_can_fail_and_recover() -> None:
     state = TalkState.IDLE
     path = [TalkInput.SPEECH, TalkInput.SENT, TalkInput.SILENCE, TalkInput.ANSWER, TalkInput.READY, TalkInput.FINISHED]
-    seen = [state := next_talk_state(state, happened) for happened in path]
+    seen = [state := next_state(TALK_TABLE, state, happened) for happened in path]
     assert [each.name for each in seen] == ["RECORDING", "STREAMING", "PROCESSING", "RECEIVING", "PLAYING", "IDLE"]
     for each in TalkState:
-        assert next_talk_state(each, TalkInput.FAULT) is TalkState.ERROR
-    assert next_talk_state(TalkState.ERROR, TalkInput.RECOVERED) is TalkState.IDLE
-    assert next_talk_state(TalkState.PLAYING, TalkInput.SPEECH) is TalkState.RECORDING  # barge-in
+        assert next_state(TALK_TABLE, each, TalkInput.FAULT) is TalkState.ERROR
+    assert next_state(TALK_TABLE, TalkState.ERROR, TalkInput.RECOVERED) is TalkState.IDLE
+    assert next_state(TALK_TABLE, TalkState.PLAYING, TalkInput.SPEECH) is TalkState.RECORDING  # barge-in

@@ -90,7 +90,7 @@ def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings
 async def _run(runtime: TalkRuntime, args: argparse.Namespace, shown: list[str]) -> TalkStatus:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
             loop.add_signal_handler(number, runtime.stop)
     if runtime.settings.talk.activity.kind == "push" and sys.stdin.isatty():
 

@@ -23,7 +23,6 @@ from streamsplit.errors import ConfigError
 class JitterSettings(Settings):
     """Bounds of the delay and what happens beyond them."""
 
-    frame_ms: float = setting(20.0, low=2.5, high=60.0)
     least_ms: float = setting(40.0, low=0.0, high=1_000.0)
     most_ms: float = setting(400.0, low=1.0, high=5_000.0)
     percentile: float = setting(0.95, low=0.5, high=1.0)  # of the delays that are waited for
@@ -74,9 +73,11 @@ class JitterCounts:
 class JitterBuffer:
     """Of one stream; `restart` begins another."""
 
-    def __init__(self, settings: JitterSettings = JitterSettings(), *, fec: bool = False) -> None:
-        """`fec`: packets carry the one before them."""
-        self.settings, self.fec = settings, fec
+    def __init__(
+        self, settings: JitterSettings = JitterSettings(), *, frame_ms: float = 20.0, fec: bool = False
+    ) -> None:
+        """`frame_ms` of sound in a packet; `fec`: packets carry the one before them."""
+        self.settings, self.frame_ms, self.fec = settings, frame_ms, fec
         self.counts = JitterCounts()
         self.restart()
 
@@ -113,7 +114,7 @@ class JitterBuffer:
         counts.received += 1
         if not self._started:
             self._next = min(self._next, index) if self._packets else index
-        self._delays.append(now_ms - index * self.settings.frame_ms)
+        self._delays.append(now_ms - index * self.frame_ms)
         self._packets[index] = data
         while len(self._packets) > self.settings.most_frames:
             oldest = min(self._packets)
@@ -135,12 +136,12 @@ class JitterBuffer:
             return s.least_ms
         ordered = sorted(self._delays)
         spread = ordered[min(len(ordered) - 1, math.ceil(s.percentile * len(ordered)) - 1)] - ordered[0]
-        return min(max(spread + s.frame_ms, s.least_ms), s.most_ms)
+        return min(max(spread + self.frame_ms, s.least_ms), s.most_ms)
 
     @property
     def held_ms(self) -> float:
         """Sound that waits, holes included."""
-        return (max(self._packets) + 1 - self._next) * self.settings.frame_ms if self._packets else 0.0
+        return (max(self._packets) + 1 - self._next) * self.frame_ms if self._packets else 0.0
 
     @property
     def known_frames(self) -> int:
@@ -161,7 +162,7 @@ class JitterBuffer:
         """How much later than the fastest possible the next frame plays; 0 without a stream."""
         if not self._delays:
             return 0.0
-        return now_ms - (self._next * self.settings.frame_ms + min(self._delays))
+        return now_ms - (self._next * self.frame_ms + min(self._delays))
 
     # -- playout -------------------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class JitterBuffer:
     def _may_start(self, now_ms: float) -> bool:
         if not self._packets:
             return self._end is not None and self._next >= self._end
-        whole = self._end is not None and self.held_ms >= (self._end - self._next) * self.settings.frame_ms
+        whole = self._end is not None and self.held_ms >= (self._end - self._next) * self.frame_ms
         return whole or self.lag_ms(now_ms) >= self.target_ms
 
     def _catch_up(self, now_ms: float) -> None:
@@ -209,11 +210,11 @@ class JitterBuffer:
             self._owed -= 1
         self._since_left_out += 1
         while self._next in self._packets and self._next + 1 in self._packets:
-            surplus_ms = self.lag_ms(now_ms) - self.target_ms if self.live else self._owed * s.frame_ms
-            if surplus_ms < s.frame_ms:
+            surplus_ms = self.lag_ms(now_ms) - self.target_ms if self.live else self._owed * self.frame_ms
+            if surplus_ms < self.frame_ms:
                 return
             beyond = surplus_ms > s.most_ms
-            spare = self.held_ms >= self.target_ms + s.frame_ms
+            spare = self.held_ms >= self.target_ms + self.frame_ms
             if not spare or (not beyond and self._since_left_out < s.shrink_every):
                 return
             del self._packets[self._next]

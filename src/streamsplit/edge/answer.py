@@ -41,7 +41,7 @@ class Answer:
 
     def __init__(self, settings: TalkSettings) -> None:
         self.frame_ms, self.frame = settings.opus.frame_ms, settings.opus.frame_samples
-        self.jitter = JitterBuffer(settings.jitter.replace(frame_ms=self.frame_ms), fec=settings.opus.fec)
+        self.jitter = JitterBuffer(settings.jitter, frame_ms=self.frame_ms, fec=settings.opus.fec)
         self.number = -1  # of the question; -1: none is waited for
         self._least_ms = settings.jitter.least_ms
         self._most_ms = settings.jitter.most_ms

@@ -20,7 +20,8 @@ from streamsplit.edge.questions import Outgoing, Questions
 from streamsplit.edge.talk_settings import TalkSettings
 from streamsplit.errors import CutError, ProtocolError
 from streamsplit.wire.dialogue import Kind, Utterance, text_of, unpack_utterance
-from streamsplit.wire.talk_states import TalkInput, TalkState, next_talk_state
+from streamsplit.wire.states import next_state
+from streamsplit.wire.talk_states import TALK_TABLE, TalkInput, TalkState
 
 Floats = NDArray[np.float32]
 _CLIPPED = 0.999  # of full scale
@@ -291,7 +292,7 @@ class Talker:
             self._happened(TalkInput.FAULT, now_ms)
 
     def _happened(self, happened: TalkInput, now_ms: float) -> None:
-        after = next_talk_state(self._state, happened)
+        after = next_state(TALK_TABLE, self._state, happened)
         if after is not self._state:
             self._state, self._since_ms = after, now_ms
             self._note("state", after.name, now_ms)

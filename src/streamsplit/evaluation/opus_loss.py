@@ -44,8 +44,9 @@ def lost_packets(count: int, share: float, rng: np.random.Generator, burst: floa
 
 def receive(packets: Sequence[bytes], lost: NDArray[np.bool_], settings: OpusSettings, receiver: str) -> Floats:
     """What is played [n] of a stream whose packets come in time or not at all; begins with the first frame."""
-    buffer, decoder = JitterBuffer(fec=receiver == "recovered"), OpusDecoderStream(settings.frame_ms)
     frame_ms, played = settings.frame_ms, []
+    buffer = JitterBuffer(frame_ms=frame_ms, fec=receiver == "recovered")
+    decoder = OpusDecoderStream(frame_ms)
     for place in range(len(packets) + round(1_000 / frame_ms)):
         if place < len(packets) and not lost[place]:
             buffer.push(place, packets[place], place * frame_ms)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -14,6 +16,7 @@ from uvicorn.config import WS_PROTOCOLS
 from streamsplit.errors import ConfigError, PortInUseError
 
 BACKLOG = 2048
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class QuietServer(uvicorn.Server):
@@ -59,3 +62,40 @@ def uvicorn_config(app: Any, max_message_bytes: int) -> uvicorn.Config:
         timeout_graceful_shutdown=5,
         backlog=BACKLOG,
     )
+
+
+async def serve_until_stopped(
+    server: QuietServer, bound: socket.socket, *, ready: Callable[[], None], closing: Callable[[], Awaitable[None]]
+) -> None:
+    """Serves until SIGINT, SIGTERM or cancellation; a second signal ends it at once.
+
+    `ready` is called when clients can connect, `closing` before their connections are cut.
+    """
+    loop = asyncio.get_running_loop()
+    wanted = asyncio.Event()
+
+    def stop() -> None:
+        if wanted.is_set():
+            server.force_exit = True
+        wanted.set()
+
+    installed = []
+    for number in SIGNALS:
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread, or Windows
+            loop.add_signal_handler(number, stop)
+            installed.append(number)
+    task = asyncio.create_task(server.serve(sockets=[bound]))
+    waiting = asyncio.create_task(wanted.wait())
+    try:
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            ready()
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        await closing()
+        server.should_exit = True
+        await task
+        for number in installed:
+            loop.remove_signal_handler(number)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
-import signal
 import sys
 from collections.abc import Callable
 
 from starlette.applications import Starlette
 
 from streamsplit.server.app import create_app
-from streamsplit.server.listener import QuietServer, listen, uvicorn_config
+from streamsplit.server.listener import QuietServer, listen, serve_until_stopped, uvicorn_config
 from streamsplit.server.service import StreamServer
 from streamsplit.server.settings import ServerSettings
 
 LOG = logging.getLogger(__name__)
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SWITCH_INTERVAL_S = 0.0005  # the loop gives up the GIL at every send; 5 ms each until it has it back add up to seconds
 
 
@@ -41,39 +38,18 @@ async def serve(
         raise
     server = QuietServer(uvicorn_config(app, 2 * settings.limits.max_frame_bytes + 1024))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    loop = asyncio.get_running_loop()
-    wanted = asyncio.Event()
 
-    def stop() -> None:
-        if wanted.is_set():
-            server.force_exit = True
-        wanted.set()
+    def ready() -> None:
+        gc.collect()
+        gc.freeze()  # what PyTorch brought stays: walking it again and again would stop the event loop
+        LOG.info("listening on http://%s:%d", address, port)
+        if on_ready is not None:
+            on_ready(str(address), int(port))
 
-    installed = []
-    for number in SIGNALS:
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread, or Windows
-            loop.add_signal_handler(number, stop)
-            installed.append(number)
-    task = asyncio.create_task(server.serve(sockets=[bound]))
-    waiting = asyncio.create_task(wanted.wait())
-    try:
-        while not server.started and not task.done():
-            await asyncio.sleep(0.01)
-        if server.started:
-            gc.collect()
-            gc.freeze()  # what PyTorch brought stays: walking it again and again would stop the event loop
-            LOG.info("listening on http://%s:%d", address, port)
-            if on_ready is not None:
-                on_ready(str(address), int(port))
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    try:  # devices are told before uvicorn cuts their connections
+        await serve_until_stopped(server, bound, ready=ready, closing=backend.gateway.close)
     finally:
-        waiting.cancel()
-        await backend.gateway.close()  # tells the devices before uvicorn cuts their connections
-        server.should_exit = True
-        await task
         await backend.stop()
-        for number in installed:
-            loop.remove_signal_handler(number)
         bound.close()
 
 

@@ -15,12 +15,13 @@ from streamsplit.server.chunk_storage import open_storage
 from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.compute import BatchReport, ComputeWorker
 from streamsplit.server.dialogue.hearing import make_dialogues
+from streamsplit.server.first_revision import first_revision
 from streamsplit.server.fleet import finite, percentiles
 from streamsplit.server.gateway import Gateway
 from streamsplit.server.jobs import Done, Sample
 from streamsplit.server.labels import LabelledPrototypes
 from streamsplit.server.metrics import Metrics
-from streamsplit.server.models import EncoderShelf, RevisionFiles, torch_device, weights_file
+from streamsplit.server.models import EncoderShelf, RevisionFiles, torch_device
 from streamsplit.server.policy_shelf import PolicyShelf
 from streamsplit.server.records import Commit, WindowRecord
 from streamsplit.server.refiner_loop import (
@@ -31,16 +32,13 @@ from streamsplit.server.refiner_loop import (
     Saved,
     Started,
     Trouble,
-    current_revision,
 )
 from streamsplit.server.refiner_worker import RefinerWorker
 from streamsplit.server.settings import ServerSettings
 from streamsplit.server.store import Store
 from streamsplit.server.weight_service import WeightService
 from streamsplit.server.weight_stream import WeightStream
-from streamsplit.weights.delta import pack_full
-from streamsplit.weights.pretrained import start_encoder
-from streamsplit.weights.revision import Weights, encoder_weights, revision_of, revision_prefix
+from streamsplit.weights.revision import Weights, revision_prefix
 from streamsplit.wire.messages import Prototypes
 
 LOG = logging.getLogger(__name__)
@@ -68,10 +66,8 @@ class StreamServer:
         self._stopping = False
         self.weight_stream: WeightStream | None = None
         if settings.weights.chunks_dir:
-            self.weight_stream = WeightStream(
-                open_storage(settings.weights.chunks_dir, settings.weights.redis_url),
-                settings.weights, settings.auth, self.metrics.weight_stream,
-            )  # fmt: skip
+            storage = open_storage(settings.weights.chunks_dir, settings.weights.redis_url)
+            self.weight_stream = WeightStream(storage, settings.weights, settings.auth, self.metrics.weight_stream)
 
     async def start(self) -> None:
         """Opens the database, loads the current revision and starts the workers; raises StreamSplitError."""
@@ -116,10 +112,12 @@ class StreamServer:
         self._past: dict[int, tuple[str, int]] = {}
         for row in self.store.revisions():
             self._note(row["revision"], row["space"])
-        revision, space, weights = self._first_revision()
+        revision, space, weights = first_revision(settings, self.files)
+        self.revision, self.space = revision, space
+        self._note(revision, space)
+        self.store.record_revision(revision, "", breaks_space=False, space=space, steps=0, report={})
         self.shelf.adopt(revision, space, weights)
         self.weights.adopt(revision, "", space)
-        self.revision, self.space = revision, space
         mixture = GaussianMixture(dim=settings.encoder.embedding_dim, seed=settings.training.seed)
         mixture_file.load(folder / "checkpoints" / mixture_file.NAME, mixture, space)
         self.compute = ComputeWorker(
@@ -146,22 +144,6 @@ class StreamServer:
             metrics=self.metrics,
             merge=self._merge,
         )
-
-    def _first_revision(self) -> tuple[str, int, Weights]:
-        """What the last checkpoint names, else the encoder as devices make it, from the seed or a published file."""
-        named = current_revision(self.settings.data_path)
-        if named is not None:
-            revision, space = named
-            weights = self.files.weights(revision)
-        else:
-            weights = encoder_weights(start_encoder(self.settings.encoder))
-            revision, space = revision_of(weights), self.settings.encoder.first_space
-            if revision not in self.files:
-                full, exact = pack_full(weights, "fp32")
-                self.files.write(revision, weights_file(exact), full, None, "")
-        self._note(revision, space)
-        self.store.record_revision(revision, "", breaks_space=False, space=space, steps=0, report={})
-        return revision, space, weights
 
     def _note(self, revision: str, space: int) -> None:
         self._past[revision_prefix(revision)] = (revision, space)

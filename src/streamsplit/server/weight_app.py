@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import signal
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,7 +13,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from streamsplit.errors import ConfigError
 from streamsplit.server.chunk_storage import ChunkStorage
-from streamsplit.server.listener import QuietServer, listen, uvicorn_config
+from streamsplit.server.listener import QuietServer, listen, serve_until_stopped, uvicorn_config
 from streamsplit.server.metrics import WeightStreamMetrics
 from streamsplit.server.settings import TOKEN_VARIABLE, AuthSettings, WeightStreamSettings, is_loopback
 from streamsplit.server.weight_stream import WeightStream
@@ -65,28 +62,17 @@ async def serve_weights(
     await stream.open()
     bound = listen(address, port)
     server = QuietServer(uvicorn_config(create_weight_app(stream, registry), 4 * MAX_MESSAGE_BYTES))
-    loop = asyncio.get_running_loop()
-    wanted = asyncio.Event()
-    installed = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread, or Windows
-            loop.add_signal_handler(number, wanted.set)
-            installed.append(number)
-    task = asyncio.create_task(server.serve(sockets=[bound]))
-    waiting = asyncio.create_task(wanted.wait())
+
+    def ready() -> None:
+        at, taken = bound.getsockname()[:2]
+        LOG.info("weights at ws://%s:%d/v1/weights", at, taken)
+        if on_ready is not None:
+            on_ready(str(at), int(taken))
+
+    async def closing() -> None:
+        """Clients notice by themselves, and come back where they were."""
+
     try:
-        while not server.started and not task.done():
-            await asyncio.sleep(0.01)
-        if server.started:
-            at, taken = bound.getsockname()[:2]
-            LOG.info("weights at ws://%s:%d/v1/weights", at, taken)
-            if on_ready is not None:
-                on_ready(str(at), int(taken))
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await serve_until_stopped(server, bound, ready=ready, closing=closing)
     finally:
-        waiting.cancel()
-        server.should_exit = True
-        await task
-        for number in installed:
-            loop.remove_signal_handler(number)
         bound.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import TypeVar
 
@@ -114,9 +115,10 @@ SERVER_TABLE: dict[tuple[ServerState, Input], ServerState] = {
 }
 
 S = TypeVar("S", bound=Enum)
+H = TypeVar("H", bound=Enum)
 
 
-def next_state(table: dict[tuple[S, Input], S], state: S, happened: Input) -> S:
+def next_state(table: Mapping[tuple[S, H], S], state: S, happened: H) -> S:
     """The state after `happened`; raises ProtocolError('unexpected') naming both if the table has no such pair."""
     try:
         return table[state, happened]

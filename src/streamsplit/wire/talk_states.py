@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import Enum
 
-from streamsplit.errors import ProtocolError
-
 
 class TalkState(Enum):
     """Where the dialogue stands."""
@@ -66,11 +64,3 @@ TALK_TABLE: dict[tuple[TalkState, TalkInput], TalkState] = {
     (_S.ERROR, _I.LOST): _S.ERROR,
     **{(state, _I.FAULT): _S.ERROR for state in TalkState},
 }
-
-
-def next_talk_state(state: TalkState, happened: TalkInput) -> TalkState:
-    """Where `happened` leads; raises ProtocolError('unexpected') naming both where it has no place."""
-    try:
-        return TALK_TABLE[state, happened]
-    except KeyError:
-        raise ProtocolError("unexpected", f"got {happened.name} in state {state.name}") from None

@@ -25,6 +25,7 @@ from streamsplit.wire.types import FrameFlag, FrameType, Priority
 LOG = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 REMEMBERED = 64  # numbers of a device's questions that came whole
+MOST_DEVICES = 4096  # whose questions are remembered
 MOST_OPEN = 16  # questions of a device that are answered at once: as many as it keeps, and some
 _MOST_QUEUED_BYTES = 64 << 10
 _POLL_S = 0.01
@@ -63,7 +64,7 @@ class Dialogues:
 
     def on_frame(self, link: Link, frame: Frame) -> None:
         """A DIALOGUE frame of a device; what is wrong with it is told to the device."""
-        conversation = self._conversations.setdefault(link.device.id, _Conversation())
+        conversation = self._conversation(link.device.id)
         number = -1
         try:
             piece = unpack_utterance(frame.payload)
@@ -73,6 +74,16 @@ class Dialogues:
             self._fail(link, conversation, "bad_dialogue", error.detail, number)
         except StreamSplitError as error:
             self._fail(link, conversation, "no_answer", str(error), number)
+
+    def _conversation(self, device: str) -> _Conversation:
+        """A device's; beyond so many devices, those forgotten that have been silent for longest."""
+        conversation = self._conversations.pop(device, None) or _Conversation()
+        self._conversations[device] = conversation
+        if len(self._conversations) > MOST_DEVICES:
+            silent = next((name for name, held in self._conversations.items() if not held.open), None)
+            if silent is not None and silent != device:
+                del self._conversations[silent]
+        return conversation
 
     def _take(self, link: Link, conversation: _Conversation, piece: Utterance, final: bool) -> None:
         number = piece.utterance
