@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,11 +96,22 @@ def test_a_range_comes_alone_and_is_checked_by_its_parts(folder: Path):
 
 
 def test_one_chunk_that_many_ask_for_travels_once(folder: Path):
-    with weight_server(folder) as server, client(server.url) as device:
-        chunk = device.manifest().chunks[0]
+    manifest = folder_of_chunks(folder)
+    chunk = manifest.chunks[0]
+    with lying(folder, manifest) as (server, at), client(at.url) as device:
+        device.manifest()
+        all_asked = threading.Event()
+
+        def held_back(session, request, digest, data):
+            assert all_asked.wait(20)
+            return [session.data(request, data, True)]
+
+        server.reply = held_back
         with ThreadPoolExecutor(8) as pool:
             futures = list(pool.map(lambda _: device.fetch(chunk.digest, chunk.stored_bytes), range(8)))
+        all_asked.set()
         assert {future.result(20).tobytes() for future in futures} == {stored(folder, chunk)}
+        assert len(server.asked) == 1
         assert device.count.down < 1.1 * chunk.stored_bytes
 
 
