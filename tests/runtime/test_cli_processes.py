@@ -98,7 +98,9 @@ def test_a_device_sends_its_windows_to_a_server_and_both_end_in_order(tmp_path):
         code, out, errors = end(server)
     assert code == 0, errors
     statuses = [json.loads(line) for line in out.splitlines()]
-    assert statuses and statuses[-1]["event"] == "status" and statuses[-1]["totals"]["windows"] == 11
+    assert {status["event"] for status in statuses} == {"status"}
+    assert statuses[-1]["totals"]["windows"] == statuses[-1]["totals"]["stored_windows"] == 11
+    assert statuses[-1]["not_ready"] == "shutting down"  # the last line is of the end, not of the last half second
     assert "Traceback" not in errors
 
 

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device = parser.add_mutually_exclusive_group()
     device.add_argument("--gpu", action="store_true", help="compute on CUDA; an error where there is none")
     device.add_argument("--cpu-only", action="store_true", help="never use a GPU")
-    parser.add_argument("--json", action="store_true", help="a line of JSON on stdout when ready and every --interval")
+    parser.add_argument(
+        "--json", action="store_true", help="a line of JSON on stdout when ready, every --interval and at the end"
+    )
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="between updates (default 2)")
     actions = parser.add_subparsers(dest="action", metavar="[validate FILE]", title="actions")
     validate = actions.add_parser("validate", help="check a settings file and say what is wrong with it")
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     status = _StatusView(settings, args.interval, as_json=args.json)
     try:
-        run_server(settings, on_ready=status.start)
+        run_server(settings, on_ready=status.start, on_end=status.end)
     finally:
         status.stop()
     return 0
@@ -126,6 +128,12 @@ class _StatusView:
         if self._as_json or is_terminal():
             self._thread = threading.Thread(target=self._watch, args=(base,), name="status", daemon=True)
             self._thread.start()
+
+    def end(self, status: dict[str, Any]) -> None:
+        """Called when everything that was accepted is done: its status is the last that a reader of JSON sees."""
+        self.stop()
+        if self._as_json:
+            print_json({"event": "status", **status})
 
     def stop(self) -> None:
         """Ends the display; harmless when it never started."""

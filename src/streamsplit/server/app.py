@@ -126,9 +126,7 @@ async def metrics(request: Request) -> Response:
 
 async def status(request: Request) -> Response:
     """Devices, totals, latencies, revision, refiner, last events."""
-    server = _server(request)
-    events, totals = await asyncio.to_thread(lambda: (server.store.events(50), server.store.totals()))
-    body = msgspec.json.encode(server.status(events, totals))
+    body = msgspec.json.encode(await _server(request).status())
     return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from starlette.applications import Starlette
 
@@ -20,12 +21,16 @@ SWITCH_INTERVAL_S = 0.0005  # the loop gives up the GIL at every send; 5 ms each
 
 
 async def serve(
-    settings: ServerSettings, *, app: Starlette | None = None, on_ready: Callable[[str, int], None] | None = None
+    settings: ServerSettings,
+    *,
+    app: Starlette | None = None,
+    on_ready: Callable[[str, int], None] | None = None,
+    on_end: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Serves until SIGINT or SIGTERM (or cancellation), then drains and writes a checkpoint.
 
     `app` comes from `create_app`, for a caller that wants to look into it. `on_ready(address, port)` is called when
-    devices can connect.
+    devices can connect, `on_end(status)` with what /api/status would say when everything accepted is done.
     """
     bound = listen(settings.server.bind_address, settings.server.port)
     address, port = bound.getsockname()[:2]
@@ -49,11 +54,18 @@ async def serve(
     try:  # devices are told before uvicorn cuts their connections
         await serve_until_stopped(server, bound, ready=ready, closing=backend.gateway.close)
     finally:
-        await backend.stop()
+        last = await backend.stop()
         bound.close()
+        if on_end is not None:
+            on_end(last)
 
 
-def run_server(settings: ServerSettings, *, on_ready: Callable[[str, int], None] | None = None) -> None:
+def run_server(
+    settings: ServerSettings,
+    *,
+    on_ready: Callable[[str, int], None] | None = None,
+    on_end: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
     """Runs a server until Ctrl-C or SIGTERM; raises StreamSplitError with one line on what stops it from starting."""
     logging.basicConfig(level=settings.server.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(serve(settings, on_ready=on_ready))
+    asyncio.run(serve(settings, on_ready=on_ready, on_end=on_end))

@@ -82,8 +82,8 @@ class StreamServer:
         self._tasks = [asyncio.create_task(work()) for work in (self._watch, self._announce, self._save_mixture)]
         self.store.record_event("started", f"revision {self.revision[:12]}")
 
-    async def stop(self) -> None:
-        """Finishes what was accepted, writes a checkpoint, closes the database."""
+    async def stop(self) -> dict[str, Any]:
+        """Finishes what was accepted, writes a checkpoint, closes the database; the status it ended with."""
         self._stopping = True
         await self.gateway.close()
         for task in self._tasks:
@@ -93,7 +93,9 @@ class StreamServer:
         if self.settings.training.enabled:
             await asyncio.to_thread(self.refiner.stop)
         await asyncio.to_thread(self._write_mixture)
+        last = await self.status()
         await asyncio.to_thread(self.store.close)
+        return last
 
     def _open(self) -> None:
         settings = self.settings
@@ -352,8 +354,9 @@ class StreamServer:
             return f"store: {self.store.failure}"
         return ""
 
-    def status(self, events: list[dict[str, Any]], totals: dict[str, int]) -> dict[str, Any]:
-        """The JSON of /api/status."""
+    async def status(self) -> dict[str, Any]:
+        """The JSON of /api/status: devices, totals, latencies, revision, refiner, last events."""
+        events, totals = await asyncio.to_thread(lambda: (self.store.events(50), self.store.totals()))
         devices = sorted(self.gateway.devices.values(), key=lambda d: (not d.connected, d.id))
         progress = self.progress
         not_ready = self.not_ready()
