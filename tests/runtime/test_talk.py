@@ -20,8 +20,9 @@ from streamsplit.cli.main import main
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.sources import open_source
 from streamsplit.edge.speaker import PacedSink, WavSink
-from streamsplit.edge.talk import TalkRuntime, TalkStatus
+from streamsplit.edge.talk import TalkRuntime
 from streamsplit.edge.talker import TalkEvent
+from streamsplit.edge.voice import TalkStatus
 
 pytestmark = pytest.mark.realtime
 RATE = 16_000
@@ -256,7 +257,7 @@ def test_a_microphone_that_fails_is_an_error_with_its_reason(tmp_path: Path) -> 
         runtime = TalkRuntime(settings(tmp_path, running_server.port), Unplugged(), PacedSink())  # type: ignore[arg-type]
         with pytest.raises(OSError, match="the device is gone"):
             asyncio.run(runtime.run())
-    assert "microphone: the device is gone" in runtime.problem
+    assert "microphone: the device is gone" in runtime.voice.problem
 
 
 def test_the_command_talks_with_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

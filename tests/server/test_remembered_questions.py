@@ -20,7 +20,7 @@ from streamsplit.wire.session import ServerSession
 from streamsplit.wire.types import FrameFlag, FrameType
 
 
-async def unnamed(device: str, sound: np.ndarray) -> Named:
+async def unnamed(device: str, sound: np.ndarray, learn: bool) -> Named:
     raise AssertionError(f"{device}: nobody asked for a name")
 
 

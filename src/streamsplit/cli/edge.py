@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from streamsplit.edge.counters import EdgeStatus, RunSummary
     from streamsplit.edge.runtime import EdgeRuntime
+    from streamsplit.edge.talker import TalkEvent
+    from streamsplit.edge.voice import Voice
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pretrained", nargs="?", const="default", metavar="NAME",
         help="start from a published encoder, as the server must too: the packaged one, another's name, or a file",
     )  # fmt: skip
+    parser.add_argument(
+        "--talk", nargs="?", const="speaker", metavar="SINK",
+        help="speak with the server, too (section talk): 'speaker[:device]', a WAV to write, or 'none'",
+    )  # fmt: skip
     parser.add_argument("--journal", type=Path, help="write a line of JSON per window, result and learning step here")
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS)
     parser.add_argument("--json", action="store_true", help="a line of JSON on stdout every --interval and at the end")
@@ -64,22 +73,38 @@ def run(args: argparse.Namespace) -> int:
     from streamsplit.edge.sources import open_source
 
     audio = settings.audio
-    source = open_source(
-        audio.source, speed=args.speed, seed=audio.seed, loop=audio.loop, block_ms=float(audio.block_ms)
-    )
-    try:
+    block_ms = float(audio.block_ms) if args.talk is None else settings.talk.opus.frame_ms
+    source = open_source(audio.source, speed=args.speed, seed=audio.seed, loop=audio.loop, block_ms=block_ms)
+    with contextlib.ExitStack() as opened:
+        opened.callback(source.close)
+        voice = None
+        if args.talk is not None:
+            voice = _voice(settings, args.talk, as_json=args.json)
+            opened.callback(voice.sink.close)
         journal = Journal(settings.device.journal) if settings.device.journal else None
         runtime = EdgeRuntime(
-            settings, source, speed=args.speed, journal=journal, strict_policy=args.policy_file is not None
+            settings, source, speed=args.speed, journal=journal, strict_policy=args.policy_file is not None, voice=voice
         )
         summary = asyncio.run(_run(runtime, args))
-    finally:
-        source.close()
     if args.json:
         print_json({"event": "summary", **_flat(summary)})
     else:
         _show_summary(summary)
     return 0
+
+
+def _voice(settings: EdgeSettings, sink: str, *, as_json: bool) -> Voice:
+    """What speaks with the server beside the listening; its events go to stdout as lines of JSON, or to the log."""
+    from streamsplit.edge.speaker import open_sink
+    from streamsplit.edge.voice import Voice
+
+    def watch(event: TalkEvent) -> None:
+        if as_json:
+            print_json({"event": event.kind, "value": event.value, "at_ms": round(event.at_ms, 1)})
+        elif event.kind in ("text", "question", "answer"):
+            log.info("%s: %s %s", settings.device.id, event.kind, event.value)
+
+    return Voice(settings, open_sink(sink), watch=watch)
 
 
 def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings:

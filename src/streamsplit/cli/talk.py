@@ -19,8 +19,9 @@ from streamsplit.edge.talk_settings import ACTIVITIES
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from streamsplit.edge.talk import TalkRuntime, TalkStatus
+    from streamsplit.edge.talk import TalkRuntime
     from streamsplit.edge.talker import TalkEvent
+    from streamsplit.edge.voice import TalkStatus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +97,7 @@ async def _run(runtime: TalkRuntime, args: argparse.Namespace, shown: list[str])
 
         def pressed() -> None:
             sys.stdin.readline()
-            runtime.press()
+            runtime.voice.press()
 
         loop.add_reader(sys.stdin, pressed)
     talking = asyncio.create_task(runtime.run(args.duration))

@@ -24,6 +24,7 @@ from streamsplit.edge.policies import DevicePolicy
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.sync import Arrived, WeightDownload, WeightUpload
+from streamsplit.edge.voice import Voice
 from streamsplit.errors import ProtocolError, RevisionError, StoreError, StreamSplitError
 from streamsplit.wire.events import Acked
 from streamsplit.wire.frame import Frame
@@ -73,7 +74,9 @@ class Downlink:
         software: str,
         bandwidth_bps: Callable[[], float] = lambda: math.nan,
         gradients: GradientExchange | None = None,
+        voice: Voice | None = None,
     ) -> None:
+        self._voice = voice
         self._gradients = gradients if gradients is not None and gradients.offers else None
         self.download = WeightDownload(model.revision)
         self.upload = WeightUpload()
@@ -120,11 +123,15 @@ class Downlink:
         self._send(self.upload.reconnected())
         if self._gradients is not None and self.client is not None:
             self.client.offer_gradients()
+        if self._voice is not None:
+            self._voice.opened()
 
     def closed(self, reason: str) -> None:
         """The connection is gone."""
         if self._gradients is not None:
             self._gradients.grant(False)
+        if self._voice is not None:
+            self._voice.closed()
         self._note("link", up=False, reason=reason)
 
     async def acked(self, event: Acked) -> None:
@@ -161,7 +168,9 @@ class Downlink:
             await self._on_error(message)
 
     async def media(self, frame: Frame) -> None:
-        """A WEIGHTS chunk, or GRAD_BACK: the server's answer to our offer (empty), or a gradient."""
+        """A WEIGHTS chunk, an answer, or GRAD_BACK: the server's answer to our offer (empty), or a gradient."""
+        if self._voice is not None:
+            self._voice.take(frame)
         if frame.type is FrameType.GRAD_BACK and self._gradients is not None:
             if frame.payload == OFFER:
                 self._gradients.grant(True)
@@ -216,6 +225,8 @@ class Downlink:
             self._hand_over(partial(self._guarded, "result", partial(self._remember, result)))
 
     async def _on_error(self, error: Error) -> None:
+        if self._voice is not None and self._voice.refused(error):
+            return
         if error.code == "unsupported" and self._gradients is not None:  # no other optional type goes up from here
             log.info("%s: this server returns no gradients", self._settings.device.id)
             return

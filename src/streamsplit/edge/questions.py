@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from streamsplit.codec.opus_stream import OpusEncoderStream
 from streamsplit.codec.pcm import pack_pcm
 from streamsplit.edge.answer import Trace, untraced
+from streamsplit.edge.question_store import KeptQuestion
 from streamsplit.edge.talk_settings import TalkSettings
 from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance
 
@@ -40,8 +41,8 @@ class _Packet(NamedTuple):
 
 
 class _Question:
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, kind: Kind, frame_ms: float) -> None:
+        self.number, self.kind, self.frame_ms = number, kind, frame_ms
         self.packets: list[_Packet] = []
         self.over = False
         self.sent = 0  # packets handed to this connection
@@ -103,7 +104,7 @@ class Questions:
     def begin(self) -> int:
         """A new question; its number."""
         self._number = (self._number + 1) & 0x7FFF_FFFF
-        self._present = _Question(self._number)
+        self._present = _Question(self._number, self._kind, self._settings.opus.frame_ms)
         if self._encoder is not None:  # the server's decoder begins anew, too
             self._encoder = OpusEncoderStream(self._settings.opus.replace(bitrate_bps=self._encoder.bitrate_bps))
         return self._number
@@ -154,6 +155,36 @@ class Questions:
         if self._present is not None:
             self._present.sent = 0
 
+    def waiting_numbers(self) -> list[int]:
+        """Of the questions that are kept, oldest first."""
+        return [question.number for question in self._waiting]
+
+    def kept(self, known: frozenset[int], now_ms: float, unix_ms: float) -> list[KeptQuestion]:
+        """Those that wait and are not `known`, to be stored; both times are of this moment."""
+        return [
+            KeptQuestion(
+                question.number,
+                question.kind,
+                question.frame_ms,
+                round(unix_ms - now_ms + question.packets[-1].captured_ms) if question.packets else round(unix_ms),
+                tuple(packet.data for packet in question.packets[: self._kept]),
+            )
+            for question in self._waiting
+            if question.number not in known
+        ]
+
+    def restore(self, kept: list[KeptQuestion], now_ms: float, unix_ms: float) -> None:
+        """Questions of an earlier run wait again, before any of this one."""
+        for old in kept:
+            question = _Question(old.number, old.kind, old.frame_ms)
+            ended_ms = now_ms - (unix_ms - old.ended_ms)
+            question.packets = [
+                _Packet(data, ended_ms - (len(old.packets) - 1 - place) * old.frame_ms)
+                for place, data in enumerate(old.packets)
+            ]
+            question.over = True
+            self._waiting.append(question)
+
     def rate(self, bps: float) -> None:
         """What the link was measured to carry: speech takes a quarter of it, 8 to 32 kbit/s."""
         if self._encoder is not None and self._settings.adapt_bitrate:
@@ -169,16 +200,15 @@ class Questions:
         return ready
 
     def _pieces(self, question: _Question, now_ms: float) -> list[Outgoing]:
-        size, frame_ms = self._settings.frames_per_message, self._settings.opus.frame_ms
+        size = self._settings.frames_per_message
         ready = []
         while not question.closed:
             packets = question.packets[question.sent : question.sent + size]
             if len(packets) < size and not question.over:
                 break
             question.closed = question.over and len(packets) < size
-            piece = Utterance(
-                question.number, question.sent, self._kind, frame_ms, tuple(packet.data for packet in packets)
-            )
+            frames = tuple(packet.data for packet in packets)
+            piece = Utterance(question.number, question.sent, question.kind, question.frame_ms, frames)
             for place in range(len(packets)):
                 self.trace("sent", question.sent + place, now_ms)
             question.sent += len(packets)

@@ -41,7 +41,8 @@ from streamsplit.edge.snapshot import load_snapshot, save_snapshot
 from streamsplit.edge.status import StatusView
 from streamsplit.edge.tables import device_table
 from streamsplit.edge.upload import LearningUpload
-from streamsplit.errors import CheckpointError
+from streamsplit.edge.voice import Overheard, Voice
+from streamsplit.errors import CheckpointError, ConfigError
 from streamsplit.splitting.decision_log import DecisionLog
 from streamsplit.splitting.link import LinkEstimator
 from streamsplit.splitting.table import CutTable
@@ -50,6 +51,7 @@ from streamsplit.splitting.transmission import UncertaintyGate
 log = logging.getLogger(__name__)
 _LINK_S = 0.1
 _POLL_S = 0.1
+_VOICE_S = 0.02
 
 
 class EdgeRuntime:
@@ -70,12 +72,20 @@ class EdgeRuntime:
         device: Emulator | RealDevice | None = None,
         journal: Journal | None = None,
         strict_policy: bool = False,
+        voice: Voice | None = None,
     ) -> None:
-        """Raises CutError for a fixed cut or constraints that the table cannot satisfy; with `strict_policy` also for a
+        """With a `voice` the device speaks with the server, too, through the same microphone and connection; its
+        source has blocks of a frame of speech then. Raises ConfigError for a voice without a server or out of real
+        time, CutError for a fixed cut or constraints that the table cannot satisfy; with `strict_policy` also for a
         policy file that cannot be used, in place of which the heuristic decides otherwise."""
         self.settings = settings
-        self.source = source
+        self.voice = voice
         self.paced = speed > 0 or source.info.live
+        if voice is not None:
+            if speed != 1.0 or not settings.splitting.enabled:
+                raise ConfigError(f"a dialogue needs a server and real time: got speed {speed:g}, expected 1")
+            source = Overheard(source, voice)
+        self.source = source
         self.counters = Counters()
         self._stop = threading.Event()
         self._done = threading.Event()
@@ -151,6 +161,9 @@ class EdgeRuntime:
                 self._connect()
                 assert self.client is not None
                 tasks["client"] = asyncio.create_task(self.client.run())
+            if self.voice is not None:
+                self.voice.start()
+                tasks["voice"] = asyncio.create_task(self._speak(self.voice))
             self.monitor.start()
             self.inlet.start()
             loop = asyncio.get_running_loop()
@@ -177,6 +190,8 @@ class EdgeRuntime:
             self.monitor.stop()
             await asyncio.to_thread(pool.shutdown, True)
             await asyncio.to_thread(self.inlet.join, 2.0)
+            if self.voice is not None:
+                await self.voice.close()
             self.learning.save()
             self._save_gate()
             summary = self._view.summary()
@@ -231,12 +246,16 @@ class EdgeRuntime:
             self.settings, self.queue, self.model, self.pipeline, self.policies, self.decisions, self.counters,
             hand_over=self._inbox.put, note=self.note, problem=self.problem, software=f"streamsplit {__version__}",
             bandwidth_bps=lambda: self._link_estimate.bandwidth_bps, gradients=self.gradients,
+            voice=self.voice,
         )  # fmt: skip
         self.client = EdgeClient(
             self.settings.server, self.queue, self._downlink, self.link,
             gradients=(lambda: self.gradients.granted) if self.gradients.offers else None,
+            dialogue=self.voice is not None,
         )  # fmt: skip
         self._downlink.client = self.client
+        if self.voice is not None:
+            self.voice.client = self.client
         if self.settings.sync.upload_local and isinstance(self.model, EncoderModel):
             self._upload = LearningUpload(
                 self.settings.sync, self.model, self.client, self._downlink, status=self.status,
@@ -266,6 +285,7 @@ class EdgeRuntime:
             await asyncio.sleep(0.02)
         while client is not None and not client.done() and time.monotonic() < deadline:
             idle = not self.queue.pending and not self.queue.results_from and self._inbox.empty()
+            idle = idle and (self.voice is None or self.voice.quiet)
             if idle or (self.client is not None and not self.client.is_open and self._gave_up_connecting(deadline)):
                 return
             await asyncio.sleep(0.02)
@@ -300,6 +320,13 @@ class EdgeRuntime:
         while True:
             self._link_estimate = self.link.estimate(_now_ms())
             await asyncio.sleep(_LINK_S)
+
+    async def _speak(self, voice: Voice) -> None:
+        while True:
+            await voice.step(self._link_estimate)
+            if self.listener.finished or self._stop.is_set():
+                voice.talker.release(_now_ms())
+            await asyncio.sleep(_VOICE_S)
 
     # -- worker thread -------------------------------------------------------------------------------------------
 

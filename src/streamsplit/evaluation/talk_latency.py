@@ -124,13 +124,15 @@ def _run(settings: EdgeSettings, iterations: int, url: str, progress: Callable[[
     cpu_s, wall_s = time.process_time() - cpu_s, time.monotonic() - wall_s
     rows = trace.rows()
     if len(rows) < max(1, (wanted - _WARM_UP) // 2):
-        raise StreamSplitError(f"got {len(rows)} frames back of {wanted}: {runtime.problem or 'is there an echo?'}")
+        raise StreamSplitError(
+            f"got {len(rows)} frames back of {wanted}: {runtime.voice.problem or 'is there an echo?'}"
+        )
     return summary(rows, talk.opus.frame_ms, runtime.talker.questions.lookahead_ms) | {
         "messages": iterations, "message_ms": talk.frames_per_message * talk.opus.frame_ms, "codec": talk.codec,
         "payload_bytes_s": round(runtime.talker.questions.payload_bytes / wall_s, 1),
         "socket_bytes_s": round((runtime.client.bytes.up if runtime.client else 0) / wall_s, 1),
         "client_cpu_share": round(cpu_s / wall_s, 4), "buffer": dict(vars(runtime.talker.answer.jitter.counts)),
-        "underruns": runtime.sink.underruns, "code": revision_of_code(), "machine": machine(),
+        "underruns": runtime.voice.sink.underruns, "code": revision_of_code(), "machine": machine(),
     }  # fmt: skip
 
 

@@ -295,13 +295,23 @@ class ComputeWorker:
         overlap = job.stream.assembler.save() if header is not None and header.block == 0 else None
         return Commit(record, overlap), Done(job, record, self._current_gmm() if job.want_gmm else None)
 
-    def hear(self, device: str, windows: Sequence[np.ndarray], at_ms: int) -> tuple[np.ndarray, tuple[str, float]]:
+    def hear(
+        self, device: str, windows: Sequence[np.ndarray], at_ms: int, *, learn: bool = True
+    ) -> tuple[np.ndarray, tuple[str, float]]:
         """Embeddings [n, d] of log-mel windows [f, t] in a row that came in another way than as windows, and their
-        mean's nearest label; what they teach goes the usual ways. In the worker's thread; at least one window."""
+        mean's nearest label; with `learn` what they teach goes the usual ways. In the worker's thread; at least one
+        window."""
         current = self.shelf.current
         with torch.inference_mode():
             inputs = torch.from_numpy(np.stack(windows)).to(self._device)
             embeddings: np.ndarray = current.encoder(inputs).float().cpu().numpy()
+        if learn:
+            self._learn_from(device, windows, embeddings, at_ms)
+        mean = embeddings.mean(0)
+        return embeddings, self.labels.nearest(mean / np.linalg.norm(mean), current.space)
+
+    def _learn_from(self, device: str, windows: Sequence[np.ndarray], embeddings: np.ndarray, at_ms: int) -> None:
+        current = self.shelf.current
         samples = []
         for number, (window, z) in enumerate(zip(windows, embeddings, strict=True)):
             self.mixture.observe(z)
@@ -311,8 +321,6 @@ class ComputeWorker:
         self._heard += len(windows) + 1  # the next ones are no neighbours of these
         self._gmm = None
         self._learn(samples)
-        mean = embeddings.mean(0)
-        return embeddings, self.labels.nearest(mean / np.linalg.norm(mean), current.space)
 
     def _sample(self, item: _Prepared, embedding: np.ndarray) -> Sample:
         header, job = item.header, item.job

@@ -48,9 +48,9 @@ class Dialogues:
         self,
         settings: DialogueSettings,
         responder: Responder | None,
-        name: Callable[[str, Floats], Awaitable[Named]],
+        name: Callable[[str, Floats, bool], Awaitable[Named]],
     ) -> None:
-        """`name(device, sound)` embeds a question, names and learns from it."""
+        """`name(device, sound, learn)` embeds a question, names it and, if it is to, learns from it."""
         self.settings, self.responder = settings, responder
         self.questions = self.answers = self.failures = 0
         self._name = name
@@ -103,7 +103,7 @@ class Dialogues:
         if final:
             conversation.heard.append(number)
             question.finish()
-            if self.settings.learn:
+            if self._teaches(link):
                 self._keep(self._learn(question))
 
     def _begin(self, link: Link, conversation: _Conversation, piece: Utterance) -> Question:
@@ -113,13 +113,17 @@ class Dialogues:
         device = link.device.id
 
         async def name(sound: Floats) -> Named:
-            return await self._name(device, sound)
+            return await self._name(device, sound, self._teaches(link))
 
         question = Question(device, piece, name, longest_s=self.settings.longest_s)
         self.questions += 1
         task = self._keep(self._answer(link, conversation, question))
         conversation.open[question.number] = question, task
         return question
+
+    def _teaches(self, link: Link) -> bool:
+        """Whether its questions are learned from: the windows of a device that listens hold the same sound."""
+        return self.settings.learn and not link.device.windows
 
     def _stop(self, conversation: _Conversation, number: int) -> None:
         held = conversation.open.pop(number, None)

@@ -25,14 +25,14 @@ class Hearing:
     def __init__(self, compute: ComputeWorker, audio: SignalSettings) -> None:
         self._compute, self._audio = compute, audio
 
-    async def __call__(self, device: str, sound: Floats) -> Named:
-        """Embeds, names and learns from sound [n]; neither features nor encoder run in the event loop."""
+    async def __call__(self, device: str, sound: Floats, learn: bool) -> Named:
+        """Embeds and names sound [n], and learns from it; neither features nor encoder run in the event loop."""
         at_ms = int(1000 * time.time())
         length, stride = self._audio.window_frames, self._audio.stride_frames
         windows = await asyncio.to_thread(cut_windows, sound, length_frames=length, stride_frames=stride)
         if not windows:
             return Named("", 0.0, 0)
-        hear = partial(self._compute.hear, f"{device}/dialogue", [window.features for window in windows], at_ms)
+        hear = partial(self._compute.hear, f"{device}/dialogue", [window.features for window in windows], at_ms, learn=learn)
         _, (label, confidence) = await asyncio.wrap_future(self._compute.call(hear))
         return Named(label, confidence, len(windows))
 

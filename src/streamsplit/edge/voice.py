@@ -1,0 +1,204 @@
+"""A device's voice: the talker, its loudspeaker and its kept questions, beside whatever else the device does.
+
+`hear` runs in the thread of the microphone, `Talker.play` in that of the loudspeaker; all else in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from streamsplit.audio.files import read_audio
+from streamsplit.edge.blocks import AudioBlock, Source
+from streamsplit.edge.question_store import QuestionStore
+from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.speaker import Sink
+from streamsplit.edge.talker import Floats, Talker, TalkEvent
+from streamsplit.errors import CheckpointError
+from streamsplit.splitting.link import LinkEstimate
+from streamsplit.wire.frame import Frame
+from streamsplit.wire.messages import Error
+from streamsplit.wire.types import FrameFlag, FrameType
+
+log = logging.getLogger(__name__)
+_ABOUT_SPEECH = frozenset({"bad_dialogue", "no_answer"})
+_NOBODY = "the server answers nobody; set dialogue.responder there"
+
+
+class TalkStatus(NamedTuple):
+    """One look at a voice client."""
+
+    state: str
+    connected: bool
+    rtt_ms: float
+    bitrate_bps: int
+    target_ms: float  # of the jitter buffer
+    waiting: int  # questions that are kept
+    counts: dict[str, int]
+    frames: dict[str, int]  # of answers: received, played, recovered, concealed, late, lost, left_out, duplicates
+    underruns: int
+    problem: str
+
+
+class Speaking(Protocol):
+    """The client, as far as questions go."""
+
+    @property
+    def is_open(self) -> bool: ...
+    def say(self, payload: bytes, sequence: int, captured_ms: float, *, final: bool) -> bool: ...
+
+
+class Voice:
+    """Speaks with the server through a client that somebody else runs."""
+
+    def __init__(
+        self, settings: EdgeSettings, sink: Sink, *, watch: Callable[[TalkEvent], None] = lambda event: None
+    ) -> None:
+        """`watch` sees every event, in the event loop. Raises AudioError for an `offline_sound` that is none,
+        CheckpointError for kept questions that cannot be read, and as `Talker`."""
+        talk = settings.talk
+        sound = read_audio(talk.offline_sound) if talk.offline_sound else None
+        self.talker = Talker(talk, offline_sound=sound)
+        self.sink = sink
+        self.client: Speaking | None = None
+        self.problem = ""
+        self._device = settings.device.id
+        self._watch = watch
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._store = QuestionStore(settings.device.folder / "questions", most=talk.conversations)
+        self.talker.questions.restore(self._store.load(), now_ms(), _unix_ms())
+
+    def start(self) -> None:
+        """From now on there is sound; raises AudioError where the loudspeaker cannot be opened."""
+        self._loop = asyncio.get_running_loop()
+        self.sink.start(self.talker.play, self.talker.frame)
+
+    async def close(self) -> None:
+        """Gives the loudspeaker back; what waits stays on disk."""
+        await asyncio.to_thread(self.sink.close)
+        await self._keep()
+        self._report()
+
+    def press(self) -> None:
+        """Push-to-talk: begins a question, or ends the one that is being asked."""
+        (self.talker.release if self.talker.questions.asking else self.talker.press)(now_ms())
+
+    def hear(self, samples: Floats) -> None:
+        """Sound [n] as it comes from the microphone; in its thread."""
+        self.talker.hear(samples, now_ms())
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to send for
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._send)
+
+    async def step(self, link: LinkEstimate) -> None:
+        """What time brings; a few times in a frame's length."""
+        self.talker.tick(now_ms())
+        self.talker.rate(link.bandwidth_bps, link.rtt_ms)
+        self._send()
+        await self._keep()
+        self._report()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being asked or answered, and no question waits that the link could take."""
+        owed = self.client is not None and self.client.is_open and self.talker.questions.waiting > 0
+        return self.talker.state.name in ("IDLE", "ERROR") and not owed
+
+    def status(self, link: LinkEstimate) -> TalkStatus:
+        """One look; safe from any thread."""
+        talker = self.talker
+        asked = {name: getattr(talker.questions, name) for name in ("delivered", "forgotten", "payload_bytes")}
+        counts = {**vars(talker.counts), **asked}
+        return TalkStatus(
+            talker.state.name, self.client is not None and self.client.is_open, link.rtt_ms,
+            talker.questions.bitrate_bps, talker.answer.jitter.target_ms, talker.questions.waiting, counts,
+            dict(vars(talker.answer.jitter.counts)), self.sink.underruns, self.problem,
+        )  # fmt: skip
+
+    # -- what the connection brings ------------------------------------------------------------------------------
+
+    def opened(self) -> None:
+        """Connected."""
+        self.talker.link(True, now_ms())
+        self._send()
+
+    def closed(self) -> None:
+        """The connection is gone."""
+        self.talker.link(False, now_ms())
+        self._report()
+
+    def take(self, frame: Frame) -> None:
+        """An answer; other frames are passed over."""
+        if frame.type is FrameType.DIALOGUE:
+            self.talker.take(frame.payload, bool(frame.flags & FrameFlag.FINAL), now_ms())
+            self._report()
+
+    def refused(self, error: Error) -> bool:
+        """Whether an error of the server was about a question."""
+        nobody = error.code == "unsupported" and error.detail.startswith(FrameType.DIALOGUE.name)
+        if not nobody and error.code not in _ABOUT_SPEECH:
+            return False
+        said = _NOBODY if nobody else f"server: {error.detail}"
+        self.talker.refused(said, now_ms(), error.sequence)
+        return True
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        client = self.client
+        if client is None or not client.is_open:
+            return
+        for out in self.talker.outgoing(now_ms()):
+            client.say(out.payload, out.sequence, out.captured_ms, final=out.final)
+
+    async def _keep(self) -> None:
+        """The store follows the questions that wait; a disk that fails costs their survival, not the dialogue."""
+        questions, known = self.talker.questions, self._store.numbers
+        waiting = questions.waiting_numbers()
+        if known.symmetric_difference(waiting):
+            try:
+                fresh = questions.kept(known, now_ms(), _unix_ms())
+                await asyncio.to_thread(self._store.mirror, waiting, fresh)
+            except CheckpointError as error:
+                self._trouble(f"a question is kept in memory only: {error}")
+
+    def _report(self) -> None:
+        for event in self.talker.events():
+            if event.kind == "error":
+                self._trouble(event.value)
+            self._watch(event)
+
+    def _trouble(self, text: str) -> None:
+        if text != self.problem:
+            log.warning("%s: %s", self._device, text)
+        self.problem = text
+
+
+class Overheard:
+    """A source whose sound a voice hears, too, before whoever listens to it."""
+
+    def __init__(self, source: Source, voice: Voice) -> None:
+        self.info = source.info
+        self._source, self._voice = source, voice
+
+    def __iter__(self) -> Iterator[AudioBlock]:
+        for block in self._source:
+            self._voice.hear(block.samples)
+            yield block
+
+    def close(self) -> None:
+        """Ends it."""
+        self._source.close()
+
+
+def now_ms() -> float:
+    """Of the clock that everything here runs by."""
+    return 1000.0 * time.monotonic()
+
+
+def _unix_ms() -> float:
+    return 1000.0 * time.time()
