@@ -71,6 +71,18 @@ def test_paced_audio_that_nobody_takes_is_dropped_oldest_first_and_the_gap_is_ma
     assert inlet.dropped_ms == 1500
 
 
+def test_what_the_source_lost_is_a_gap_too() -> None:
+    class Jumping(Blocks):
+        def __iter__(self):
+            for block in super().__iter__():
+                yield block._replace(start_ms=block.start_ms + (300.0 if block.start_ms >= 200.0 else 0.0))
+
+    inlet = started(Jumping(4), paced=False)
+    heard = take_all(inlet)
+    assert [h.block.start_ms for h in heard] == [0.0, 100.0, 500.0, 600.0]
+    assert [h.gap for h in heard] == [False, False, True, False] and inlet.dropped_ms == 300
+
+
 def test_an_error_of_the_source_is_kept_and_what_was_heard_before_can_be_taken() -> None:
     inlet = started(Blocks(3, AudioError("unplugged")), paced=True)
     assert len(take_all(inlet)) == 3

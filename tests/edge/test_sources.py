@@ -279,7 +279,7 @@ class FakePortAudio(types.ModuleType):
     def __init__(self, own_rate_hz: float = 48_000.0, takes_16_khz: bool = True, seconds: float = 1.0) -> None:
         super().__init__("sounddevice")
         self.own_rate_hz, self.takes_16_khz, self.seconds = own_rate_hz, takes_16_khz, seconds
-        self.closed = 0
+        self.closed = self.stopped = 0
 
     def query_devices(self, device: object, kind: str) -> dict[str, object]:
         if device not in (None, 3, "usb"):
@@ -303,7 +303,11 @@ class FakePortAudio(types.ModuleType):
                 buffer[:] = 9.0
                 self.active = False
 
+            def stop(self) -> None:
+                library.stopped += 1
+
             def close(self) -> None:
+                assert library.stopped or self.active  # one that runs is never closed
                 library.closed += 1
 
         return Stream()
@@ -333,8 +337,10 @@ def test_a_consumer_that_falls_behind_keeps_the_newest_ten_seconds(monkeypatch, 
     with pytest.raises(AudioError):
         for block in open_source("mic"):
             blocks.append(block)
-    assert len(joined(blocks)) == 160_000
     assert "200 blocks lost" in caplog.text
+    assert [block.start_ms for block in blocks[:3]] == [0.0, 20_000.0, 20_100.0]  # a faded block, then after the gap
+    heard = joined(blocks[1:])
+    assert len(heard) == 160_000 and np.array_equal(heard, tone(30.0)[320_000:])
 
 
 def test_closing_a_microphone_ends_it_and_gives_the_device_back(monkeypatch):

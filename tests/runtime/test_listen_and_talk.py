@@ -1,4 +1,4 @@
-"""One device that listens, learns and talks through one microphone and one connection; questions outlive the process."""
+"""One device that listens and talks through one microphone and one connection; questions outlive the process."""
 
 from __future__ import annotations
 

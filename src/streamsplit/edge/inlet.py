@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from streamsplit.edge.blocks import AudioBlock, Source
+
+_JUMP_MS = 1.0  # between blocks of a source that lost nothing
 
 
 class Heard(NamedTuple):
@@ -22,6 +25,7 @@ class Heard(NamedTuple):
 class AudioInlet:
     """Reads `source` in a thread. With `paced` audio that nobody takes in time is dropped, oldest first, and counted;
     without, the source waits.
+    A block that begins later than the one before it ended says that the source lost some.
 
     An error of the source ends it and is kept in `error`.
     """
@@ -42,6 +46,7 @@ class AudioInlet:
         self._wall_ms = wall_ms
         self._blocks: deque[Heard] = deque()
         self._held_ms = 0.0
+        self._end_ms = math.nan  # of the newest block
         self._gap = False
         self._ended = False
         self._closed = False
@@ -106,6 +111,11 @@ class AudioInlet:
                 self._changed.wait()
             if self._closed:
                 return False
+            missing_ms = block.start_ms - self._end_ms
+            if missing_ms > _JUMP_MS:  # lost before it came here; False at the beginning
+                self.dropped_ms += missing_ms
+                self._gap = True
+            self._end_ms = block.start_ms + length_ms
             while self._blocks and self._held_ms + length_ms > self._limit_ms:
                 lost = self._blocks.popleft()
                 self._held_ms -= _length_ms(lost.block)

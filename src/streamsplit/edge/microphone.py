@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-import queue
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from streamsplit.audio.resample import StreamingResampler, to_mono
+from streamsplit.audio.resample import StreamingResampler
 from streamsplit.edge.blocks import RATE_HZ, AudioBlock, SourceInfo
+from streamsplit.edge.ring import Bell, BlockRing
 from streamsplit.errors import AudioError, MissingExtraError
 
 _log = logging.getLogger(__name__)
 
+_LOOK_S = 0.5  # whether the device is still there, while nothing comes
 _HELD_S = 10.0  # of sound kept for a consumer that falls behind; older sound is lost, and said so
 
 
@@ -35,60 +36,68 @@ class MicrophoneSource:
             wanted = f"no input device '{device}'" if device else "no input device"
             raise AudioError(f"{wanted} ({error}); `streamsplit devices` lists them") from error
         self.info = SourceInfo("microphone", str(description["name"]), True, ())
-        self._blocks: queue.Queue[np.ndarray | None] = queue.Queue(max(2, round(_HELD_S * 1_000.0 / block_ms)))
-        self._lost = 0
+        self._lost = self._faults = 0  # blocks that nobody took in time; times the driver said that it lost some
         self._closed = False
+        self._bell: Bell | None = None
         self._stream, rate_hz = _open(pa, chosen, float(description["default_samplerate"]), block_ms, self._hear)
+        self._size = round(block_ms * rate_hz / 1_000.0)
+        self._ring = BlockRing(self._size, max(2, round(_HELD_S * 1_000.0 / block_ms)))
         self._resampler = StreamingResampler(rate_hz, RATE_HZ)
 
+    @property
+    def overruns(self) -> int:
+        """Blocks that nobody took in time, and times the driver said that it had lost some."""
+        return self._lost + self._faults
+
     def __iter__(self) -> Iterator[AudioBlock]:
-        position = 0
+        """Blocks as they are heard. Where some were lost the last one fades out, and time goes on behind the gap."""
+        told, position = 0, 0.0
+        heard, before = np.zeros(self._size, np.float32), np.zeros(self._size, np.float32)
+        fade = np.linspace(1.0, 0.0, self._size, dtype=np.float32)
+        self._bell = bell = Bell()
         try:
             self._stream.start()
             while not self._closed:
-                try:
-                    heard = self._blocks.get(timeout=0.5)
-                except queue.Empty:
-                    if not self._closed and not self._stream.active:
-                        raise AudioError(
-                            f"{self.info.name}: the device stopped recording; is it still plugged in?"
-                        ) from None
+                active = self._stream.active
+                lost = self._ring.get(heard)
+                if self.overruns + max(lost, 0) > told:
+                    self._lost += max(lost, 0)
+                    _log.warning(
+                        "%s: %d blocks lost, the device does not keep up", self.info.name, self.overruns - told
+                    )
+                    told = self.overruns
+                if lost < 0:
+                    if not active:
+                        raise AudioError(f"{self.info.name}: the device stopped recording; is it still plugged in?")
+                    bell.wait(_LOOK_S)
                     continue
-                if heard is None:
-                    return
-                if self._lost:
-                    _log.warning("%s: %d blocks lost, the device does not keep up", self.info.name, self._lost)
-                    self._lost = 0
-                samples = self._resampler.push(heard)
-                if len(samples):
-                    yield AudioBlock(samples, position * 1_000.0 / RATE_HZ, None, None)
-                    position += len(samples)
+                for raw in (before * fade, heard.copy()) if lost else (heard.copy(),):
+                    samples = self._resampler.push(raw)
+                    if len(samples):
+                        yield AudioBlock(samples, position * 1_000.0 / RATE_HZ, None, None)
+                        position += len(samples)
+                    position += max(lost - 1, 0) * self._size * RATE_HZ / self._resampler.from_hz
+                    lost = 0  # the gap lies between the two
+                before[:] = heard
         finally:
-            self.close()
+            self._closed = True
+            end_stream(self._stream)
+            bell.close()
 
     def close(self) -> None:
-        """Ends the iteration and gives the device back."""
+        """Ends the iteration, whose thread gives the device back; never waits."""
         self._closed = True
-        self._put(None)
-        self._stream.close()
+        if self._bell is not None:
+            self._bell.ring()
+        else:  # it was never listened to
+            self._stream.close()
 
     def _hear(self, heard: np.ndarray, frames: int, time_info: Any, status: Any) -> None:
-        """PortAudio's callback, in its own thread: `heard` [frames, channels] is only valid during the call."""
-        if status:
-            self._lost += 1
-        self._put(to_mono(heard.copy()))
-
-    def _put(self, item: np.ndarray | None) -> None:
-        while True:
-            try:
-                self._blocks.put_nowait(item)
-                return
-            except queue.Full:
-                try:
-                    self._blocks.get_nowait()
-                    self._lost += 1
-                except queue.Empty:
-                    continue
+        """PortAudio's callback, in its own thread: copies `heard` [frames, 1], which is only valid during the call."""
+        self._faults += bool(status)
+        self._ring.put(heard[:, 0])
+        if self._bell is not None:
+            self._bell.ring()
 
 
 def portaudio() -> ModuleType:
@@ -101,6 +110,13 @@ def portaudio() -> ModuleType:
         raise AudioError(f"the microphone needs PortAudio ({error}): apt-get install libportaudio2") from error
     module: ModuleType = sounddevice
     return module
+
+
+def end_stream(stream: Any) -> None:
+    """Ends a stream of PortAudio in order. Closing one that runs cancels its thread, in the middle of Python at worst,
+    whose lock nobody gets any more then."""
+    stream.stop()
+    stream.close()
 
 
 def _open(

@@ -14,7 +14,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from streamsplit.edge.blocks import RATE_HZ
-from streamsplit.edge.microphone import portaudio
+from streamsplit.edge.microphone import end_stream, portaudio
+from streamsplit.edge.ring import BlockRing
 from streamsplit.errors import AudioError
 
 Floats = NDArray[np.float32]
@@ -93,36 +94,6 @@ class WavSink(PacedSink):
         self._file.close()
 
 
-class FrameRing:
-    """Frames from one thread to another without a lock and without memory of its own making: one writes, one reads."""
-
-    def __init__(self, frame: int, frames: int) -> None:
-        self._data = np.zeros((frames, frame), np.float32)
-        self._written = self._read = 0  # frames; each is changed by one thread alone
-
-    @property
-    def held(self) -> int:
-        """Frames that wait."""
-        return self._written - self._read
-
-    def put(self, samples: Floats) -> bool:
-        """A frame [n]; False where there is no room."""
-        if self.held == len(self._data):
-            return False
-        self._data[self._written % len(self._data)] = samples
-        self._written += 1
-        return True
-
-    def get(self, out: Floats) -> bool:
-        """The oldest frame into `out` [n]; False, and silence, where there is none."""
-        if not self.held:
-            out.fill(0.0)
-            return False
-        out[:] = self._data[self._read % len(self._data)]
-        self._read += 1
-        return True
-
-
 class SpeakerSink:
     """A loudspeaker: PortAudio's callback copies from a ring that a thread keeps a little ahead."""
 
@@ -142,11 +113,17 @@ class SpeakerSink:
 
     def start(self, pull: Pull, frame: int) -> None:
         """Opens the device at 16 kHz and plays; raises AudioError where that fails."""
-        ring = FrameRing(frame, 4 * _AHEAD_FRAMES)
+        ring = BlockRing(frame, 4 * _AHEAD_FRAMES)
+        last, fade = np.zeros(frame, np.float32), np.linspace(1.0, 0.0, frame, dtype=np.float32)
 
         def copy(out: NDArray[np.float32], frames: int, info: Any, status: Any) -> None:
-            if not ring.get(out[:, 0]):
+            heard = out[:, 0]
+            if ring.get(heard) >= 0:
+                last[:] = heard
+            else:  # the last frame once more, fading out; then silence
                 self.underruns += 1
+                np.multiply(last, fade, out=heard)
+                last.fill(0.0)
 
         try:
             self._stream = self._portaudio.OutputStream(
@@ -164,9 +141,9 @@ class SpeakerSink:
         if self._thread is not None:
             self._thread.join(2.0)
         if self._stream is not None:
-            self._stream.close()
+            end_stream(self._stream)
 
-    def _fill(self, ring: FrameRing, pull: Pull, frame: int) -> None:
+    def _fill(self, ring: BlockRing, pull: Pull, frame: int) -> None:
         while not self._closed.is_set():
             if ring.held < _AHEAD_FRAMES:
                 ring.put(pull(1000.0 * time.monotonic()))

@@ -32,7 +32,9 @@ class Hearing:
         windows = await asyncio.to_thread(cut_windows, sound, length_frames=length, stride_frames=stride)
         if not windows:
             return Named("", 0.0, 0)
-        hear = partial(self._compute.hear, f"{device}/dialogue", [window.features for window in windows], at_ms, learn=learn)
+        hear = partial(
+            self._compute.hear, f"{device}/dialogue", [window.features for window in windows], at_ms, learn=learn
+        )
         _, (label, confidence) = await asyncio.wrap_future(self._compute.call(hear))
         return Named(label, confidence, len(windows))
 
