@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamsplit.codec.opus_stream import OpusEncoderStream, OpusSettings
-from streamsplit.edge.activity import EnergyDetector, SpeechGate
+from streamsplit.edge.activity import EnergyDetector, SpeechGate, make_detector
 from streamsplit.edge.talk_settings import ActivitySettings, TalkSettings
 from streamsplit.edge.talker import Talker, tones
 from streamsplit.errors import ConfigError, MissingExtraError
@@ -406,6 +407,29 @@ def test_a_gate_opens_and_closes_after_so_much_in_a_row() -> None:
     assert changes == [5, 16] and not gate.open
 
 
-def test_webrtc_says_what_it_needs() -> None:
-    with pytest.raises((MissingExtraError, ConfigError)):
+def test_webrtc_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="got webrtc with frames of 60"):
         Talker(TalkSettings.from_mapping({"activity": {"kind": "webrtc"}, "opus": {"frame_ms": 60.0}}))
+    monkeypatch.setitem(sys.modules, "webrtcvad", None)
+    with pytest.raises(MissingExtraError, match=r"'\.\[voice\]'"):
+        Talker(TalkSettings.from_mapping({"activity": {"kind": "webrtc"}}))
+
+
+def test_webrtc_hears_a_voice_and_no_silence_and_begins_a_question() -> None:
+    pytest.importorskip("webrtcvad")
+    webrtc = ActivitySettings(kind="webrtc")
+    time_s = np.arange(RATE) / RATE
+    buzz = 0.15 * sum(np.sin(2 * np.pi * 140 * k * time_s) / k for k in range(1, 20))
+    voiced = (buzz * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * time_s))).astype(np.float32)
+
+    def share(sound: np.ndarray, extra_db: float = 0.0) -> float:
+        detector = make_detector(webrtc, 20.0)
+        assert detector is not None
+        return float(np.mean([detector.speaks(frame, extra_db) for frame in sound.reshape(-1, FRAME)]))
+
+    assert share(voiced) > 0.9 and share(np.zeros(RATE, np.float32)) == 0.0
+    assert share(voiced, extra_db=90.0) == 0.0  # an answer's sound counts as much quieter
+    talker = Talker(TalkSettings.from_mapping({"codec": "pcm16", "activity": {"kind": "webrtc", "end_ms": 200.0}}))
+    for place, frame in enumerate(np.concatenate([voiced, np.zeros(RATE, np.float32)]).reshape(-1, FRAME)):
+        talker.hear(frame, 20.0 * place)
+    assert talker.counts.questions == talker.questions.waiting == 1

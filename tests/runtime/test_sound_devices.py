@@ -80,7 +80,7 @@ def test_devices_lists_what_there_is(sound: dict[str, str]) -> None:
 
 def test_what_is_said_in_the_room_comes_back_from_the_loudspeaker(sound: dict[str, str], tmp_path: Path) -> None:
     with running(make_settings(tmp_path / "server", dialogue={"responder": "echo"})) as server:
-        words = ["--server", f"127.0.0.1:{server.port}", "--json", "--device-id", "pi"]
+        words = ["--server", f"127.0.0.1:{server.port}", "--json", "--device-id", "pi", "--duration", "60"]
         client = subprocess.Popen(
             [sys.executable, "-m", "streamsplit.cli.main", "talk", "--source", "mic:respeaker", "--sink",
              "speaker:loudspeaker", *words],

@@ -36,6 +36,11 @@ class Child:
             )
 
     @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """False once it has ended, well or not."""
         return self._process.poll() is None

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from streamsplit.edge.blocks import RATE_HZ, AudioBlock, Pacer, SourceInfo
@@ -20,7 +17,7 @@ from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.speaker import PacedSink
 from streamsplit.edge.talk import TalkRuntime
 from streamsplit.errors import StreamSplitError
-from streamsplit.evaluation.processes import Child, wait_until_ready
+from streamsplit.evaluation.echo_server import echo_server
 from streamsplit.evaluation.provenance import machine, revision_of_code
 from streamsplit.network.bandwidth import constant_trace
 from streamsplit.network.shaper import ShapedProxy
@@ -93,9 +90,11 @@ def measure(
         settings = settings.replace(device=device, talk=talk)
         if url is not None:
             return _run(settings, iterations, url, progress) | {"link": "as it is"}
-        with _echo_server(folder) as port:
+        with echo_server(folder) as server:
             link = constant_trace(_LINK_BPS, 2 * one_way_ms)
-            proxy = ShapedProxy(("127.0.0.1", port), link, link, jitter_ms=jitter_ms, seed=seed).start_in_thread()
+            proxy = ShapedProxy(
+                ("127.0.0.1", server.port), link, link, jitter_ms=jitter_ms, seed=seed
+            ).start_in_thread()
             try:
                 found = _run(settings, iterations, f"ws://127.0.0.1:{proxy.address[1]}/v1/stream", progress)
             finally:
@@ -156,26 +155,3 @@ def _spread(values: Floats) -> dict[str, float]:
     p50, p95, p99 = np.percentile(values, [50, 95, 99])
     return {"mean": round(float(values.mean()), 2), "p50": round(float(p50), 2), "p95": round(float(p95), 2),
             "p99": round(float(p99), 2)}  # fmt: skip
-
-
-@contextmanager
-def _echo_server(folder: Path) -> Iterator[int]:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = int(held.getsockname()[1])
-    config = folder / "server.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "server": {"port": port, "data_dir": str(folder / "server")},
-                "training": {"enabled": False},
-                "dialogue": {"responder": "echo", "learn": False, "longest_s": 3_600.0},
-            }
-        )
-    )
-    server = Child("the server", ["server", "--config", str(config)], folder / "server.log")
-    try:
-        wait_until_ready(server, f"http://127.0.0.1:{port}/api/status")
-        yield port
-    finally:
-        server.stop()
