@@ -75,7 +75,7 @@ def read_number(sound: Floats) -> int:
 
 
 class Listener:
-    """Where the server posts its questions."""
+    """Where the server posts its questions; one after the other, in the order in which they come."""
 
     def __init__(self) -> None:
         self.heard: list[int] = []
@@ -98,7 +98,7 @@ class Listener:
             def log_message(self, format: str, *args: Any) -> None:
                 """Quietly."""
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

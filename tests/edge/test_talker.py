@@ -168,6 +168,19 @@ def test_playback_begins_long_before_the_answer_is_complete() -> None:
     assert first - asked <= 40.0 + 3 * 60.0
 
 
+def test_who_speaks_on_before_the_answer_begins_loses_no_question() -> None:
+    world = World(make(), one_way_ms=800.0, answer=lambda n: 100)
+    world.link(True)
+    world.run(np.concatenate([noise(0.5), speech(0.5), noise(0.6), speech(0.5), noise(1.0)]))
+    assert "PROCESSING" in world.states[: world.states.index("RECORDING", 1)]
+    first, second = (number for number, _ in world.questions)
+    assert world.stops == [first]  # said when its answer began, not before the server has heard it
+    world.run(noise(5.0))
+    counts = world.talker.counts
+    assert counts.questions == world.talker.questions.delivered == 2 and counts.answers == 1 and counts.errors == 0
+    assert world.stops == [first] and second in dict(world.questions) and world.talker.questions.waiting == 0
+
+
 def test_speaking_while_the_answer_plays_stops_it_and_asks_anew() -> None:
     world = World(make(), answer=lambda n: 300)
     world.link(True)

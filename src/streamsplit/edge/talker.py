@@ -70,6 +70,7 @@ class Talker:
         self._lead: deque[Floats] = deque(maxlen=max(1, round(settings.activity.lead_ms / self.frame_ms)))
         self._rest = np.zeros(0, np.float32)
         self._offline = _frames(tones() if offline_sound is None else offline_sound, self.frame)
+        self._passed_over: deque[int] = deque(maxlen=64)  # questions whose answers nobody waited for
         self._up = False
         self._lock = threading.RLock()
 
@@ -135,7 +136,9 @@ class Talker:
     def _begin(self, now_ms: float) -> None:
         if self._state in _ANSWERING:
             self.counts.barge_ins += self._state is TalkState.PLAYING
-            if self.answer.number >= 0:
+            if self._state is TalkState.PROCESSING:
+                self._passed_over.append(self.answer.number)
+            elif self.answer.number >= 0:
                 self.questions.stop(self.answer.number)
         self._happened(TalkInput.SPEECH, now_ms)
         self.counts.questions += 1
@@ -216,6 +219,10 @@ class Talker:
                 piece = unpack_utterance(payload)
                 said = text_of(piece) if piece.kind is Kind.TEXT else ""
                 self.questions.answered(piece.utterance)
+                if piece.utterance in self._passed_over:  # it was heard; more of its answer is not wanted
+                    self._passed_over.remove(piece.utterance)
+                    if not final:
+                        self.questions.stop(piece.utterance)
                 wanted = piece.utterance == self.answer.number and piece.kind is not Kind.STOP
                 if not wanted or self._state in (TalkState.ERROR, TalkState.RECORDING):
                     return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import io
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import Protocol, TypeAlias
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,29 +96,59 @@ class Command:
 
 
 class Http:
-    """Posts each question as a WAV to a URL; the answer is a WAV (16-bit or float) or text."""
+    """Posts each question as a WAV to a URL; the answer is a WAV (16-bit or float) or text. A device's questions are
+    posted in their order, without waiting for answers."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        self._url, self._timeout_s = url, timeout_s
+        """Raises ConfigError for a URL that is none."""
+        self._url, self._timeout_s = urlsplit(url), timeout_s
+        try:
+            good = bool(self._url.hostname) and (self._url.port or 0) >= 0
+        except ValueError:  # a port that is no number, or too large
+            good = False
+        if not good:
+            raise ConfigError(f"'dialogue.url': got '{url}', expected http://host[:port]/path")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by device
 
     async def respond(self, question: Question) -> AsyncIterator[Reply]:
         """One request."""
-        body = await asyncio.to_thread(_wav, await question.whole())
-        kind, data = await asyncio.to_thread(self._post, body, question.device)
+        sound = await question.whole()
+        turn = self._turns.get(question.device)
+        if turn is None:
+            turn = self._turns[question.device] = asyncio.Lock()
+        async with turn:
+            connection = await asyncio.to_thread(self._post, sound, question.device)
+        kind, data = await asyncio.to_thread(self._answer, connection)
         if kind.startswith("text/"):
             yield data.decode(errors="replace")
         else:
             yield await asyncio.to_thread(_samples, data)
 
-    def _post(self, body: bytes, device: str) -> tuple[str, bytes]:
-        request = urllib.request.Request(
-            self._url, body, {"Content-Type": "audio/wav", "X-Device": device}, method="POST"
-        )
+    def _post(self, sound: Floats, device: str) -> http.client.HTTPConnection:
+        secure = self._url.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(self._url.hostname or "", self._url.port, timeout=self._timeout_s)
+        path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
-                return answer.headers.get_content_type(), answer.read(_LARGEST_ANSWER)
-        except (urllib.error.URLError, OSError) as error:
-            raise AudioError(f"{self._url}: {error}") from error
+            connection.request("POST", path, _wav(sound), {"Content-Type": "audio/wav", "X-Device": device})
+        except (http.client.HTTPException, OSError) as error:
+            connection.close()
+            raise self._failed(error) from error
+        return connection
+
+    def _answer(self, connection: http.client.HTTPConnection) -> tuple[str, bytes]:
+        with contextlib.closing(connection):
+            try:
+                answer = connection.getresponse()
+                data = answer.read(_LARGEST_ANSWER)
+            except (http.client.HTTPException, OSError) as error:
+                raise self._failed(error) from error
+            if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+                raise self._failed(f"got status {answer.status} {answer.reason}, expected 200")
+            return answer.headers.get_content_type(), data
+
+    def _failed(self, why: object) -> AudioError:
+        return AudioError(f"{self._url.geturl()}: {why}")
 
 
 def make_responder(settings: DialogueSettings) -> Responder | None:
