@@ -67,7 +67,9 @@ class World:
             self.step()
 
     def step(self) -> None:
-        for message in self.talker.outgoing(self.now_ms):
+        ready, outgoing = self.talker.ready, self.talker.outgoing(self.now_ms)
+        assert ready == bool(outgoing)
+        for message in outgoing:
             piece = unpack_utterance(message.payload)
             self.sent.append((self.now_ms, piece, message.final))
             self.serve(piece, message.final)
@@ -179,6 +181,32 @@ def test_who_speaks_on_before_the_answer_begins_loses_no_question() -> None:
     counts = world.talker.counts
     assert counts.questions == world.talker.questions.delivered == 2 and counts.answers == 1 and counts.errors == 0
     assert world.stops == [first] and second in dict(world.questions) and world.talker.questions.waiting == 0
+
+
+def test_in_parts_the_same_sound_plays_and_begins_within_one() -> None:
+    """Two talkers with one answer each; one plays frames of 20 ms, one parts of 5 ms on a clock between them."""
+    encoder = OpusEncoderStream(OpusSettings(dtx=False))
+    coded = tuple(encoder.encode(frame) for frame in speech(0.4).reshape(-1, FRAME))
+    played = []
+    for part_ms in (20.0, 5.0):
+        talker, out, count = make(activity={"kind": "push"}), [], round(16 * part_ms)
+        talker.link(True, 0.0)
+        talker.press(0.0)
+        talker.hear(speech(0.1), 0.0)
+        talker.release(0.0)
+        talker.outgoing(0.0)
+        for at_ms in np.arange(0.0, 800.0, part_ms):
+            if at_ms - part_ms < 101.0 <= at_ms:
+                for first in range(0, len(coded), 4):
+                    piece = Utterance(talker.answer.number, first, Kind.OPUS, 20.0, coded[first : first + 4])
+                    talker.take(pack_utterance(piece), first + 4 == len(coded), 101.0)
+            out.append(talker.play(at_ms, count))
+            assert len(out[-1]) == count
+        assert talker.counts.answers == 1
+        played.append(np.concatenate(out))
+    whole, parts = (np.trim_zeros(sound) for sound in played)
+    assert np.array_equal(whole, parts)
+    assert np.flatnonzero(played[0])[0] - np.flatnonzero(played[1])[0] == 16 * (120 - 105)
 
 
 def test_speaking_while_the_answer_plays_stops_it_and_asks_anew() -> None:

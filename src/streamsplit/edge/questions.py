@@ -190,6 +190,13 @@ class Questions:
         if self._encoder is not None and self._settings.adapt_bitrate:
             self._encoder.bitrate_bps = int(min(max(bps * _LINK_SHARE, _LEAST_BPS), _MOST_BPS)) // 1000 * 1000
 
+    @property
+    def ready(self) -> bool:
+        """Whether `outgoing` would give anything."""
+        present = self._present
+        whole = present is not None and len(present.packets) - present.sent >= self._settings.frames_per_message
+        return whole or bool(self._stops) or not all(question.closed for question in self._waiting)
+
     def outgoing(self, now_ms: float) -> list[Outgoing]:
         """What is to go up now, kept questions first, in order."""
         ready = []

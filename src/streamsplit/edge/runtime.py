@@ -41,7 +41,7 @@ from streamsplit.edge.snapshot import load_snapshot, save_snapshot
 from streamsplit.edge.status import StatusView
 from streamsplit.edge.tables import device_table
 from streamsplit.edge.upload import LearningUpload
-from streamsplit.edge.voice import Overheard, Voice
+from streamsplit.edge.voice import STEP_S, Overheard, Voice
 from streamsplit.errors import CheckpointError, ConfigError
 from streamsplit.splitting.decision_log import DecisionLog
 from streamsplit.splitting.link import LinkEstimator
@@ -51,7 +51,6 @@ from streamsplit.splitting.transmission import UncertaintyGate
 log = logging.getLogger(__name__)
 _LINK_S = 0.1
 _POLL_S = 0.1
-_VOICE_S = 0.02
 
 
 class EdgeRuntime:
@@ -326,7 +325,7 @@ class EdgeRuntime:
             await voice.step(self._link_estimate)
             if self.listener.finished or self._stop.is_set():
                 voice.talker.release(_now_ms())
-            await asyncio.sleep(_VOICE_S)
+            await asyncio.sleep(STEP_S)
 
     # -- worker thread -------------------------------------------------------------------------------------------
 

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from streamsplit.edge.blocks import RATE_HZ
 from streamsplit.edge.microphone import end_stream, portaudio
-from streamsplit.edge.ring import BlockRing
+from streamsplit.edge.ring import Bell, BlockRing
 from streamsplit.errors import AudioError
 
 Floats = NDArray[np.float32]
 Pull = Callable[[float], Floats]
 """The next frame [n] for this moment, in ms of `time.monotonic`."""
 _log = logging.getLogger(__name__)
-_AHEAD_FRAMES = 2  # that wait in the ring of a loudspeaker
+_AHEAD_MS = 40.0  # of sound that wait in the ring of a loudspeaker
+_LOOK_S = 0.1  # whether it is closed, while nothing is played
 
 
 class Sink(Protocol):
@@ -104,6 +105,7 @@ class SpeakerSink:
         self._device: int | str | None = int(device) if device is not None and device.isdigit() else device
         self._closed = threading.Event()
         self._stream: Any = None
+        self._bell: Bell | None = None
         self._thread: threading.Thread | None = None
         try:
             self._portaudio.query_devices(self._device, "output")
@@ -113,7 +115,9 @@ class SpeakerSink:
 
     def start(self, pull: Pull, frame: int) -> None:
         """Opens the device at 16 kHz and plays; raises AudioError where that fails."""
-        ring = BlockRing(frame, 4 * _AHEAD_FRAMES)
+        ahead = max(2, round(_AHEAD_MS * RATE_HZ / 1000 / frame))
+        ring, self._bell = BlockRing(frame, 4 * ahead), Bell()
+        bell = self._bell
         last, fade = np.zeros(frame, np.float32), np.linspace(1.0, 0.0, frame, dtype=np.float32)
 
         def copy(out: NDArray[np.float32], frames: int, info: Any, status: Any) -> None:
@@ -124,6 +128,7 @@ class SpeakerSink:
                 self.underruns += 1
                 np.multiply(last, fade, out=heard)
                 last.fill(0.0)
+            bell.ring()
 
         try:
             self._stream = self._portaudio.OutputStream(
@@ -132,7 +137,7 @@ class SpeakerSink:
             self._stream.start()
         except (ValueError, self._portaudio.PortAudioError) as error:
             raise AudioError(f"the loudspeaker cannot be opened ({error})") from error
-        self._thread = threading.Thread(target=self._fill, args=(ring, pull, frame), name="speaker", daemon=True)
+        self._thread = threading.Thread(target=self._fill, args=(ring, pull, ahead), name="speaker", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -142,13 +147,16 @@ class SpeakerSink:
             self._thread.join(2.0)
         if self._stream is not None:
             end_stream(self._stream)
+        if self._bell is not None:
+            self._bell.close()
 
-    def _fill(self, ring: BlockRing, pull: Pull, frame: int) -> None:
+    def _fill(self, ring: BlockRing, pull: Pull, ahead: int) -> None:
+        assert self._bell is not None
         while not self._closed.is_set():
-            if ring.held < _AHEAD_FRAMES:
+            if ring.held < ahead:
                 ring.put(pull(1000.0 * time.monotonic()))
             else:
-                self._closed.wait(frame / RATE_HZ / 4)
+                self._bell.wait(_LOOK_S)
 
 
 def open_sink(spec: str) -> Sink:

@@ -15,14 +15,13 @@ from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.speaker import Sink
 from streamsplit.edge.talker import TalkEvent
-from streamsplit.edge.voice import TalkStatus, Voice, now_ms
+from streamsplit.edge.voice import STEP_S, TalkStatus, Voice, now_ms
 from streamsplit.splitting.link import LinkEstimator
 from streamsplit.wire.events import Acked
 from streamsplit.wire.frame import Frame
 from streamsplit.wire.messages import Error, Hello, Message, Welcome
 from streamsplit.wire.types import PROTOCOL_VERSION
 
-_TICK_S = 0.02
 _DRAIN_S = 10.0  # at the end, for the last answer
 
 
@@ -65,7 +64,7 @@ class TalkRuntime:
             listener.start()
             drained = 0.0
             while not connection.done():
-                await asyncio.sleep(_TICK_S)
+                await asyncio.sleep(STEP_S)
                 await self.voice.step(self.link.estimate(now_ms()))
                 if deadline is not None and time.monotonic() >= deadline:
                     self.stop()

@@ -68,7 +68,8 @@ class Talker:
         self._detector = make_detector(settings.activity, self.frame_ms)
         self._gate = SpeechGate(settings.activity, self.frame_ms)
         self._lead: deque[Floats] = deque(maxlen=max(1, round(settings.activity.lead_ms / self.frame_ms)))
-        self._rest = np.zeros(0, np.float32)
+        self._rest = np.zeros(0, np.float32)  # of the microphone's sound: less than a frame
+        self._left = np.zeros(0, np.float32)  # of the answer's frame that plays
         self._offline = _frames(tones() if offline_sound is None else offline_sound, self.frame)
         self._passed_over: deque[int] = deque(maxlen=64)  # questions whose answers nobody waited for
         self._up = False
@@ -199,6 +200,12 @@ class Talker:
             if rtt_ms == rtt_ms:
                 self.answer.rate(rtt_ms)
 
+    @property
+    def ready(self) -> bool:
+        """Whether `outgoing` would give anything."""
+        with self._lock:
+            return self._up and self.questions.ready
+
     def outgoing(self, now_ms: float) -> list[Outgoing]:
         """What is to go up now: nothing while the link is down."""
         with self._lock:
@@ -247,26 +254,34 @@ class Talker:
             if number in (0, self.answer.number):
                 self.fail(detail, now_ms)
 
-    def play(self, now_ms: float) -> Floats:
-        """The next frame [n] for the speaker; silence where there is nothing to say."""
+    def play(self, now_ms: float, count: int = 0) -> Floats:
+        """The next `count` samples for the speaker, a frame or an equal part of one; silence where there is nothing to
+        say. In parts, an answer begins within one of them."""
+        count = count or self.frame
         with self._lock:
-            try:
-                heard, frame = self.answer.play(now_ms)
-            except CutError as error:
-                self.fail(f"answer: {error}", now_ms)
-                return np.zeros(self.frame, np.float32)
-            if (
-                heard is Heard.SOUND and self._state is TalkState.PROCESSING
-            ):  # it has begun while the question was asked
-                self._happened(TalkInput.ANSWER, now_ms)
-            if heard is Heard.SOUND and self._state is TalkState.RECEIVING:
-                self._happened(TalkInput.READY, now_ms)
-            if heard is Heard.END and self._state in _ANSWERING:
-                self.counts.answers += 1
-                self._note("answer", str(self.answer.number), now_ms)
-                self.answer.expect(-1)
-                self._happened(TalkInput.FINISHED, now_ms)
-            return frame
+            if not len(self._left):
+                self._left = self._next_frame(now_ms)
+            out, self._left = self._left[:count], self._left[count:]
+            return out if len(out) else np.zeros(count, np.float32)
+
+    def _next_frame(self, now_ms: float) -> Floats:
+        """A frame [n] of the answer, or nothing [0]."""
+        nothing = np.zeros(0, np.float32)
+        try:
+            heard, frame = self.answer.play(now_ms)
+        except CutError as error:
+            self.fail(f"answer: {error}", now_ms)
+            return nothing
+        if heard is Heard.SOUND and self._state is TalkState.PROCESSING:  # it has begun while the question was asked
+            self._happened(TalkInput.ANSWER, now_ms)
+        if heard is Heard.SOUND and self._state is TalkState.RECEIVING:
+            self._happened(TalkInput.READY, now_ms)
+        if heard is Heard.END and self._state in _ANSWERING:
+            self.counts.answers += 1
+            self._note("answer", str(self.answer.number), now_ms)
+            self.answer.expect(-1)
+            self._happened(TalkInput.FINISHED, now_ms)
+        return frame if heard is Heard.SOUND else nothing
 
     # -- time and errors -----------------------------------------------------------------------------------------
 

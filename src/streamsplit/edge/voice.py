@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from streamsplit.audio.files import read_audio
-from streamsplit.edge.blocks import AudioBlock, Source
+from streamsplit.edge.blocks import RATE_HZ, AudioBlock, Source
 from streamsplit.edge.question_store import QuestionStore
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.speaker import Sink
@@ -25,6 +27,8 @@ from streamsplit.wire.messages import Error
 from streamsplit.wire.types import FrameFlag, FrameType
 
 log = logging.getLogger(__name__)
+STEP_S = 0.05
+_PLAYOUT_MS = 10.0  # of sound that the speaker asks for at once: an answer begins so much late at most
 _ABOUT_SPEECH = frozenset({"bad_dialogue", "no_answer"})
 _NOBODY = "the server answers nobody; set dialogue.responder there"
 
@@ -75,7 +79,8 @@ class Voice:
     def start(self) -> None:
         """From now on there is sound; raises AudioError where the loudspeaker cannot be opened."""
         self._loop = asyncio.get_running_loop()
-        self.sink.start(self.talker.play, self.talker.frame)
+        count = math.gcd(self.talker.frame, round(_PLAYOUT_MS * RATE_HZ / 1000))
+        self.sink.start(partial(self.talker.play, count=count), count)
 
     async def close(self) -> None:
         """Gives the loudspeaker back; what waits stays on disk."""
@@ -90,12 +95,12 @@ class Voice:
     def hear(self, samples: Floats) -> None:
         """Sound [n] as it comes from the microphone; in its thread."""
         self.talker.hear(samples, now_ms())
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to send for
-            if self._loop is not None:
+        if self._loop is not None and self.talker.ready:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to send for
                 self._loop.call_soon_threadsafe(self._send)
 
     async def step(self, link: LinkEstimate) -> None:
-        """What time brings; a few times in a frame's length."""
+        """What time brings; every `STEP_S`."""
         self.talker.tick(now_ms())
         self.talker.rate(link.bandwidth_bps, link.rtt_ms)
         self._send()
