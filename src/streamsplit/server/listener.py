@@ -30,7 +30,7 @@ class QuietServer(uvicorn.Server):
 def listen(address: str, port: int) -> socket.socket:
     """A bound socket; raises PortInUseError or ConfigError in one line."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle's delay on
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((address, port))
