@@ -83,6 +83,9 @@ class OpusDecoderStream:
         self._samples = OpusSettings(frame_ms=frame_ms).frame_samples
         self._opus = libopus()
         self._decoder = self._opus.Decoder(RATE_HZ, 1)
+        self._decode_float = self._opus.api.decoder.libopus_decode_float
+        self._out = np.zeros(self._samples, np.float32)
+        self._pointer = self._out.ctypes.data_as(self._opus.api.c_float_pointer)
 
     def decode(self, packet: bytes) -> Floats:
         """The frame [n] of a packet; raises CutError on one that does not decode or has another length."""
@@ -102,11 +105,12 @@ class OpusDecoderStream:
         return self._run(b"", fec=False)
 
     def _run(self, packet: bytes, *, fec: bool) -> Floats:
-        try:
-            data = self._decoder.decode_float(packet, self._samples, fec)
-        except self._opus.OpusError as error:
-            raise CutError(f"opus: a packet does not decode ({error})") from error
-        samples = np.frombuffer(data, np.float32)
-        if len(samples) != self._samples:
-            raise CutError(f"opus: got a packet of {len(samples)} samples, expected {self._samples}")
-        return samples
+        """Through the binding's function of the library itself: the binding's own method makes a list of floats."""
+        count = self._decode_float(
+            self._decoder.decoder_state, packet, len(packet), self._pointer, self._samples, int(fec)
+        )
+        if count < 0:
+            raise CutError(f"opus: a packet does not decode ({self._opus.OpusError(count)})")
+        if count != self._samples:
+            raise CutError(f"opus: got a packet of {count} samples, expected {self._samples}")
+        return self._out.copy()
