@@ -40,8 +40,8 @@ class _Packet(NamedTuple):
 
 
 class _Question:
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, live: bool) -> None:
+        self.number, self.live = number, live
         self.packets: list[_Packet] = []
         self.over = False
         self.sent = 0  # packets handed to this connection
@@ -51,8 +51,10 @@ class _Question:
 class Questions:
     """One at a time is being asked; those before it wait for their answers."""
 
-    def __init__(self, settings: TalkSettings) -> None:
-        """Raises AudioError where Opus is asked for and libopus is missing."""
+    def __init__(self, settings: TalkSettings, *, live: bool = False) -> None:
+        """`live`: what is being said right now may be lost on the way. Raises AudioError where Opus is asked for and
+        libopus is missing."""
+        self._live = live
         self.delivered = self.forgotten = self.payload_bytes = 0
         self.trace: Trace = untraced
         self._settings = settings
@@ -103,7 +105,7 @@ class Questions:
     def begin(self) -> int:
         """A new question; its number."""
         self._number = (self._number + 1) & 0x7FFF_FFFF
-        self._present = _Question(self._number)
+        self._present = _Question(self._number, self._live)
         if self._encoder is not None:  # the server's decoder begins anew, too
             self._encoder = OpusEncoderStream(self._settings.opus.replace(bitrate_bps=self._encoder.bitrate_bps))
         return self._number
@@ -146,13 +148,13 @@ class Questions:
         self._waiting = deque(each for each in self._waiting if each.number != number)
 
     def relink(self) -> None:
-        """Another connection: everything that is kept goes up once more; what was not kept is cut off."""
+        """Another connection: everything that is kept goes up once more, whole; what was not kept is cut off."""
         self._stops.clear()
         for question in self._waiting:
             del question.packets[self._kept :]
-            question.sent, question.closed = 0, False
+            question.sent, question.closed, question.live = 0, False, False
         if self._present is not None:
-            self._present.sent = 0
+            self._present.sent, self._present.live = 0, False
 
     def rate(self, bps: float) -> None:
         """What the link was measured to carry: speech takes a quarter of it, 8 to 32 kbit/s."""
@@ -176,9 +178,8 @@ class Questions:
             if len(packets) < size and not question.over:
                 break
             question.closed = question.over and len(packets) < size
-            piece = Utterance(
-                question.number, question.sent, self._kind, frame_ms, tuple(packet.data for packet in packets)
-            )
+            frames = tuple(packet.data for packet in packets)
+            piece = Utterance(question.number, question.sent, self._kind, frame_ms, frames, live=question.live)
             for place in range(len(packets)):
                 self.trace("sent", question.sent + place, now_ms)
             question.sent += len(packets)

@@ -61,7 +61,7 @@ class TalkRuntime:
         talk = settings.talk
         sound = read_audio(talk.offline_sound) if talk.offline_sound else None
         self.settings, self.source, self.sink = settings, source, sink
-        self.talker = Talker(talk, offline_sound=sound)
+        self.talker = Talker(talk, offline_sound=sound, lossy=settings.server.lossy)
         self.queue = OfflineQueue(settings.queue_path, settings.queue)  # windows of another run go up as well
         self.link = LinkEstimator(settings.splitting.link)
         self.problem = ""
@@ -197,11 +197,13 @@ class TalkRuntime:
 
     async def opened(self, welcome: Welcome) -> None:
         """Connected."""
+        self.problem = "" if self.problem.startswith("no link") else self.problem
         self.talker.link(True, _now_ms())
         self._send()
 
     def closed(self, reason: str) -> None:
-        """The connection is gone."""
+        """The connection is gone, or could not be made."""
+        self.problem = f"no link: {reason}"
         self.talker.link(False, _now_ms())
         self._report()
 

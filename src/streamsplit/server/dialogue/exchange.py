@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamsplit.codec.jitter import JitterCounts
 from streamsplit.codec.opus_stream import OpusEncoderStream, OpusSettings
 from streamsplit.codec.pcm import pack_pcm
 from streamsplit.errors import ProtocolError, StreamSplitError
@@ -53,6 +55,7 @@ class Dialogues:
         """`name(device, sound)` embeds a question, names and learns from it."""
         self.settings, self.responder = settings, responder
         self.questions = self.answers = self.failures = 0
+        self.frames = JitterCounts()  # of live questions that are over
         self._name = name
         self._conversations: dict[str, _Conversation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,6 +64,11 @@ class Dialogues:
     def enabled(self) -> bool:
         """Whether anybody answers."""
         return self.responder is not None
+
+    def status(self) -> dict[str, Any]:
+        """Counts for /api/status; `frames` of questions over lossy links that are over."""
+        counts = {name: getattr(self, name) for name in ("questions", "answers", "failures")}
+        return {**counts, "frames": dict(vars(self.frames))}
 
     def on_frame(self, link: Link, frame: Frame) -> None:
         """A DIALOGUE frame of a device; what is wrong with it is told to the device."""
@@ -90,21 +98,43 @@ class Dialogues:
         if piece.kind is Kind.STOP:
             self._stop(conversation, number)
             return
-        if number in conversation.heard:  # it came whole before; say so
-            if final and number not in conversation.open:
+        question = conversation.open[number][0] if number in conversation.open else None
+        live = question is not None and question.live and piece.live
+        if number in conversation.heard and not (live and not final):  # it came whole before; say so
+            if final and question is None:
                 self._send(link, conversation, Utterance(number, 0, piece.kind, piece.frame_ms, ()), final=True)
             return
         if number == conversation.broken:
             return
-        question = conversation.open[number][0] if number in conversation.open else None
-        if question is None or (piece.first == 0 and question.frames):  # new, or once more after a lost link
+        if question is not None and piece.live and not question.live:  # of a connection before this one
+            return
+        if question is None or (piece.first == 0 and question.frames and not live):  # new, or after a lost link again
             question = self._begin(link, conversation, piece)
         question.add(piece, now_ms())
         if final:
             conversation.heard.append(number)
-            question.finish()
+            question.end(piece.first + len(piece.frames))
             if self.settings.learn:
                 self._keep(self._learn(question))
+            if not question.complete:
+                self._keep(self._wait_for_rest(link, conversation, question))
+        if question.complete:
+            self._finish(question)
+
+    async def _wait_for_rest(self, link: Link, conversation: _Conversation, question: Question) -> None:
+        """What is still missing of a live question may be on its way; then it is over."""
+        await asyncio.sleep(self.settings.patience_ms / 1000.0)
+        try:
+            self._finish(question)
+        except ProtocolError as error:
+            self._fail(link, conversation, "bad_dialogue", error.detail, question.number)
+
+    def _finish(self, question: Question) -> None:
+        if question.over.is_set():
+            return
+        question.finish()
+        for name, count in vars(question.counts).items():
+            setattr(self.frames, name, getattr(self.frames, name) + count)
 
     def _begin(self, link: Link, conversation: _Conversation, piece: Utterance) -> Question:
         self._stop(conversation, piece.utterance)
@@ -115,7 +145,8 @@ class Dialogues:
         async def name(sound: Floats) -> Named:
             return await self._name(device, sound)
 
-        question = Question(device, piece, name, longest_s=self.settings.longest_s)
+        settings = self.settings
+        question = Question(device, piece, name, longest_s=settings.longest_s, patience_ms=settings.patience_ms)
         self.questions += 1
         task = self._keep(self._answer(link, conversation, question))
         conversation.open[question.number] = question, task
@@ -225,6 +256,7 @@ class _Voice:
         self._frames: list[bytes] = []
         self._sent = 0
         self._began_ms = 0.0
+        self._echoes = False
 
     async def say(self, reply: Reply) -> None:
         """Sends what is whole of it; raises _Gone where nobody is there."""
@@ -233,8 +265,9 @@ class _Voice:
             await self._out(Utterance(self._question.number, 0, Kind.TEXT, 0.0, (data,)))
         elif isinstance(reply, Coded):
             held_ms = now_ms() - reply.arrived_ms
-            await self._out(self._piece(reply.frames, round(held_ms))._replace(live=True))
-            self._sent += len(reply.frames)
+            await self._out(self._piece(reply.frames, round(held_ms))._replace(first=reply.first, live=True))
+            self._sent = max(self._sent, reply.first + len(reply.frames))
+            self._echoes = True
         else:
             await self._speak(np.asarray(reply, np.float32))
 
@@ -244,6 +277,8 @@ class _Voice:
             await self._speak(np.zeros(-len(self._rest) % self._samples, np.float32))
         if self._frames:
             await self._flush(len(self._frames))
+        if self._echoes:  # the last of a live question's frames may have been lost
+            self._sent = max(self._sent, self._question.frames)
         await self._out(self._piece(()), final=True)
 
     async def _speak(self, samples: Floats) -> None:
