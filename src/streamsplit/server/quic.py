@@ -34,7 +34,7 @@ class QuicListener:
             made.load_cert_chain(files.certificate, files.key)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"'server.quic_certificate': {files.certificate} and {files.key} do not load ({error}); expected PEM files"
+                f"'server.quic_certificate': {files.certificate} and {files.key} do not load ({error}); give PEM files"
             ) from error
         opened: list[QuicListener] = []
 

@@ -81,8 +81,8 @@ def _explain(pipe: QuicPipe, host: str, port: int, timeout_s: float) -> NoReturn
     """Says in one line why there is no connection."""
     if pipe.error_code in _DISTRUST:
         raise ConnectionRefused(
-            f"{host}:{port}: the server's certificate is not trusted ({pipe.ended}); set server.tls_fingerprint to what "
-            "the server prints, or server.tls_ca_file"
+            f"{host}:{port}: the server's certificate is not trusted ({pipe.ended}); set server.tls_fingerprint to "
+            "what the server prints, or server.tls_ca_file"
         )
     if pipe.error_code == _NO_PROTOCOL:
         raise ConnectionRefused(f"{host}:{port}: another program answers there; check server.quic_port at the server")
