@@ -30,11 +30,13 @@ async def serve(
     app: Starlette | None = None,
     on_ready: Callable[[str, int], None] | None = None,
     on_end: Callable[[dict[str, Any]], None] | None = None,
+    on_quic: Callable[[int, str], None] | None = None,
 ) -> None:
     """Serves until SIGINT or SIGTERM (or cancellation), then drains and writes a checkpoint.
 
     `app` comes from `create_app`, for a caller that wants to look into it. `on_ready(address, port)` is called when
-    devices can connect, `on_end(status)` with what /api/status would say when everything accepted is done.
+    devices can connect, before it `on_quic(port, fingerprint)` where they can over QUIC, too; `on_end(status)` with
+    what /api/status would say when everything accepted is done.
     """
     bound = listen(settings.server.bind_address, settings.server.port)
     address, port = bound.getsockname()[:2]
@@ -60,6 +62,8 @@ async def serve(
         LOG.info("listening on http://%s:%d", address, port)
         if quic is not None:
             LOG.info("and on quic://%s:%d, fingerprint %s", address, quic.port, quic.fingerprint)
+            if on_quic is not None:
+                on_quic(quic.port, quic.fingerprint)
         if on_ready is not None:
             on_ready(str(address), int(port))
 
@@ -93,7 +97,8 @@ def run_server(
     *,
     on_ready: Callable[[str, int], None] | None = None,
     on_end: Callable[[dict[str, Any]], None] | None = None,
+    on_quic: Callable[[int, str], None] | None = None,
 ) -> None:
     """Runs a server until Ctrl-C or SIGTERM; raises StreamSplitError with one line on what stops it from starting."""
     logging.basicConfig(level=settings.server.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(serve(settings, on_ready=on_ready, on_end=on_end))
+    asyncio.run(serve(settings, on_ready=on_ready, on_end=on_end, on_quic=on_quic))
