@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from streamsplit.errors import ConfigError
-from streamsplit.network.bursts import BurstLoss
+from streamsplit.network.bursts import BurstLoss, TimedLoss
 from streamsplit.network.packets import PacketDirection, PacketLinkSettings
 
 
@@ -29,6 +29,16 @@ def test_so_much_is_lost_in_runs_of_such_a_length(share: float, burst: float) ->
 def test_an_impossible_loss_is_refused(share: float, burst: float) -> None:
     with pytest.raises(ConfigError, match="expected 0 to below 1, and at least 1"):
         BurstLoss(share, burst, random.random)
+
+
+@pytest.mark.parametrize("spacing_s", [0.001, 0.02, 0.3])
+def test_bursts_in_time_lose_the_same_share_whoever_sends_when(spacing_s: float) -> None:
+    """Known answer: two states with exponential times; the chance to be in the bad one again after a while."""
+    model = TimedLoss(0.1, 0.03, random.Random(5))
+    lost = np.array([model.lost(place * spacing_s) for place in range(200_000)])
+    again = 0.1 + 0.9 * np.exp(-spacing_s / (0.03 * 0.9))
+    assert lost.mean() == pytest.approx(0.1, rel=0.1)
+    assert lost[1:][lost[:-1]].mean() == pytest.approx(again, abs=0.02)
 
 
 def test_packets_take_the_delay_the_rate_and_the_jitter() -> None:

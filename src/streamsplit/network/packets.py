@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from streamsplit.config import Settings, setting
-from streamsplit.network.bursts import BurstLoss
+from streamsplit.network.bursts import BurstLoss, TimedLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class PacketLinkSettings(Settings):
     jitter_ms: float = setting(0.0, low=0.0, high=10_000.0)  # uniform, on top; packets may overtake each other
     loss: float = setting(0.0, low=0.0, high=0.99)  # share of packets
     burst: float = setting(2.0, low=1.0, high=1_000.0)  # packets lost in a row, on average
+    burst_ms: float | None = setting(None, low=0.1, high=60_000.0)  # bursts last so long instead, whoever sends when
     rate_bps: float = setting(10e6, low=1e3, high=1e12)  # IP packets, headers included where the caller counts them
     queue_ms: float = setting(200.0, low=0.0, high=60_000.0)  # packets that would wait longer are lost, too
 
@@ -31,7 +32,11 @@ class PacketDirection:
         self.settings = settings
         self.packets = self.bytes = self.lost = 0  # given to it; their size; of the packets, lost
         self._random = random.Random(seed)
-        self._bursts = BurstLoss(settings.loss, settings.burst, random.Random(f"loss {seed}").random)
+        source = random.Random(f"loss {seed}")
+        self._bursts = BurstLoss(settings.loss, settings.burst, source.random)
+        self._timed = (
+            None if settings.burst_ms is None else TimedLoss(settings.loss, settings.burst_ms / 1000.0, source)
+        )
         self._free_at_s = 0.0
 
     def arrival_s(self, now_s: float, size_bytes: int) -> float | None:
@@ -39,7 +44,7 @@ class PacketDirection:
         s = self.settings
         self.packets += 1
         self.bytes += size_bytes
-        gone = self._bursts.lost()
+        gone = self._bursts.lost() if self._timed is None else self._timed.lost(now_s)
         starts_s = max(now_s, self._free_at_s)
         if gone or starts_s - now_s > s.queue_ms / 1000.0:
             self.lost += 1
