@@ -6,7 +6,7 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from streamsplit.errors import ProtocolError
@@ -111,9 +111,7 @@ class Endpoint(ABC, Generic[S]):
 
     def receive_stream(self, data: bytes | bytearray | memoryview, now_ms: float) -> None:
         """Takes bytes of a transport without message borders (TCP, a pipe), in pieces of any size."""
-        self._take_in(lambda: self._parser.feed(data), now_ms)
-        if self._attached and self._parser.error is not None:
-            self._break(self._parser.error)
+        self._take_in(lambda: self._parser.each(data), now_ms)
 
     def receive_datagram(self, data: bytes | bytearray | memoryview, now_ms: float) -> None:
         """Takes one message of a way on which messages are lost, repeated and overtake each other. What has no place
@@ -281,7 +279,7 @@ class Endpoint(ABC, Generic[S]):
             return math.inf
         return min(self._heard_ms + self.settings.silence_timeout_ms, self._acks.deadline_ms, self._ping_due_ms())
 
-    def _take_in(self, frames: Callable[[], list[Frame]], now_ms: float) -> None:
+    def _take_in(self, frames: Callable[[], Iterable[Frame]], now_ms: float) -> None:
         self._at(now_ms)
         try:
             if not self._attached:
