@@ -1,7 +1,8 @@
 """An echo over one lossy link by TCP (WebSocket) and by QUIC: how late it is heard, and how much of it.
 
 The kernel's own TCP meets the loss, in network namespaces:
-`unshare --user --map-root-user --net python -m benchmarks.lossy_link`. Bursts of loss last 29 ms on average, one to three frames of 20 ms; each way loses alike.
+`unshare --user --map-root-user --net python -m benchmarks.lossy_link`. Bursts of loss last 29 ms on average, one to
+three frames of 20 ms; each way loses alike.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,11 @@ def echo(transport: str, loss: float, one_way_ms: float, messages: int, seed: in
     command = [sys.executable, "-m", "streamsplit.cli.main", "server", "--config", str(config)]
     fingerprint = certificate_files("", "", folder / "server").fingerprint
     with Tunnel(command, link, seed, str(folder / "server.log")) as tunnel:
-        waited_s = 0.0
+        began_s = time.monotonic()
         while read_json_url(f"http://{FAR}:{PORT}/api/status", 5.0) is None:
-            waited_s += 1.0
-            if waited_s > STARTS_S or tunnel.process.poll() is not None:
-                raise SystemExit((folder / "server.log").read_text()[-1_000:])
+            if time.monotonic() - began_s > STARTS_S or tunnel.process.poll() is not None:
+                raise SystemExit(f"the server did not start: {(folder / 'server.log').read_text()[-1_000:]}")
+            time.sleep(0.2)
         url, pin = f"ws://{FAR}:{PORT}/v1/stream", ""
         if transport == "quic":
             url, pin = f"quic://{FAR}:{PORT}", fingerprint
