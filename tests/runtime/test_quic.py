@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from server_harness import RunningServer, embedding_window, make_settings, now_ms, running
 
+from streamsplit.edge.client import EdgeClient
+from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import ServerLinkSettings
 from streamsplit.edge.transport import open_pipe
 from streamsplit.errors import ConfigError, ConnectionRefused, MissingExtraError, PortInUseError
@@ -22,6 +24,7 @@ from streamsplit.network.packets import PacketLinkSettings
 from streamsplit.network.udp_shaper import LossyProxy
 from streamsplit.server.certificate import certificate_files
 from streamsplit.server.settings import ServerSettings
+from streamsplit.splitting.link import LinkEstimator
 from streamsplit.transport import quic as quic_pipe
 from streamsplit.transport.count import UdpByteCount
 from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance, unpack_utterance
@@ -42,6 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     settings = make_settings(
         tmp_path_factory.mktemp("server"),
         server={"quic_port": 0},
+        limits={"hello_timeout_s": 1.0},
         auth={"device_tokens": {"guarded": "secret"}},
         dialogue={"responder": "echo", "learn": False},
     )
@@ -188,7 +192,7 @@ def test_a_weight_of_a_megabyte_comes_down_the_stream_whole(server: RunningServe
     asyncio.run(run())
 
 
-def test_wrong_token_device_id_taken_over_and_a_stranger_are_refused_as_over_a_websocket(server: RunningServer) -> None:
+def test_a_wrong_token_is_refused_and_an_id_is_taken_over_as_over_a_websocket(server: RunningServer) -> None:
     async def run() -> None:
         async with device(link(server), "guarded", token="wrong") as made:
             assert [e.code for e in made.events if isinstance(e, Closed)] == ["bad_token"]
@@ -196,6 +200,89 @@ def test_wrong_token_device_id_taken_over_and_a_stranger_are_refused_as_over_a_w
             await first.until(lambda: first.has(Closed))
             assert [e.code for e in first.events if isinstance(e, Closed)] == ["replaced"]
             assert second.session.is_open
+
+    asyncio.run(run())
+
+
+def test_whoever_says_nothing_is_shown_the_door(server: RunningServer) -> None:
+    async def run() -> None:
+        made = await Device("silent").connect(link(server), greet=False)
+        assert await asyncio.wait_for(made.pipe.receive(), DEADLINE_S) is None
+        await made.close()
+
+    asyncio.run(run())
+
+
+class Owner:
+    """What a device's client asks of whoever it works for."""
+
+    def __init__(self, queue: OfflineQueue) -> None:
+        self.queue = queue
+        self.opened_times = 0
+        self.reasons: list[str] = []
+
+    def hello(self) -> Hello:
+        return Hello(
+            protocol=1, device_id="queued", token="", epoch=self.queue.epoch, encoder="mobilenet",
+            oldest_sequence=self.queue.oldest_sequence, next_sequence=self.queue.next_sequence,
+        )  # fmt: skip
+
+    async def opened(self, welcome: Any) -> None:
+        self.opened_times += 1
+
+    async def message(self, message: Any) -> None:
+        pass
+
+    async def media(self, frame: Any) -> None:
+        pass
+
+    async def acked(self, event: Any) -> None:
+        pass
+
+    def next_chunk(self) -> None:
+        return None
+
+    def closed(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def test_a_devices_queue_goes_up_once_across_a_restart_of_the_server(tmp_path: Path) -> None:
+    async def run() -> None:
+        settings = make_settings(tmp_path / "server", server={"quic_port": 0})
+        first = await asyncio.to_thread(RunningServer, settings)
+        port, prefix = first.app.state.quic.port, int(first.backend.revision[:8], 16)
+        queue = OfflineQueue(tmp_path / "queue.sqlite")
+        owner = Owner(queue)
+        reached = link(first, first_backoff_s=0.05, longest_backoff_s=0.2)
+        client = EdgeClient(reached, queue, owner, LinkEstimator(), seed=1)
+        running_client = asyncio.create_task(client.run())
+
+        def accept(count: int) -> None:
+            for _ in range(count):
+                payload = embedding_window(queue.next_window, prefix)
+                assert queue.accept(FrameType.EMBEDDING, 1_000, queue.next_window, payload) is not None
+            client.wake()
+
+        try:
+            accept(5)
+            await _eventually(lambda: queue.pending == 0)
+            await asyncio.to_thread(first.stop)
+            accept(5)
+            again = make_settings(tmp_path / "server", server={"quic_port": port})
+            second = await asyncio.to_thread(RunningServer, again)
+            try:
+                await _eventually(lambda: queue.pending == 0)
+                stored = second.backend.store.recent_windows("queued", 100)
+                assert [record.sequence for record in stored] == list(range(1, 11))
+                assert owner.opened_times == 2 and not any(record.error for record in stored)
+                assert client.bytes.up > 10 * 256 and client.bytes.packet_bytes[0] > client.bytes.up
+            finally:
+                await client.finish("done")
+                await asyncio.to_thread(second.stop)
+        finally:
+            running_client.cancel()
+            await asyncio.gather(running_client, return_exceptions=True)
+            queue.close()
 
     asyncio.run(run())
 

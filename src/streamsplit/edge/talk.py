@@ -40,7 +40,7 @@ class TalkStatus(NamedTuple):
     target_ms: float  # of the jitter buffer
     waiting: int  # questions that are kept
     counts: dict[str, int]
-    frames: dict[str, int]  # of answers: received, played, recovered, concealed, late, lost, left_out, duplicates
+    frames: dict[str, int]  # of answers, see codec.jitter.JitterCounts
     underruns: int
     problem: str
 
