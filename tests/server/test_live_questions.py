@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 import pytest
@@ -11,8 +11,16 @@ import pytest
 from streamsplit.codec.opus_stream import OpusEncoderStream, OpusSettings
 from streamsplit.codec.pcm import pack_pcm
 from streamsplit.errors import ProtocolError
+from streamsplit.server.connection import Connection, Link
+from streamsplit.server.dialogue.exchange import Dialogues
 from streamsplit.server.dialogue.question import Named, Question
-from streamsplit.wire.dialogue import Kind, Utterance
+from streamsplit.server.dialogue.settings import DialogueSettings
+from streamsplit.server.fleet import Device
+from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance
+from streamsplit.wire.frame import Frame
+from streamsplit.wire.messages import Hello
+from streamsplit.wire.session import ClientSession, ServerSession
+from streamsplit.wire.types import FrameFlag, FrameType
 
 FRAME = 320
 RNG = np.random.default_rng(3)
@@ -25,6 +33,17 @@ async def unnamed(sound: np.ndarray) -> Named:
 
 def piece(first: int, *frames: bytes, kind: Kind = Kind.PCM16, live: bool = True) -> Utterance:
     return Utterance(7, first, kind, 20.0, frames, 0, live)
+
+
+def open_session() -> ServerSession:
+    """One whose device is there."""
+    client, server = ClientSession(), ServerSession(0.0)
+    hello = Hello(protocol=1, device_id="pi", token="", epoch=1, oldest_sequence=1, next_sequence=1)
+    client.hello(hello, 0.0)
+    for data in client.bytes_to_send():
+        server.receive(data, 0.0)
+    server.accept(0.0, session_id="s", resume_token=b"t")
+    return server
 
 
 def in_loop(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -101,6 +120,39 @@ def test_a_live_piece_that_cannot_be_is_refused(wrong: Utterance, text: str) -> 
             question.add(wrong, 0.0)
 
     in_loop(scenario)
+
+
+def test_what_follows_an_answer_that_ended_early_is_not_asked_again() -> None:
+    """A responder that has heard enough: live messages behind that begin nothing, and the next question is asked."""
+    asked: list[int] = []
+
+    class Impatient:
+        async def respond(self, question: Question) -> AsyncIterator[str]:
+            asked.append(question.number)
+            yield "enough"
+
+    async def scenario() -> None:
+        link = Link(Device("pi"), open_session(), stream=None)  # type: ignore[arg-type]  # no windows here
+        link.connection = Connection(None, link.session)  # type: ignore[arg-type]  # nothing is written here
+        dialogues = Dialogues(DialogueSettings(learn=False), Impatient(), lambda device, sound: unnamed(sound))
+
+        def say(number: int, place: int, flags: FrameFlag = FrameFlag.NONE) -> None:
+            payload = pack_utterance(piece(place, pack_pcm(SOUND[0]))._replace(utterance=number))
+            dialogues.on_frame(link, Frame(FrameType.DIALOGUE, flags, 1, 0, payload))
+
+        for number in (7, 8):
+            say(number, 0)
+            while dialogues.answers < len(asked) or number not in asked:
+                await asyncio.sleep(0)
+            for place in (1, 2, 3):
+                say(number, place)
+                await asyncio.sleep(0)
+            say(number, 4, FrameFlag.FINAL)
+        await asyncio.sleep(0)
+        dialogues.close()
+
+    in_loop(scenario)
+    assert asked == [7, 8]
 
 
 def test_without_the_mark_a_hole_is_refused_as_ever() -> None:

@@ -39,6 +39,7 @@ class _Conversation:
     def __init__(self) -> None:
         self.open: dict[int, tuple[Question, asyncio.Task[None]]] = {}
         self.heard: deque[int] = deque(maxlen=REMEMBERED)
+        self.done: deque[int] = deque(maxlen=REMEMBERED)  # live questions that were over here before they ended
         self.sequence = 0
         self.broken = -1  # number of a question that was refused: the rest of it is passed over
 
@@ -106,8 +107,8 @@ class Dialogues:
             return
         if number == conversation.broken:
             return
-        if question is not None and piece.live and not question.live:  # of a connection before this one
-            return
+        if piece.live and (number in conversation.done if question is None else not question.live):
+            return  # the rest of what nobody listens to any more; or of a connection before this one
         if question is None or (piece.first == 0 and question.frames and not live):  # new, or after a lost link again
             question = self._begin(link, conversation, piece)
         question.add(piece, now_ms())
@@ -155,6 +156,7 @@ class Dialogues:
     def _stop(self, conversation: _Conversation, number: int) -> None:
         held = conversation.open.pop(number, None)
         if held is not None:
+            conversation.done.append(number)
             held[1].cancel()
 
     def close(self) -> None:
@@ -203,6 +205,7 @@ class Dialogues:
             held = conversation.open.get(question.number)
             if held is not None and held[0] is question:
                 del conversation.open[question.number]
+                conversation.done.append(question.number)
 
     async def _next(self, replies: AsyncIterator[Reply], question: Question) -> Reply | None:
         """The responder's next reply, None at its end; it may take `answer_s` once the question is over."""

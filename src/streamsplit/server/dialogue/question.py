@@ -97,11 +97,13 @@ class Question:
             self.frames += len(piece.frames)
 
     def finish(self) -> None:
-        """It is over; what is still missing of a live one is concealed."""
-        if self.live and not self.over.is_set():
-            self._sound += self._decoded(self._order.take(0.0, rest=True))
-        self.over.set()
-        self._changed.set()
+        """It is over; what is still missing of a live one is concealed. Raises ProtocolError as `add`."""
+        try:
+            if self.live and not self.over.is_set():
+                self._sound += self._decoded(self._order.take(0.0, rest=True))
+        finally:
+            self.over.set()
+            self._changed.set()
 
     def end(self, frames: int) -> None:
         """Its end has come: so many frames in all."""
