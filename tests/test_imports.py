@@ -27,10 +27,11 @@ MAY_IMPORT = {
     "weights": _BELOW | {"encoders", "codec"},
     "refinement": _BELOW | {"audio", "codec", "encoders", "learning", "splitting", "weights"},
     "network": _PURE_TOP,
-    "edge": _PURE_TOP,
-    "server": _PURE_TOP,
+    "transport": _BELOW,
+    "edge": _PURE_TOP | {"transport"},
+    "server": _PURE_TOP | {"transport"},
     "export": _PURE_TOP,
-    "simulation": _PURE_TOP | {"network", "edge", "server"},
+    "simulation": _PURE_TOP | {"network", "transport", "edge", "server"},
     "evaluation": _PURE_TOP | {"export", "network", "edge", "server", "simulation"},
     "framework": _PURE_TOP | {"edge", "server", "evaluation", "facade"},
     "facade": _PURE_TOP | {"edge", "server", "evaluation"},
@@ -40,8 +41,8 @@ MAY_IMPORT = {
 PURE = ("errors", "config", "wire", "audio", "codec", "encoders", "learning", "splitting", "weights", "refinement")
 ENDS_ONLY = {
     "socket", "ssl", "select", "selectors", "threading", "_thread", "asyncio", "multiprocessing", "subprocess",
-    "concurrent", "http", "urllib", "requests", "websockets", "starlette", "uvicorn", "sqlite3", "sounddevice",
-    "psutil",
+    "concurrent", "http", "urllib", "requests", "websockets", "starlette", "uvicorn", "aioquic", "sqlite3",
+    "sounddevice", "psutil",
 }  # fmt: skip
 _TIME = ("time", "time_ns", "sleep", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns")
 _DATE = ("now", "utcnow", "today")

@@ -28,6 +28,8 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words, code, text in (
         (["--iterations", "3"], 2, "--iterations 3"),
         (["--one-way-ms", "-1"], 2, "--one-way-ms -1"),
+        (["--loss", "5"], 2, "--loss 5 with --transport websocket"),
+        (["--loss", "100", "--transport", "quic"], 2, "expected 0 to below 100"),
     ):
         assert main(["measure-latency", *words]) == code
         shown = capsys.readouterr().err

@@ -12,11 +12,11 @@ from tiny_server import TinyServer
 from streamsplit.edge.client import EdgeClient
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import ServerLinkSettings
-from streamsplit.edge.transport import PACKET_HEADER_BYTES, ByteCount
 from streamsplit.errors import ConnectionRefused
 from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.trace import constant_trace
 from streamsplit.splitting.link import LinkEstimator
+from streamsplit.transport.count import PACKET_HEADER_BYTES, ByteCount
 from streamsplit.wire.messages import Hello, Result, Stats, Throttle
 from streamsplit.wire.types import FrameType
 

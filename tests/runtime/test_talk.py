@@ -45,11 +45,13 @@ def pause(seconds: float) -> np.ndarray:
     return np.zeros(round(seconds * RATE), np.float32)
 
 
-def settings(folder: Path, port: int, device: str = "pi", **talk: Any) -> EdgeSettings:
+def settings(folder: Path, port: int, device: str = "pi", fingerprint: str = "", **talk: Any) -> EdgeSettings:
+    url = f"quic://127.0.0.1:{port}" if fingerprint else f"ws://127.0.0.1:{port}/v1/stream"
+    backoff = {"first_backoff_s": 0.05, "longest_backoff_s": 0.2}
     return EdgeSettings.from_mapping(
         {
             "device": {"id": device, "state_dir": str(folder / device)},
-            "server": {"url": f"ws://127.0.0.1:{port}/v1/stream", "first_backoff_s": 0.05, "longest_backoff_s": 0.2},
+            "server": {"url": url, "tls_fingerprint": fingerprint, **backoff},
             "talk": {"activity": {"end_ms": 300.0}, **talk},
         }
     )
@@ -71,7 +73,17 @@ def converse(folder: Path, port: int, source: str, **more: Any) -> tuple[TalkSta
 
 
 def server(folder: Path, responder: str = "echo", **dialogue: Any):
-    return running(make_settings(folder / "server", dialogue={"responder": responder, **dialogue}))
+    listen = {"quic_port": 0}
+    return running(make_settings(folder / "server", server=listen, dialogue={"responder": responder, **dialogue}))
+
+
+def reached(running_server: Any, transport: str) -> tuple[int, str]:
+    """Port and fingerprint; "" is a WebSocket."""
+    listener = running_server.app.state.quic
+    return (listener.port, listener.fingerprint) if transport == "quic" else (running_server.port, "")
+
+
+TRANSPORTS = pytest.mark.parametrize("transport", ["websocket", "quic"])
 
 
 def states(events: list[TalkEvent]) -> list[str]:
@@ -94,12 +106,14 @@ def piecewise(heard: np.ndarray, said: np.ndarray) -> float:
     return float(np.median([similarity(heard, piece) for piece in pieces]))
 
 
+@TRANSPORTS
 @pytest.mark.parametrize("codec", ["opus", "pcm16"])
-def test_an_echo_comes_back_while_it_is_spoken(tmp_path: Path, codec: str) -> None:
+def test_an_echo_comes_back_while_it_is_spoken(tmp_path: Path, codec: str, transport: str) -> None:
     said = voice(1.2)
     source = recording(tmp_path / "in.wav", pause(0.3), said, pause(1.5))
     with server(tmp_path) as running_server:
-        status, events, heard = converse(tmp_path, running_server.port, source, codec=codec)
+        port, fingerprint = reached(running_server, transport)
+        status, events, heard = converse(tmp_path, port, source, codec=codec, fingerprint=fingerprint)
     assert status.state == "IDLE" and status.counts["questions"] == status.counts["delivered"] == 1
     assert status.counts["answers"] == 1 and status.frames["lost"] == status.frames["late"] == 0
     assert states(events)[:3] == ["RECORDING", "STREAMING", "PROCESSING"] and states(events)[-1] == "IDLE"

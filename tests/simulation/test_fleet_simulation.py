@@ -12,7 +12,6 @@ from streamsplit.edge.queue import QueueSettings
 from streamsplit.edge.readings import Readings
 from streamsplit.errors import ConfigError
 from streamsplit.network.trace import BandwidthTrace, constant_trace, generate_trace, make_trace
-from streamsplit.server.fleet import websocket_bytes
 from streamsplit.simulation.compute import batch_price
 from streamsplit.simulation.fleet import DeviceResult, FleetDevice, FleetResult, FleetSettings, FleetSimulation
 from streamsplit.simulation.process import DROPPED, KEPT, LOST, SENT
@@ -21,6 +20,7 @@ from streamsplit.splitting.link import LinkSettings
 from streamsplit.splitting.policy import FixedPolicy, GreedyPolicy, PolicySettings, make_policy
 from streamsplit.splitting.table import CutRow, CutTable, make_table, packaged_table
 from streamsplit.splitting.transmission import GateSettings
+from streamsplit.transport.count import websocket_bytes
 from streamsplit.wire.frame import HEADER_BYTES
 from streamsplit.wire.media import Encoding
 from streamsplit.wire.messages import Result

@@ -7,18 +7,24 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire_pair import Pair
 
 from streamsplit.errors import ProtocolError
 from streamsplit.wire.dialogue import (
     DIALOGUE_HEADER_BYTES,
     Kind,
     Utterance,
+    may_be_lost,
     pack_utterance,
     text_of,
     unpack_utterance,
 )
+from streamsplit.wire.events import MediaReceived
+from streamsplit.wire.frame import Frame, encode_frame
+from streamsplit.wire.session import CLIENT_SETTINGS, ClientSession, ServerSession
 from streamsplit.wire.states import next_state
 from streamsplit.wire.talk_states import TALK_TABLE, TalkInput, TalkState
+from streamsplit.wire.types import NUMBERED_TYPES, OPTIONAL_TYPES, FrameFlag, FrameType
 
 
 def test_the_bytes_are_those_of_the_page() -> None:
@@ -103,3 +109,76 @@ def test_the_seeds_path_is_in_the_table_and_every_state_can_fail_and_recover() -
         assert next_state(TALK_TABLE, each, TalkInput.FAULT) is TalkState.ERROR
     assert next_state(TALK_TABLE, TalkState.ERROR, TalkInput.RECOVERED) is TalkState.IDLE
     assert next_state(TALK_TABLE, TalkState.PLAYING, TalkInput.SPEECH) is TalkState.RECORDING  # barge-in
+
+
+def frame_of(piece: Utterance, flags: FrameFlag = FrameFlag.NONE) -> bytes:
+    return encode_frame(Frame(FrameType.DIALOGUE, flags, 1, 0, pack_utterance(piece)))
+
+
+LIVE_PIECE = Utterance(7, 3, Kind.OPUS, 20.0, (b"abc",), 0, True)
+
+
+def test_live_sound_may_be_lost_but_not_an_utterances_beginning_end_text_or_stop() -> None:
+    assert may_be_lost(frame_of(LIVE_PIECE)) and may_be_lost(frame_of(LIVE_PIECE._replace(first=1 << 24)))
+    kept = [
+        frame_of(LIVE_PIECE._replace(first=0)), frame_of(LIVE_PIECE, FrameFlag.FINAL),
+        frame_of(LIVE_PIECE._replace(live=False)), frame_of(Utterance(7, 0, Kind.TEXT, 0.0, (b"hello",))),
+        frame_of(Utterance(7, 0, Kind.STOP, 0.0, ())), b"", frame_of(LIVE_PIECE)[:31],
+    ]  # fmt: skip
+    assert not any(map(may_be_lost, kept))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FrameType if kind is not FrameType.DIALOGUE])
+def test_no_other_type_may_be_lost(kind: FrameType) -> None:
+    numbered = kind in NUMBERED_TYPES
+    flags = FrameFlag.NUMBERED if numbered else FrameFlag.NONE
+    assert not may_be_lost(encode_frame(Frame(kind, flags, int(numbered), 0, pack_utterance(LIVE_PIECE))))
+
+
+def open_pair() -> Pair:
+    pair = Pair()
+    taken = OPTIONAL_TYPES - {FrameType.DIALOGUE}
+    pair.client = ClientSession(CLIENT_SETTINGS, pair.now_ms, refuses=taken)
+    pair.server = ServerSession(pair.now_ms, refuses=taken)
+    pair.open()
+    return pair
+
+
+def test_a_datagram_brings_what_may_be_lost_and_nothing_else() -> None:
+    pair = open_pair()
+    for end in (pair.server, pair.client):
+        end.receive_datagram(frame_of(LIVE_PIECE), pair.now_ms)
+        (event,) = end.events()
+        assert isinstance(event, MediaReceived) and unpack_utterance(event.frame.payload) == LIVE_PIECE
+        for stray in (
+            frame_of(LIVE_PIECE, FrameFlag.FINAL),
+            frame_of(LIVE_PIECE)[:-1],
+            frame_of(LIVE_PIECE) + b"x",
+            encode_frame(Frame(FrameType.BYE, FrameFlag.NONE, 0, 0, b"\x80")),
+        ):
+            end.receive_datagram(stray, pair.now_ms)
+        assert end.events() == [] and end.strays == 4 and end.is_open
+
+
+def test_before_the_handshake_and_after_the_end_datagrams_are_passed_over() -> None:
+    server = ServerSession(0.0, refuses=frozenset())
+    server.receive_datagram(frame_of(LIVE_PIECE), 1.0)
+    assert server.strays == 1 and not server.events() and not server.waits()
+    pair = open_pair()
+    pair.cut()
+    pair.server.receive_datagram(frame_of(LIVE_PIECE), pair.now_ms)
+    assert pair.server.strays == 1 and not [e for e in pair.server.events() if isinstance(e, MediaReceived)]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.binary(max_size=60), cut=st.integers(0, 40), place=st.integers(0, 34), value=st.integers(0, 255))
+def test_no_datagram_ends_a_session(data: bytes, cut: int, place: int, value: int) -> None:
+    """Random bytes, and a good frame with one byte changed and its end cut off."""
+    pair = open_pair()
+    damaged = bytearray(frame_of(LIVE_PIECE))
+    damaged[place] = value
+    for datagram in (data, bytes(damaged), bytes(damaged[: len(damaged) - cut])):
+        pair.server.receive_datagram(datagram, pair.now_ms)
+        pair.client.receive_datagram(datagram, pair.now_ms)
+    for end in (pair.server, pair.client):
+        assert end.is_open and not [event for event in end.events() if not isinstance(event, MediaReceived)]

@@ -7,9 +7,18 @@ import pytest
 from wire_pair import TOKEN, Pair, hello, only, result
 
 from streamsplit.errors import ConfigError, ProtocolError
-from streamsplit.wire.events import Closed, HelloReceived, Opened, WindowReceived
+from streamsplit.wire.events import Closed, HelloReceived, MessageReceived, Opened, WindowReceived
 from streamsplit.wire.frame import Frame, decode_frame, encode_frame
-from streamsplit.wire.messages import Error, Hello, Ping, Throttle, Welcome, decode_message, encode_message
+from streamsplit.wire.messages import (
+    Error,
+    Hello,
+    Ping,
+    PolicyPush,
+    Throttle,
+    Welcome,
+    decode_message,
+    encode_message,
+)  # fmt: skip
 from streamsplit.wire.session import ClientSession, ClientState, ServerSession, ServerState, SessionSettings
 from streamsplit.wire.types import FrameFlag, FrameType
 
@@ -271,3 +280,23 @@ def test_only_the_sessions_own_greeting_is_sent():
         with pytest.raises(ProtocolError, match="not for the owner"):
             pair.client.send(message)
     assert isinstance(pair.server.hello, Hello)
+
+
+def test_what_follows_welcome_in_the_same_bytes_of_a_stream_may_be_as_large_as_after_it() -> None:
+    """Before WELCOME nothing above 4 KiB is taken; a transport without borders may bring it and more at once."""
+    pair = Pair()
+    pair.client.hello(hello(want_policy=True), pair.now_ms)
+    for data in pair.client.bytes_to_send():
+        pair.server.receive(data, pair.now_ms)
+    pair.server.accept(pair.now_ms, session_id="s", resume_token=TOKEN)
+    push = PolicyPush(version=1, encoder="mobilenet", data=bytes(20_000), signature=bytes(32))
+    assert pair.server.send(push)
+    down: list[bytes] = []
+    while batch := pair.server.bytes_to_send():
+        down += batch
+    pair.client.receive_stream(b"".join(down), pair.now_ms)
+    assert only(MessageReceived, pair.client.events())[0].message == push and pair.client.is_open
+    early = Pair()
+    early.client.hello(hello(), early.now_ms)
+    early.client.receive_stream(down[1], early.now_ms)
+    assert [event.code for event in only(Closed, early.client.events())] == ["frame_too_large"]

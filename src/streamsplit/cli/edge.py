@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
 from streamsplit.cli.settings_files import load_device_settings
-from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.settings import EdgeSettings, ServerLinkSettings
 from streamsplit.errors import ConfigError
 from streamsplit.splitting.policy import DEFAULT_POLICY, LEARNED_POLICIES, POLICIES
 
@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options; they replace what the file says."""
     parser.add_argument("--config", type=Path, help="YAML file (see configs/edge.yaml); default settings without one")
     parser.add_argument("--device-id", help="the device's name at the server")
-    parser.add_argument("--server", metavar="URL", help="ws://host:port/v1/stream, or host:port")
+    parser.add_argument("--server", metavar="URL", help="ws://host:port/v1/stream, host:port, or quic://host:port")
+    parser.add_argument(
+        "--fingerprint", metavar="HEX", help="quic: the server's certificate's, as the server prints it"
+    )
     sound = parser.add_mutually_exclusive_group()
     sound.add_argument(
         "--source", help="a file, a folder of <label>/*.wav, 'mic[:device]', 'synthetic[:seconds]', a URL"
@@ -116,7 +119,6 @@ def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings
         device["journal"] = str(args.journal)
     source = "synthetic" if args.synthetic else args.source
     audio: dict[str, Any] = {} if source is None else {"source": source}
-    server: dict[str, Any] = {} if args.server is None else {"url": server_url(args.server)}
     splitting = settings.splitting
     if args.no_splitting:
         splitting = dataclasses.replace(splitting, enabled=False)
@@ -145,17 +147,35 @@ def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings
         encoder=encoder,
         device=dataclasses.replace(settings.device, **device),
         audio=dataclasses.replace(settings.audio, **audio),
-        server=dataclasses.replace(settings.server, **server),
+        server=reached(settings.server, args.server, args.fingerprint),
         splitting=splitting,
     )
 
 
+def reached(settings: ServerLinkSettings, server: str | None, fingerprint: str | None) -> ServerLinkSettings:
+    """The settings with what the command line says of the server in place of the file."""
+    if server is not None:
+        url = server_url(server)
+        kept = settings if url.startswith("quic://") else ServerLinkSettings()
+        settings = settings.replace(
+            url=url,
+            tls_fingerprint=kept.tls_fingerprint,
+            tls_ca_file=kept.tls_ca_file,
+            tls_unverified=kept.tls_unverified,
+        )
+    if fingerprint is not None:
+        settings = settings.replace(tls_fingerprint=fingerprint, tls_ca_file="", tls_unverified=False)
+    return settings
+
+
 def server_url(text: str) -> str:
-    """A WebSocket URL from 'host', 'host:port' or a URL with or without a path."""
+    """A WebSocket URL from 'host', 'host:port' or a URL with or without a path; quic:// stays as it is."""
     if "://" not in text:
         host, _, port = text.rpartition(":")
         text = f"ws://{text}" if host and port.isdigit() else f"ws://{text}:8888"
     scheme, _, rest = text.partition("://")
+    if scheme == "quic":
+        return text
     scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
     return f"{scheme}://{rest}" if "/" in rest.rstrip("/") else f"{scheme}://{rest.rstrip('/')}/v1/stream"
 

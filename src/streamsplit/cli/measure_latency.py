@@ -22,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--message-ms", type=int, default=60, choices=(20, 40, 60), help="of sound (default 60)")
     parser.add_argument("--one-way-ms", type=float, default=20.0, help="delay of the shaped link (default 20)")
     parser.add_argument("--jitter-ms", type=float, default=0.0, help="its standard deviation (default 0)")
+    parser.add_argument("--transport", choices=("websocket", "quic"), default="websocket")
+    parser.add_argument(
+        "--loss", type=float, default=0.0, metavar="%%", help="of packets each way, quic only (default 0)"
+    )
     parser.add_argument("--server", metavar="URL", help="a server with dialogue.responder echo, in place of one here")
     parser.add_argument("--config", type=Path, help="YAML file of the device (section talk)")
     parser.add_argument("--seed", type=int, default=0)
@@ -37,15 +41,22 @@ def run(args: argparse.Namespace) -> int:
             f"got --iterations {args.iterations}, --one-way-ms {args.one_way_ms:g}, --jitter-ms {args.jitter_ms:g}; "
             "expected at least 10, 0 and 0"
         )
+    if not 0 <= args.loss < 100 or (args.loss and args.transport != "quic"):
+        raise ConfigError(
+            f"got --loss {args.loss:g} with --transport {args.transport}, expected 0 to below 100, and with quic only: "
+            "TCP repeats what is lost"
+        )
     from streamsplit.evaluation.talk_latency import measure
 
     settings = load_device_settings(args.config) if args.config else EdgeSettings()
     frames = max(1, round(args.message_ms / settings.talk.opus.frame_ms))
-    settings = settings.replace(talk=settings.talk.replace(frames_per_message=frames))
+    lossy = settings.talk.lossy.replace(frames_per_message=frames)
+    settings = settings.replace(talk=settings.talk.replace(frames_per_message=frames, lossy=lossy))
     with Ticker("measure-latency") as tick:
         found = measure(
             settings, args.iterations, url=None if args.server is None else server_url(args.server),
-            one_way_ms=args.one_way_ms, jitter_ms=args.jitter_ms, seed=args.seed,
+            transport=args.transport, one_way_ms=args.one_way_ms, jitter_ms=args.jitter_ms, loss=args.loss / 100.0,
+            seed=args.seed,
             progress=lambda done, total: tick.show(done, total, "messages"),
         )  # fmt: skip
     found = {"command": _command(args), **found}
@@ -81,13 +92,7 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _command(args: argparse.Namespace) -> str:
-    words = [
-        "streamsplit",
-        "measure-latency",
-        "--iterations",
-        str(args.iterations),
-        "--message-ms",
-        str(args.message_ms),
-    ]
-    words += ["--one-way-ms", f"{args.one_way_ms:g}"]
-    return " ".join(words + (["--jitter-ms", f"{args.jitter_ms:g}"] if args.jitter_ms else []))
+    given = {"iterations": args.iterations, "message-ms": args.message_ms, "one-way-ms": args.one_way_ms}
+    given |= {name: value for name, value in (("jitter-ms", args.jitter_ms), ("loss", args.loss)) if value}
+    words = [word for name, value in given.items() for word in (f"--{name}", f"{value:g}")]
+    return " ".join(["streamsplit measure-latency", *words, "--transport", args.transport])

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     status = _StatusView(settings, args.interval, as_json=args.json)
     try:
-        run_server(settings, on_ready=status.start, on_end=status.end)
+        run_server(settings, on_ready=status.start, on_end=status.end, on_quic=status.quic)
     finally:
         status.stop()
     return 0
@@ -116,15 +116,24 @@ class _StatusView:
         self._as_json = as_json
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._quic: dict[str, Any] = {}
+
+    def quic(self, port: int, fingerprint: str) -> None:
+        """Called before `start` where devices can connect over QUIC, too."""
+        self._quic = {"port": port, "fingerprint": fingerprint}
 
     def start(self, address: str, port: int) -> None:
         """Called when devices can connect."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
         base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         if self._as_json:
-            print_json({"event": "ready", "address": address, "port": port, "page": f"{base}/"})
+            ready = {"event": "ready", "address": address, "port": port, "page": f"{base}/"}
+            print_json({**ready, **({"quic": self._quic} if self._quic else {})})
         elif is_terminal():
             console().print(f"devices connect to ws://{address}:{port}/v1/stream, live page at {base}/")
+            if self._quic:
+                fingerprint = self._quic["fingerprint"]
+                console().print(f"or to quic://{address}:{self._quic['port']} with --fingerprint {fingerprint}")
         if self._as_json or is_terminal():
             self._thread = threading.Thread(target=self._watch, args=(base,), name="status", daemon=True)
             self._thread.start()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
-from streamsplit.cli.edge import server_url
+from streamsplit.cli.edge import reached
 from streamsplit.cli.settings_files import load_device_settings
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.talk_settings import ACTIVITIES
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options; they replace what the file says."""
     parser.add_argument("--config", type=Path, help="YAML file (see configs/edge.yaml, section talk)")
-    parser.add_argument("--server", metavar="URL", help="ws://host:port/v1/stream, or host:port")
+    parser.add_argument("--server", metavar="URL", help="ws://host:port/v1/stream, host:port, or quic://host:port")
+    parser.add_argument(
+        "--fingerprint", metavar="HEX", help="quic: the server's certificate's, as the server prints it"
+    )
     parser.add_argument("--device-id", help="the device's name at the server")
     parser.add_argument(
         "--source", default="mic", help="'mic[:device]' (default), an audio file, 'synthetic[:seconds]'"
@@ -80,11 +83,12 @@ def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings
     if args.codec is not None:
         talk = talk.replace(codec=args.codec)
     if args.message_ms is not None:
-        talk = talk.replace(frames_per_message=max(1, round(args.message_ms / talk.opus.frame_ms)))
+        frames = max(1, round(args.message_ms / talk.opus.frame_ms))
+        talk = talk.replace(frames_per_message=frames, lossy=talk.lossy.replace(frames_per_message=frames))
     if args.activity is not None:
         talk = talk.replace(activity=talk.activity.replace(kind=args.activity))
     device = settings.device if args.device_id is None else settings.device.replace(id=args.device_id)
-    server = settings.server if args.server is None else settings.server.replace(url=server_url(args.server))
+    server = reached(settings.server, args.server, args.fingerprint)
     return settings.replace(talk=talk, device=device, server=server)
 
 

@@ -65,6 +65,7 @@ class JitterCounts:
     played: int = 0
     recovered: int = 0  # from the packet after them
     concealed: int = 0  # frames of concealment or comfort silence that were played
+    comfort: int = 0  # of those, frames of comfort silence
     late: int = 0  # came after their time
     lost: int = 0  # their time passed, and they have not come
     left_out: int = 0  # to come back to the target, or for want of room
@@ -231,4 +232,7 @@ class JitterBuffer:
     def _conceal(self) -> Decision:
         self._missing += 1
         self.counts.concealed += 1
-        return Decision(Play.CONCEAL if self._missing <= self.settings.concealed_frames else Play.COMFORT)
+        if self._missing <= self.settings.concealed_frames:
+            return Decision(Play.CONCEAL)
+        self.counts.comfort += 1
+        return Decision(Play.COMFORT)

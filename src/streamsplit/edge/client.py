@@ -1,4 +1,4 @@
-"""The device's client: drives a wire session over WebSockets, feeds it from the queue, reconnects and resumes."""
+"""The device's client: drives a wire session over a connection, feeds it from the queue, reconnects and resumes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
-
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import ServerLinkSettings
-from streamsplit.edge.transport import ByteCount, open_socket
+from streamsplit.edge.transport import byte_count, open_pipe
 from streamsplit.errors import ConnectionRefused, StoreError
 from streamsplit.splitting.link import LinkEstimator
+from streamsplit.transport.pipe import Pipe
 from streamsplit.wire.events import Acked, Closed, MediaReceived, MessageReceived, Missed, Opened, RoundTrip
 from streamsplit.wire.frame import Frame, numbered_sequence
 from streamsplit.wire.gradient import OFFER
@@ -77,7 +75,7 @@ class EdgeClient:
         """`gradients` says whether the server of this connection returns any; None: the device takes none at all.
         `dialogue`: DIALOGUE goes to the owner's `media`, too."""
         self.settings = settings
-        self.bytes = ByteCount()
+        self.bytes = byte_count(settings)
         self.link = link
         self.connections = 0
         self._queue = queue
@@ -142,12 +140,12 @@ class EdgeClient:
         attempt = 0
         while not self._finishing:
             try:
-                socket = await open_socket(self.settings.url, self.bytes, self.settings.connect_timeout_s)
+                pipe = await open_pipe(self.settings, self.bytes)
             except (OSError, asyncio.TimeoutError, TimeoutError) as error:
                 reason = str(error) or type(error).__name__
             else:
                 opened_before = self.connections
-                reason = await self._serve(socket)
+                reason = await self._serve(pipe)
                 if self.connections > opened_before:
                     attempt = 0
             if self._finishing:
@@ -169,27 +167,27 @@ class EdgeClient:
         self._session.close(reason)
         self._wake.set()
 
-    async def _serve(self, socket: ClientConnection) -> str:
+    async def _serve(self, pipe: Pipe) -> str:
         """One connection from greeting to end; returns why it ended."""
         self._ended = None
         self._session.hello(self._owner.hello(), _now_ms())
         connection = self._session.connection
-        tasks = [asyncio.create_task(part) for part in (self._read(socket), self._write(socket), self._tick())]
+        tasks = [asyncio.create_task(part) for part in (self._read(pipe), self._write(pipe), self._tick())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             if self._ended is not None or self._finishing:
-                await self._last_words(socket)
-        except (ConnectionClosed, OSError) as error:
+                await self._last_words(pipe)
+        except OSError as error:
             self._ended = self._ended or Closed(f"connection lost ({error})", False, "lost")
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             with contextlib.suppress(asyncio.TimeoutError, OSError):
-                await asyncio.wait_for(socket.close(), 1.0)
-            socket.transport.abort()
+                await asyncio.wait_for(pipe.finish(), 1.0)
+            pipe.abort()
             self._session.disconnected(_now_ms(), connection)
             await self._handle_events()
             self.link.lost()
@@ -207,18 +205,17 @@ class EdgeClient:
             raise ConnectionRefused(f"the server turned this device away ({ended.code}): {ended.reason}")
         return f"{ended.code}: {ended.reason}"
 
-    async def _read(self, socket: ClientConnection) -> None:
-        try:
-            async for data in socket:
-                self._session.receive(data if isinstance(data, bytes) else data.encode(), _now_ms())
-                await self._handle_events()
-                self._wake.set()
-                if self._ended is not None:
-                    return
-        except ConnectionClosed as error:
-            self._ended = self._ended or Closed(f"connection lost ({error})", False, "lost")
+    async def _read(self, pipe: Pipe) -> None:
+        while (received := await pipe.receive()) is not None:
+            received.give(self._session, _now_ms())
+            await self._handle_events()
+            self._wake.set()
+            if self._ended is not None:
+                return
+        if pipe.ended:
+            self._ended = self._ended or Closed(f"connection lost ({pipe.ended})", False, "lost")
 
-    async def _write(self, socket: ClientConnection) -> None:
+    async def _write(self, pipe: Pipe) -> None:
         while self._ended is None:
             self._wake.clear()
             await self._feed()
@@ -227,7 +224,7 @@ class EdgeClient:
                     sequence = numbered_sequence(data)
                     if sequence:
                         self.link.on_sent(sequence, len(data), _now_ms())
-                    await socket.send(data)
+                    await pipe.send(data)
                 await self._feed()
             if self._finishing:
                 return
@@ -266,10 +263,10 @@ class EdgeClient:
             return FrameType.FEATURES
         return kind
 
-    async def _last_words(self, socket: ClientConnection) -> None:
+    async def _last_words(self, pipe: Pipe) -> None:
         while batch := self._session.bytes_to_send(_BATCH_BYTES, _now_ms()):
             for data in batch:
-                await socket.send(data)
+                await pipe.send(data)
 
     async def _handle_events(self) -> None:
         async with self._handling:

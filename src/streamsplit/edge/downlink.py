@@ -131,7 +131,7 @@ class Downlink:
         if self._gradients is not None:
             self._gradients.grant(False)
         if self._voice is not None:
-            self._voice.closed()
+            self._voice.closed(reason)
         self._note("link", up=False, reason=reason)
 
     async def acked(self, event: Acked) -> None:

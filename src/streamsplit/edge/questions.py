@@ -41,8 +41,8 @@ class _Packet(NamedTuple):
 
 
 class _Question:
-    def __init__(self, number: int, kind: Kind, frame_ms: float) -> None:
-        self.number, self.kind, self.frame_ms = number, kind, frame_ms
+    def __init__(self, number: int, kind: Kind, frame_ms: float, live: bool) -> None:
+        self.number, self.kind, self.frame_ms, self.live = number, kind, frame_ms, live
         self.packets: list[_Packet] = []
         self.over = False
         self.sent = 0  # packets handed to this connection
@@ -52,8 +52,10 @@ class _Question:
 class Questions:
     """One at a time is being asked; those before it wait for their answers."""
 
-    def __init__(self, settings: TalkSettings) -> None:
-        """Raises AudioError where Opus is asked for and libopus is missing."""
+    def __init__(self, settings: TalkSettings, *, live: bool = False) -> None:
+        """`live`: what is being said right now may be lost on the way. Raises AudioError where Opus is asked for and
+        libopus is missing."""
+        self._live = live
         self.delivered = self.forgotten = self.payload_bytes = 0
         self.trace: Trace = untraced
         self._settings = settings
@@ -104,7 +106,7 @@ class Questions:
     def begin(self) -> int:
         """A new question; its number."""
         self._number = (self._number + 1) & 0x7FFF_FFFF
-        self._present = _Question(self._number, self._kind, self._settings.opus.frame_ms)
+        self._present = _Question(self._number, self._kind, self._settings.opus.frame_ms, self._live)
         if self._encoder is not None:  # the server's decoder begins anew, too
             self._encoder = OpusEncoderStream(self._settings.opus.replace(bitrate_bps=self._encoder.bitrate_bps))
         return self._number
@@ -147,13 +149,13 @@ class Questions:
         self._waiting = deque(each for each in self._waiting if each.number != number)
 
     def relink(self) -> None:
-        """Another connection: everything that is kept goes up once more; what was not kept is cut off."""
+        """Another connection: everything that is kept goes up once more, whole; what was not kept is cut off."""
         self._stops.clear()
         for question in self._waiting:
             del question.packets[self._kept :]
-            question.sent, question.closed = 0, False
+            question.sent, question.closed, question.live = 0, False, False
         if self._present is not None:
-            self._present.sent = 0
+            self._present.sent, self._present.live = 0, False
 
     def waiting_numbers(self) -> list[int]:
         """Of the questions that are kept, oldest first."""
@@ -176,7 +178,7 @@ class Questions:
     def restore(self, kept: list[KeptQuestion], now_ms: float, unix_ms: float) -> None:
         """Questions of an earlier run wait again, before any of this one."""
         for old in kept:
-            question = _Question(old.number, old.kind, old.frame_ms)
+            question = _Question(old.number, old.kind, old.frame_ms, live=False)
             ended_ms = now_ms - (unix_ms - old.ended_ms)
             question.packets = [
                 _Packet(data, ended_ms - (len(old.packets) - 1 - place) * old.frame_ms)
@@ -215,7 +217,9 @@ class Questions:
                 break
             question.closed = question.over and len(packets) < size
             frames = tuple(packet.data for packet in packets)
-            piece = Utterance(question.number, question.sent, question.kind, question.frame_ms, frames)
+            piece = Utterance(
+                question.number, question.sent, question.kind, question.frame_ms, frames, live=question.live
+            )
             for place in range(len(packets)):
                 self.trace("sent", question.sent + place, now_ms)
             question.sent += len(packets)

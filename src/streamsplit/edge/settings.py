@@ -231,8 +231,11 @@ class CodecSettings(Settings):
 class ServerLinkSettings(Settings):
     """Where the server is and how hard to try to reach it."""
 
-    url: str = setting("ws://127.0.0.1:8888/v1/stream")
+    url: str = setting("ws://127.0.0.1:8888/v1/stream")  # or quic://host:port, for links that lose packets
     token: str = setting("")  # "" = the environment variable STREAMSPLIT_TOKEN
+    tls_fingerprint: str = setting("")  # quic: SHA-256 of the server's certificate, as the server prints it
+    tls_ca_file: str = setting("")  # quic: PEM file of who signed it; "" = the public authorities
+    tls_unverified: bool = setting(False)  # quic: true = whoever answers is believed to be the server
     connect_timeout_s: float = setting(10.0, low=0.1)
     first_backoff_s: float = setting(0.5, low=0.01)
     longest_backoff_s: float = setting(30.0, low=0.01)
@@ -240,10 +243,18 @@ class ServerLinkSettings(Settings):
     want_embedding: bool = setting(True)  # results carry the server's embedding where the device has none
 
     def check(self) -> None:
-        """Only WebSocket URLs."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname:
-            raise ConfigError(f"'url': got '{self.url}', expected ws://host:port/v1/stream or wss://...")
+        """WebSocket and QUIC URLs; one way to know the server."""
+        if not reachable(self.url):
+            raise ConfigError(
+                f"'url': got '{self.url}', expected ws://host:port/v1/stream, wss://... or quic://host:port"
+            )
+        given = [name for name in ("tls_fingerprint", "tls_ca_file", "tls_unverified") if getattr(self, name)]
+        if given and not self.lossy:
+            raise ConfigError(f"'{given[0]}': is for quic:// only, got the url '{self.url}'")
+        if len(given) > 1:
+            raise ConfigError(f"'{given[0]}' and '{given[1]}': got both, expected one way to know the server")
+        if self.tls_fingerprint and not re.fullmatch(r"[0-9a-f]{64}", self.fingerprint):
+            raise ConfigError(f"'tls_fingerprint': got '{self.tls_fingerprint}', expected 64 hex digits")
         if self.first_backoff_s > self.longest_backoff_s:
             raise ConfigError(f"'first_backoff_s': got {self.first_backoff_s}, allowed <= {self.longest_backoff_s}")
 
@@ -251,6 +262,28 @@ class ServerLinkSettings(Settings):
     def secret(self) -> str:
         """The token to show."""
         return self.token or os.environ.get(TOKEN_VARIABLE, "")
+
+    @property
+    def lossy(self) -> bool:
+        """Whether live sound may be lost on the way, instead of late: QUIC."""
+        return self.url.startswith("quic://")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the server's certificate: hex digits without colons; "" = not pinned."""
+        return self.tls_fingerprint.replace(":", "").lower()
+
+
+def reachable(url: str) -> bool:
+    """Whether a URL is one that a device can connect to."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme == "quic":
+        return bool(parts.hostname and port) and parts.path in ("", "/")
+    return parts.scheme in ("ws", "wss") and bool(parts.hostname)
 
 
 @dataclass(frozen=True, kw_only=True)

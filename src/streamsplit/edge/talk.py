@@ -124,8 +124,8 @@ class TalkRuntime:
         self.voice.opened()
 
     def closed(self, reason: str) -> None:
-        """The connection is gone."""
-        self.voice.closed()
+        """The connection is gone, or could not be made."""
+        self.voice.closed(reason)
 
     async def acked(self, event: Acked) -> None:
         """Windows of another run are at the server."""

@@ -26,12 +26,23 @@ class ActivitySettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossySettings(Settings):
+    """What a transport that loses live sound takes in place of its namesakes (quic://)."""
+
+    fec: bool = setting(True)  # a packet carries the one before it once more, coarsely
+    expected_loss: float = setting(0.1, low=0.0, high=1.0)  # of packets; how much of the rate that copy takes
+    frames_per_message: int = setting(1, low=1, high=24)  # the copy repairs one frame, and a message is lost whole
+    concealed_frames: int = setting(25, low=0, high=100)  # in a row, before comfort silence
+
+
+@dataclass(frozen=True, kw_only=True)
 class TalkSettings(Settings):
     """A voice client; a message is `frames_per_message` frames of sound."""
 
     codec: str = setting("opus", choices=("opus", "pcm16"))
     opus: OpusSettings = section(OpusSettings)
     frames_per_message: int = setting(3, low=1, high=24)
+    lossy: LossySettings = section(LossySettings)
     adapt_bitrate: bool = setting(True)  # 8 to 32 kbit/s, by the measured link
     activity: ActivitySettings = section(ActivitySettings)
     barge_in: bool = setting(True)  # speaking while the answer plays stops it
@@ -44,3 +55,12 @@ class TalkSettings(Settings):
     receiving_s: float = setting(5.0, low=0.1, high=600.0)  # until enough of it is there to play
     stalled_s: float = setting(10.0, low=0.1, high=600.0)  # of an answer that plays without any sound coming
     error_s: float = setting(1.0, low=0.0, high=60.0)  # that an error is shown
+
+    def over_lossy_link(self) -> TalkSettings:
+        """The same for a transport that loses live sound."""
+        lossy = self.lossy
+        return self.replace(
+            opus=self.opus.replace(fec=lossy.fec, expected_loss=lossy.expected_loss if lossy.fec else 0.0),
+            frames_per_message=lossy.frames_per_message,
+            jitter=self.jitter.replace(concealed_frames=lossy.concealed_frames),
+        )

@@ -54,13 +54,15 @@ class TalkCounts:
 class Talker:
     """One device's side of a dialogue; every method may be called from any thread."""
 
-    def __init__(self, settings: TalkSettings, *, offline_sound: Floats | None = None) -> None:
-        """`offline_sound` [n] plays where there is no link; None: tones. Raises AudioError where Opus is asked for and
-        libopus is missing, MissingExtraError and ConfigError as the detector of `activity`."""
+    def __init__(self, settings: TalkSettings, *, offline_sound: Floats | None = None, lossy: bool = False) -> None:
+        """`offline_sound` [n] plays where there is no link; None: tones. `lossy`: the transport loses live sound, see
+        `TalkSettings.over_lossy_link`. Raises AudioError where Opus is asked for and libopus is missing,
+        MissingExtraError and ConfigError as the detector of `activity`."""
+        settings = settings.over_lossy_link() if lossy else settings
         self.settings = settings
         self.frame_ms, self.frame = settings.opus.frame_ms, settings.opus.frame_samples
         self.counts = TalkCounts()
-        self.questions = Questions(settings)
+        self.questions = Questions(settings, live=lossy)
         self.answer = Answer(settings)
         self._state = TalkState.IDLE
         self._since_ms = self._sound_ms = 0.0

@@ -1,58 +1,65 @@
-"""One WebSocket connection to the server, with every byte on the TCP socket counted."""
+"""A connection to the server by what its URL says, every byte on the socket counted: WebSocket here."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, InvalidStatus, InvalidURI
 
-from streamsplit.errors import ConnectionRefused
+from streamsplit.edge.settings import ServerLinkSettings
+from streamsplit.errors import ConnectionRefused, MissingExtraError
+from streamsplit.transport.count import ByteCount, UdpByteCount
+from streamsplit.transport.pipe import Channel, Pipe, Received
 from streamsplit.wire.frame import HEADER_BYTES
 from streamsplit.wire.types import MAX_FRAME_BYTES
 
-SEGMENT_BYTES = 1448  # TCP payload of an Ethernet-sized packet, with timestamps
-PACKET_HEADER_BYTES = 52  # IPv4 20 + TCP 20 + timestamps 12
 _UNSENT_BYTES = 16 << 10  # that may wait in the kernel: what became urgent meanwhile does not queue behind more
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HOPELESS = (401, 403, 404, 426)
 
 
-class ByteCount:
-    """Bytes on the TCP socket over all connections, HTTP handshake and WebSocket headers included.
+class WebSocketPipe:
+    """See `transport.pipe.Pipe`; a message is a frame."""
 
-    With TLS it is what goes into it. `packet_bytes` adds an estimate of TCP/IP headers: full segments, and one pure
-    acknowledgement for every second segment of the other direction.
-    """
-
-    def __init__(self) -> None:
-        self.up = 0
-        self.down = 0
-        self._up_segments = 0
-        self._down_segments = 0
-
-    def sent(self, size: int) -> None:
-        """The socket was handed `size` bytes."""
-        self.up += size
-        self._up_segments += math.ceil(size / SEGMENT_BYTES)
-
-    def received(self, size: int) -> None:
-        """The socket gave `size` bytes."""
-        self.down += size
-        self._down_segments += math.ceil(size / SEGMENT_BYTES)
+    def __init__(self, socket: ClientConnection, count: ByteCount) -> None:
+        self.count = count
+        self.ended = ""
+        self._socket = socket
 
     @property
-    def packet_bytes(self) -> tuple[int, int]:
-        """Estimated (up, down) on the link with TCP/IP headers."""
-        return (
-            self.up + PACKET_HEADER_BYTES * (self._up_segments + self._down_segments // 2),
-            self.down + PACKET_HEADER_BYTES * (self._down_segments + self._up_segments // 2),
-        )
+    def peer(self) -> str:
+        """The server's address."""
+        address = self._socket.remote_address
+        return str(address[0]) if address else ""
+
+    async def receive(self) -> Received | None:
+        """The next message."""
+        try:
+            data = await self._socket.recv()
+        except ConnectionClosed as error:
+            self.ended = "" if isinstance(error, ConnectionClosedOK) else str(error)
+            return None
+        return Received(data, Channel.MESSAGE) if isinstance(data, bytes) else Received(data.encode(), Channel.TEXT)
+
+    async def send(self, frame: bytes) -> None:
+        """One message."""
+        try:
+            await self._socket.send(frame)
+        except ConnectionClosed as error:
+            raise ConnectionError(str(error)) from error
+
+    async def finish(self, *, fatal: bool = False) -> None:
+        """Says goodbye."""
+        await self._socket.close(1008 if fatal else 1000)
+
+    def abort(self) -> None:
+        """Hangs up."""
+        self._socket.transport.abort()
 
 
 class _CountingTransport:
@@ -68,6 +75,24 @@ class _CountingTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+def byte_count(settings: ServerLinkSettings) -> ByteCount:
+    """What counts the bytes of a device's connections."""
+    return UdpByteCount() if settings.lossy else ByteCount()
+
+
+async def open_pipe(settings: ServerLinkSettings, count: ByteCount) -> Pipe:
+    """Connects; raises as `open_socket`, and MissingExtraError for quic:// without aioquic."""
+    if not settings.lossy:
+        return WebSocketPipe(await open_socket(settings.url, count, settings.connect_timeout_s), count)
+    try:
+        from streamsplit.transport.quic_client import Trust, open_quic
+    except ImportError as error:
+        raise MissingExtraError("a connection over QUIC (quic://)", "quic", str(error)) from error
+    parts = urlsplit(settings.url)
+    trust = Trust(settings.fingerprint, settings.tls_ca_file, settings.tls_unverified)
+    return await open_quic(str(parts.hostname), int(parts.port or 0), trust, count, settings.connect_timeout_s)
 
 
 async def open_socket(url: str, count: ByteCount, timeout_s: float) -> ClientConnection:

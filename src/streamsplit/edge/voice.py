@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 STEP_S = 0.05
 _PLAYOUT_MS = 10.0  # of sound that the speaker asks for at once: an answer begins so much late at most
 _ABOUT_SPEECH = frozenset({"bad_dialogue", "no_answer"})
+_NO_LINK = "no link"
 _NOBODY = "the server answers nobody; set dialogue.responder there"
 
 
@@ -43,7 +44,7 @@ class TalkStatus(NamedTuple):
     target_ms: float  # of the jitter buffer
     waiting: int  # questions that are kept
     counts: dict[str, int]
-    frames: dict[str, int]  # of answers: received, played, recovered, concealed, late, lost, left_out, duplicates
+    frames: dict[str, int]  # of answers, see codec.jitter.JitterCounts
     underruns: int
     problem: str
 
@@ -66,7 +67,7 @@ class Voice:
         CheckpointError for kept questions that cannot be read, and as `Talker`."""
         talk = settings.talk
         sound = read_audio(talk.offline_sound) if talk.offline_sound else None
-        self.talker = Talker(talk, offline_sound=sound)
+        self.talker = Talker(talk, offline_sound=sound, lossy=settings.server.lossy)
         self.sink = sink
         self.client: Speaking | None = None
         self.problem = ""
@@ -128,11 +129,14 @@ class Voice:
 
     def opened(self) -> None:
         """Connected."""
+        if self.problem.startswith(_NO_LINK):
+            self.problem = ""
         self.talker.link(True, now_ms())
         self._send()
 
-    def closed(self) -> None:
-        """The connection is gone."""
+    def closed(self, reason: str) -> None:
+        """The connection is gone, or could not be made."""
+        self.problem = f"{_NO_LINK}: {reason}"
         self.talker.link(False, now_ms())
         self._report()
 

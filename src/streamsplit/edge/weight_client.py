@@ -17,10 +17,11 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from streamsplit.edge.transport import ByteCount, open_socket
+from streamsplit.edge.transport import open_socket
 from streamsplit.edge.weight_job import Job
 from streamsplit.edge.weight_link import WeightLinkSettings, full_url
 from streamsplit.errors import ConnectionRefused, ManifestError, ProtocolError
+from streamsplit.transport.count import ByteCount
 from streamsplit.weights.streaming.manifest import Manifest, decode_manifest
 from streamsplit.weights.streaming.pieces import unpacked_piece, zstandard_module
 from streamsplit.wire.chunks import MAX_PENDING, ChunkClient, Failed, Piece

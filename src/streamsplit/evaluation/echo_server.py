@@ -22,17 +22,22 @@ class EchoServer(NamedTuple):
 
 
 @contextmanager
-def echo_server(folder: Path) -> Iterator[EchoServer]:
-    """For the length of a block, its files in `folder`; neither trains nor learns. Raises StreamSplitError where it
-    does not come up."""
-    with socket.socket() as held:
+def echo_server(folder: Path, transport: str = "websocket") -> Iterator[EchoServer]:
+    """For the length of a block, its files in `folder`; neither trains nor learns. For 'quic' UDP has the same port.
+    Raises StreamSplitError where it does not come up."""
+    with socket.socket() as held, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         held.bind(("127.0.0.1", 0))
         port = int(held.getsockname()[1])
+        datagrams.bind(("127.0.0.1", port))
     config = folder / "server.yaml"
     config.write_text(
         yaml.safe_dump(
             {
-                "server": {"port": port, "data_dir": str(folder / "server")},
+                "server": {
+                    "port": port,
+                    "quic_port": port if transport == "quic" else None,
+                    "data_dir": str(folder / "server"),
+                },
                 "training": {"enabled": False},
                 "dialogue": {"responder": "echo", "learn": False, "longest_s": 3_600.0},
             }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from streamsplit.codec.jitter import JitterBuffer, Play
 from streamsplit.codec.opus_stream import OpusDecoderStream, OpusEncoderStream, OpusSettings
 from streamsplit.evaluation.codec_study import speech_quality
+from streamsplit.network.bursts import BurstLoss
 
 Floats = NDArray[np.float32]
 BURST = 2.0  # packets that are lost in a row, on average
@@ -30,16 +31,8 @@ class LossRow(NamedTuple):
 
 def lost_packets(count: int, share: float, rng: np.random.Generator, burst: float = BURST) -> NDArray[np.bool_]:
     """Which of `count` packets are lost: two states, runs of `burst` on average (Gilbert 1960)."""
-    lost = np.zeros(count, bool)
-    if share <= 0:
-        return lost
-    leave = 1.0 / burst
-    enter = min(1.0, leave * share / (1.0 - share))
-    bad = False
-    for place in range(count):
-        bad = rng.random() >= leave if bad else rng.random() < enter
-        lost[place] = bad
-    return lost
+    bursts = BurstLoss(share, burst, rng.random)
+    return np.array([bursts.lost() for _ in range(count)], bool)
 
 
 def receive(packets: Sequence[bytes], lost: NDArray[np.bool_], settings: OpusSettings, receiver: str) -> Floats:

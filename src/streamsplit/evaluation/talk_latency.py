@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsplit.edge.blocks import RATE_HZ, AudioBlock, Pacer, SourceInfo
-from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.settings import EdgeSettings, ServerLinkSettings
 from streamsplit.edge.speaker import PacedSink
 from streamsplit.edge.talk import TalkRuntime
 from streamsplit.errors import StreamSplitError
 from streamsplit.evaluation.echo_server import echo_server
 from streamsplit.evaluation.provenance import machine, revision_of_code
 from streamsplit.network.bandwidth import constant_trace
+from streamsplit.network.packets import PacketLinkSettings
 from streamsplit.network.shaper import ShapedProxy
+from streamsplit.network.udp_shaper import LossyProxy
 
 Floats = NDArray[np.float64]
 STAGES = ("capture", "gathering", "uplink", "server", "downlink", "waiting")
@@ -71,47 +74,84 @@ def measure(
     iterations: int,
     *,
     url: str | None = None,
+    transport: str = "websocket",
     one_way_ms: float = 20.0,
     jitter_ms: float = 0.0,
+    loss: float = 0.0,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Latencies of `iterations` messages of an echo over a link of so many milliseconds each way; with `url`, of a
     server that is there already, over whatever link leads to it.
 
-    Raises StreamSplitError where the echo does not come back.
+    `transport` is 'websocket' or 'quic'. Over QUIC a share `loss` of packets is lost either way, in bursts of mean 2; a
+    WebSocket's link has none. Raises StreamSplitError where the echo does not come back.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         device = settings.device.replace(state_dir=str(folder / "device"))
         talk = settings.talk.replace(
-            activity=settings.talk.activity.replace(kind="always", lead_ms=0.0, start_ms=0.0), longest_s=3_600.0
+            activity=settings.talk.activity.replace(kind="push", lead_ms=0.0), longest_s=3_600.0
         )
         settings = settings.replace(device=device, talk=talk)
         if url is not None:
-            return _run(settings, iterations, url, progress) | {"link": "as it is"}
-        with echo_server(folder) as server:
-            link = constant_trace(_LINK_BPS, 2 * one_way_ms)
-            proxy = ShapedProxy(
-                ("127.0.0.1", server.port), link, link, jitter_ms=jitter_ms, seed=seed
-            ).start_in_thread()
-            try:
-                found = _run(settings, iterations, f"ws://127.0.0.1:{proxy.address[1]}/v1/stream", progress)
-            finally:
-                proxy.stop_thread()
-    return found | {"link": {"one_way_ms": one_way_ms, "jitter_ms": jitter_ms, "mbit_s": _LINK_BPS / 1e6}}
+            return _run(settings.server.replace(url=url), settings, iterations, progress) | {"link": "as it is"}
+        with (
+            echo_server(folder, transport) as echo,
+            shaped(echo.port, transport, one_way_ms, jitter_ms, loss, seed) as proxy,
+        ):
+            server = reached(settings.server, folder, transport, proxy)
+            found = _run(server, settings, iterations, progress)
+    link = {"one_way_ms": one_way_ms, "jitter_ms": jitter_ms, "mbit_s": _LINK_BPS / 1e6, "loss": loss}
+    return found | {"transport": transport, "link": link, "seed": seed}
 
 
-def _run(settings: EdgeSettings, iterations: int, url: str, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    talk = settings.talk
-    settings = settings.replace(server=settings.server.replace(url=url))
+@contextmanager
+def shaped(
+    port: int, transport: str, one_way_ms: float, jitter_ms: float, loss: float, seed: int
+) -> Iterator[LossyProxy | ShapedProxy]:
+    """A link to the server on this port (TCP and UDP), both ways alike."""
+    proxy: LossyProxy | ShapedProxy
+    if transport == "quic":
+        way = PacketLinkSettings(one_way_ms=one_way_ms, jitter_ms=jitter_ms, loss=loss, rate_bps=_LINK_BPS)
+        proxy = LossyProxy(("127.0.0.1", port), way, seed=seed)
+    else:
+        link = constant_trace(_LINK_BPS, 2 * one_way_ms)
+        proxy = ShapedProxy(("127.0.0.1", port), link, link, jitter_ms=jitter_ms, seed=seed)
+    proxy.start_in_thread()
+    try:
+        yield proxy
+    finally:
+        proxy.stop_thread()
+
+
+def reached(
+    settings: ServerLinkSettings, folder: Path, transport: str, proxy: LossyProxy | ShapedProxy
+) -> ServerLinkSettings:
+    """How a device reaches the server of `echo_server` through a link."""
+    if transport == "websocket":
+        return settings.replace(url=f"ws://127.0.0.1:{proxy.address[1]}/v1/stream")
+    from streamsplit.server.certificate import certificate_files
+
+    fingerprint = certificate_files("", "", folder / "server").fingerprint
+    return settings.replace(url=f"quic://127.0.0.1:{proxy.address[1]}", tls_fingerprint=fingerprint)
+
+
+def _run(
+    server: ServerLinkSettings, settings: EdgeSettings, iterations: int, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    settings = settings.replace(server=server)
     trace = _Trace()
-    runtime = TalkRuntime(settings, _Buzz(talk.opus.frame_samples), PacedSink())
+    runtime = TalkRuntime(settings, _Buzz(settings.talk.opus.frame_samples), PacedSink())
     runtime.talker.watch(trace)
+    talk = runtime.talker.settings
     wanted = iterations * talk.frames_per_message + _WARM_UP
 
     async def until_heard() -> None:
         running = asyncio.create_task(runtime.run(wanted * talk.opus.frame_ms / 1000.0 + 30.0))
+        while not running.done() and not runtime.status().connected:
+            await asyncio.sleep(0.01)
+        runtime.press()  # only now: what is said before the link is there is not live
         while not running.done() and len(trace.at["played"]) < wanted:
             progress(len(trace.at["played"]) // talk.frames_per_message, iterations)
             await asyncio.sleep(0.1)
@@ -130,9 +170,15 @@ def _run(settings: EdgeSettings, iterations: int, url: str, progress: Callable[[
         "messages": iterations, "message_ms": talk.frames_per_message * talk.opus.frame_ms, "codec": talk.codec,
         "payload_bytes_s": round(runtime.talker.questions.payload_bytes / wall_s, 1),
         "socket_bytes_s": round((runtime.client.bytes.up if runtime.client else 0) / wall_s, 1),
+        "link_bytes_s": _each(runtime.client.bytes.packet_bytes if runtime.client else (0, 0), wall_s),
         "client_cpu_share": round(cpu_s / wall_s, 4), "buffer": dict(vars(runtime.talker.answer.jitter.counts)),
         "underruns": runtime.voice.sink.underruns, "code": revision_of_code(), "machine": machine(),
     }  # fmt: skip
+
+
+def _each(sizes: tuple[int, int], wall_s: float) -> dict[str, float]:
+    """Up and down a second, with headers of IP and TCP or UDP."""
+    return {name: round(size / wall_s, 1) for name, size in zip(("up", "down"), sizes, strict=True)}
 
 
 def summary(rows: Floats, frame_ms: float, lookahead_ms: float) -> dict[str, Any]:

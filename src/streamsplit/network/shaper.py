@@ -7,19 +7,16 @@ headers included, TCP/IP headers not); order is always kept; bytes are never los
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Coroutine
-from types import TracebackType
 from typing import Any
 
 from streamsplit.errors import PortInUseError, StreamSplitError
 from streamsplit.network.bandwidth import DOWNLINK_FACTOR, BandwidthTrace
-from streamsplit.network.fine_loop import run_finely
+from streamsplit.network.in_thread import InThread
 from streamsplit.network.link import LinkDirection
 
 _PIECE_S = 0.010  # a link hands data over in pieces of about this long
@@ -32,7 +29,7 @@ def _piece_bytes(direction: LinkDirection, now_s: float) -> int:
     return int(min(max(direction.rate_bps(now_s) / 8 * _PIECE_S, _PIECE_BYTES[0]), _PIECE_BYTES[1]))
 
 
-class ShapedProxy:
+class ShapedProxy(InThread):
     """Listens on `listen` and forwards to `target` as if over the link of `uplink` and `downlink`.
 
     The trace starts when the proxy does and repeats. Half of a trace's round-trip time delays each direction.
@@ -57,8 +54,6 @@ class ShapedProxy:
         self._up = LinkDirection(uplink, jitter_ms, seed)
         self._down = LinkDirection(downlink or uplink.scaled(DOWNLINK_FACTOR), jitter_ms, seed + 1)
         self._server: asyncio.Server | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
         self._started = 0.0
         self._dead_until = -math.inf
         self._late_s = 0.0
@@ -128,50 +123,6 @@ class ShapedProxy:
         await asyncio.gather(*self._connections, return_exceptions=True)
         self._server = None
         self._loop = None
-
-    async def __aenter__(self) -> ShapedProxy:
-        return await self.start()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    def start_in_thread(self) -> ShapedProxy:
-        """Runs in a loop of its own, in a daemon thread; returns when it listens."""
-        ready = threading.Event()
-        failure: list[BaseException] = []
-        finish = asyncio.Event()
-
-        async def main() -> None:
-            try:
-                await self.start()
-            except StreamSplitError as error:
-                failure.append(error)
-                return
-            finally:
-                ready.set()
-            await finish.wait()
-            await self.stop()
-
-        self._finish = finish
-        self._thread = threading.Thread(target=lambda: run_finely(main()), name="shaped-link", daemon=True)
-        self._thread.start()
-        ready.wait()
-        if failure:
-            raise failure[0]
-        return self
-
-    def stop_thread(self) -> None:
-        """Ends a proxy started with `start_in_thread`; harmless when it is not running."""
-        if self._thread is None:
-            return
-        loop = self._loop
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has just closed
-                loop.call_soon_threadsafe(self._finish.set)
-        self._thread.join()
-        self._thread = None
 
     def _cut(self, seconds: float, reset: bool) -> None:
         self._dead_until = max(self._dead_until, self.elapsed_s + seconds)

@@ -25,6 +25,7 @@ from streamsplit.server.fleet import cut_name, finite
 from streamsplit.server.records import WindowRecord
 from streamsplit.server.service import StreamServer
 from streamsplit.server.settings import ServerSettings
+from streamsplit.server.websocket import WebSocketPipe
 
 MAX_WINDOWS = 20_000
 MAX_BODY_BYTES = 1 << 20
@@ -44,7 +45,8 @@ def create_app(settings: ServerSettings) -> Starlette:
             await server.stop()
 
     async def stream(websocket: WebSocket) -> None:
-        await server.gateway.serve(websocket)
+        await websocket.accept()
+        await server.gateway.serve(WebSocketPipe(websocket))
 
     weights = [WebSocketRoute("/v1/weights", server.weight_stream.serve)] if server.weight_stream else []
     app = Starlette(

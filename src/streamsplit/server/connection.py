@@ -1,4 +1,4 @@
-"""One WebSocket (`Connection`), what outlives it (`Link`), and the two coroutines that read and write it (`Pump`).
+"""One connection (`Connection`), what outlives it (`Link`), and the two coroutines that read and write it (`Pump`).
 
 Neither coroutine computes nor touches the disk.
 """
@@ -10,11 +10,10 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
-
-from streamsplit.server.fleet import Device, websocket_bytes
+from streamsplit.server.fleet import Device
 from streamsplit.server.jobs import DeviceStream
 from streamsplit.server.metrics import Metrics
+from streamsplit.transport.pipe import Pipe
 from streamsplit.weights.pacing import PacedSender
 from streamsplit.weights.transfer import WeightTransfer
 from streamsplit.wire import events
@@ -22,14 +21,13 @@ from streamsplit.wire.messages import Hello, Revision, WeightsRequest
 from streamsplit.wire.session import ServerSession
 
 SEND_BYTES = 32 << 10  # handed to the transport at a time
-CLOSE_POLICY = 1008
 
 
 class Connection:
-    """One WebSocket."""
+    """One WebSocket, or one connection over QUIC."""
 
-    def __init__(self, websocket: WebSocket, session: ServerSession) -> None:
-        self.websocket = websocket
+    def __init__(self, pipe: Pipe, session: ServerSession) -> None:
+        self.pipe = pipe
         self.session = session
         self.number = session.connection
         self.wake = asyncio.Event()
@@ -43,6 +41,7 @@ class Connection:
         self.budget_s = time.monotonic()
         self.throttled = False
         self.throttle_told_s = 0.0
+        self.received_bytes = self.sent_bytes = 0  # of those on the socket, how many have been counted
         self.unclaimed_bytes = 0  # received before it was known which device this is
 
     def end(self, *, fatal: bool = False) -> None:
@@ -80,7 +79,7 @@ class Link:
 
 
 class Pump:
-    """Moves bytes between WebSockets and their sessions, counts them, and hands on what the sessions tell."""
+    """Moves bytes between connections and their sessions, counts them, and hands on what the sessions tell."""
 
     def __init__(
         self,
@@ -101,20 +100,11 @@ class Pump:
     async def read(self, connection: Connection) -> None:
         """Reads until either end has had enough."""
         while not connection.ending:
-            try:
-                message = await connection.websocket.receive()
-            except (WebSocketDisconnect, RuntimeError):
+            received = await connection.pipe.receive()
+            if received is None or connection.ending:
                 return
-            if message["type"] == "websocket.disconnect" or connection.ending:
-                return
-            data = message.get("bytes")
-            if data is None:
-                text = message.get("text") or ""
-                self._count_received(connection, len(text.encode()))
-                connection.session.fail("bad_message", "got a text message, expected binary frames")
-            else:
-                self._count_received(connection, len(data))
-                connection.session.receive(data, now_ms())
+            self._count_received(connection)
+            received.give(connection.session, now_ms())
             for event in connection.session.events():
                 if isinstance(event, events.HelloReceived):
                     await self._on_hello(connection, event.hello)
@@ -125,7 +115,6 @@ class Pump:
 
     async def write(self, connection: Connection) -> None:
         """Writes what is queued whenever woken, keeps the session's deadlines, closes in the end."""
-        websocket = connection.websocket
         try:
             while True:
                 connection.wake.clear()
@@ -135,13 +124,13 @@ class Pump:
                         self._on_event(connection, event)
                     await self._flush(connection)
                 if connection.ending:
-                    await websocket.close(CLOSE_POLICY if connection.fatal else 1000)
+                    await connection.pipe.finish(fatal=connection.fatal)
                     return
                 deadline_ms = connection.session.next_deadline_ms()
                 timeout_s = None if deadline_ms is None else max(0.0, (deadline_ms - now_ms()) / 1000)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(connection.wake.wait(), timeout_s)
-        except (WebSocketDisconnect, RuntimeError, OSError):  # the peer is gone; the reader notices, too
+        except OSError:  # the peer is gone; the reader notices, too
             connection.ending = True
 
     async def _flush(self, connection: Connection) -> None:
@@ -151,19 +140,24 @@ class Pump:
             if not batch:
                 return
             for data in batch:
-                await connection.websocket.send_bytes(data)
-                size = websocket_bytes(len(data), masked=False)
-                self._metrics.downlink.inc(size)
-                if connection.link is not None:
-                    connection.link.device.downlink_bytes += size
+                await connection.pipe.send(data)
+            self._count_sent(connection)
 
-    def _count_received(self, connection: Connection, size: int) -> None:
-        total = websocket_bytes(size, masked=True)
-        self._metrics.uplink.inc(total)
+    def _count_sent(self, connection: Connection) -> None:
+        size = connection.pipe.count.up - connection.sent_bytes
+        connection.sent_bytes += size
+        self._metrics.downlink.inc(size)
         if connection.link is not None:
-            connection.link.device.uplink_bytes += total
+            connection.link.device.downlink_bytes += size
+
+    def _count_received(self, connection: Connection) -> None:
+        size = connection.pipe.count.down - connection.received_bytes
+        connection.received_bytes += size
+        self._metrics.uplink.inc(size)
+        if connection.link is not None:
+            connection.link.device.uplink_bytes += size
         else:  # the HELLO: counted for the device once it is known
-            connection.unclaimed_bytes += total
+            connection.unclaimed_bytes += size
 
 
 def now_ms() -> float:

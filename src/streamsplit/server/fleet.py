@@ -121,9 +121,3 @@ def finite(value: float | None) -> float | None:
 def cut_name(block: int, encoding: int) -> str:
     """'6:int8' from a record's numbers."""
     return str(Cut(block, Encoding(encoding)))
-
-
-def websocket_bytes(payload_bytes: int, *, masked: bool) -> int:
-    """Bytes of one WebSocket message on the TCP stream (RFC 6455, 5.2): clients mask, servers do not."""
-    length = 0 if payload_bytes < 126 else 2 if payload_bytes < 65536 else 8
-    return 2 + length + (4 if masked else 0) + payload_bytes

@@ -1,4 +1,4 @@
-"""The gateway: WebSockets in, windows to the worker, acknowledgements and results out; everything in the event loop.
+"""The gateway: connections in, windows to the worker, acknowledgements and results out; everything in the event loop.
 
 Here is what becomes of an event. The parts have files of their own: `connection` (reading and writing), `handshake`
 (who is let in), `roster` (who is known), `transfers` (weights), `results` (what a device is told), `gradients` (what
@@ -14,8 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
-
-from starlette.websockets import WebSocket
 
 from streamsplit.server.backpressure import Backpressure
 from streamsplit.server.codecs import CodecShelf
@@ -35,6 +33,7 @@ from streamsplit.server.store import Store
 from streamsplit.server.transfers import Transfers, feed_download
 from streamsplit.server.weight_service import WeightService
 from streamsplit.splitting.cut import Cut
+from streamsplit.transport.pipe import Pipe
 from streamsplit.weights.revision import Weights
 from streamsplit.wire import events
 from streamsplit.wire.media import Encoding
@@ -99,10 +98,9 @@ class Gateway:
 
     # -- one connection ------------------------------------------------------------------------------------------
 
-    async def serve(self, websocket: WebSocket) -> None:
-        """The WebSocket endpoint: lives as long as the connection."""
-        await websocket.accept()
-        connection = Connection(websocket, ServerSession(now_ms(), self._session_settings, refuses=self._refuses))
+    async def serve(self, pipe: Pipe) -> None:
+        """One device's connection: lives as long as it does."""
+        connection = Connection(pipe, ServerSession(now_ms(), self._session_settings, refuses=self._refuses))
         self._connections.add(connection)
         writer = asyncio.create_task(self._pump.write(connection))
         try:

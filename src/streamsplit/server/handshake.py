@@ -124,7 +124,7 @@ class Doorkeeper:
         return None
 
     def _opened(self, connection: Connection, link: Link, hello: Hello, *, resumed: bool) -> None:
-        device, client = link.device, connection.websocket.client
+        device = link.device
         connection.link = link
         connection.number = connection.session.connection
         connection.budget = 2 * self._settings.limits.max_windows_per_s
@@ -138,7 +138,7 @@ class Doorkeeper:
         device.connected = True
         device.connections += 1
         device.connected_s = device.last_seen_s = time.time()
-        device.address = client.host if client else ""
+        device.address = connection.pipe.peer
         device.revision = hello.revision
         device.uplink_bytes += connection.unclaimed_bytes
         self._metrics.connections.labels("yes" if resumed else "no").inc()

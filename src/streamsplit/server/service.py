@@ -397,6 +397,7 @@ class StreamServer:
                 "samples_dropped": self.refiner.dropped,
                 "last_checkpoint_unix_s": self.last_checkpoint_unix_s,
             },
+            "dialogue": self.dialogues.status(),
             "devices": [device.as_json(history=at < MAX_HISTORIES) for at, device in enumerate(devices)],
             "events": events,
         }

@@ -26,8 +26,19 @@ class ListenSettings(Settings):
 
     bind_address: str = setting("127.0.0.1")
     port: int = setting(8888, low=0, high=65535)  # 0: any free port
+    quic_port: int | None = setting(None, low=0, high=65535)  # UDP, for quic:// devices; None: none. 0: any free port
+    quic_certificate: str = setting("")  # PEM file; "": one of the server's own, made once into data_dir
+    quic_key: str = setting("")  # PEM file of its key
     data_dir: str = setting("runs/server")  # database, checkpoints, revisions
     log_level: str = setting("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+
+    def check(self) -> None:
+        """A certificate is of no use without its key."""
+        if bool(self.quic_certificate) != bool(self.quic_key):
+            raise ConfigError(
+                f"'quic_certificate' and 'quic_key': got '{self.quic_certificate}' and '{self.quic_key}', "
+                "expected both or neither"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

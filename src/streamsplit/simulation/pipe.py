@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from streamsplit.network.link import LinkDirection
-from streamsplit.server.fleet import websocket_bytes
 from streamsplit.simulation.clock import EventClock
+from streamsplit.transport.count import websocket_bytes
 
 
 class Pipe:

@@ -5,7 +5,7 @@ u8 number of frames, u8 flags, u16 milliseconds that the server held what this a
 its length (u16). Kinds: 0 PCM (16-bit little-endian), 1 Opus, 2 text (UTF-8, no duration), 3 stop: the sender wants no
 more of the utterance. Flag 1, LIVE: the sound is being made right now, so that what has come late is better left out
 than played late; other flags are 0. The frame's flag FINAL ends the utterance; its first index is then the number of
-frames in all.
+frames in all. What is LIVE may be lost where the transport can lose (`may_be_lost`), but for an utterance's two ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from streamsplit.errors import ProtocolError
-from streamsplit.wire.types import MAX_DIALOGUE_BYTES
+from streamsplit.wire.frame import HEADER_BYTES
+from streamsplit.wire.types import MAX_DIALOGUE_BYTES, FrameFlag, FrameType
 
 _LAYOUT = struct.Struct("<IIBBBBHH")
 DIALOGUE_HEADER_BYTES = _LAYOUT.size
@@ -23,6 +24,8 @@ MOST_FRAMES = 24  # of one message: 60 ms of frames of 2.5 ms
 LONGEST_TEXT = 4_096  # bytes
 _U16 = struct.Struct("<H")
 _LIVE = 1
+_DIALOGUE, _FINAL = int(FrameType.DIALOGUE), int(FrameFlag.FINAL)
+_FIRST_AT, _FLAGS_AT = HEADER_BYTES + 4, HEADER_BYTES + 11
 
 
 class Kind(IntEnum):
@@ -84,6 +87,18 @@ def unpack_utterance(data: bytes | memoryview) -> Utterance:
     if at != len(view):
         raise ProtocolError("bad_media", f"got {len(view) - at} bytes behind the dialogue's last frame")
     return Utterance(utterance, first, Kind(kind), halves / 2, tuple(frames), held_ms, bool(flags & _LIVE))
+
+
+def may_be_lost(data: bytes | bytearray | memoryview) -> bool:
+    """Whether an encoded frame may travel where messages are lost and overtake each other: live sound, but for an
+    utterance's beginning and its end."""
+    return (
+        len(data) >= HEADER_BYTES + DIALOGUE_HEADER_BYTES
+        and data[1] == _DIALOGUE
+        and not data[2] & _FINAL
+        and bool(data[_FLAGS_AT] & _LIVE)
+        and any(data[_FIRST_AT : _FIRST_AT + 4])
+    )
 
 
 def text_of(piece: Utterance) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from streamsplit.errors import ProtocolError
 from streamsplit.wire.acks import AckPlanner
+from streamsplit.wire.dialogue import may_be_lost
 from streamsplit.wire.events import Acked, Closed, Event, MediaReceived, MessageReceived, RoundTrip
 from streamsplit.wire.frame import HEADER_BYTES, Frame, FrameParser, check_frame, decode_frame, encode_frame
 from streamsplit.wire.limits import SessionSettings
@@ -55,6 +57,7 @@ class Endpoint(ABC, Generic[S]):
         self.received_bytes = 0  # over all connections, frame headers included
         self.sent_bytes = 0
         self.duplicates = 0  # numbered frames that came again and were dropped
+        self.strays = 0  # datagrams that were none, came too early, or may not travel as such
         self._state = state
         self._refuses = refuses
         self._now_ms = now_ms
@@ -108,9 +111,17 @@ class Endpoint(ABC, Generic[S]):
 
     def receive_stream(self, data: bytes | bytearray | memoryview, now_ms: float) -> None:
         """Takes bytes of a transport without message borders (TCP, a pipe), in pieces of any size."""
-        self._take_in(lambda: self._parser.feed(data), now_ms)
-        if self._attached and self._parser.error is not None:
-            self._break(self._parser.error)
+        self._take_in(lambda: self._parser.each(data), now_ms)
+
+    def receive_datagram(self, data: bytes | bytearray | memoryview, now_ms: float) -> None:
+        """Takes one message of a way on which messages are lost, repeated and overtake each other. What has no place
+        there is passed over and counted in `strays`: it cannot break the session, nor begin one."""
+        if self.is_open and may_be_lost(data):
+            with contextlib.suppress(ProtocolError):
+                frame = decode_frame(data, self._parser.max_frame_bytes)
+                self._take_in(lambda: [frame], now_ms)
+                return
+        self.strays += 1
 
     def events(self) -> list[Event]:
         """What happened since the last call. Ask after every `receive`, `tick` and `disconnected`."""
@@ -268,7 +279,7 @@ class Endpoint(ABC, Generic[S]):
             return math.inf
         return min(self._heard_ms + self.settings.silence_timeout_ms, self._acks.deadline_ms, self._ping_due_ms())
 
-    def _take_in(self, frames: Callable[[], list[Frame]], now_ms: float) -> None:
+    def _take_in(self, frames: Callable[[], Iterable[Frame]], now_ms: float) -> None:
         self._at(now_ms)
         try:
             if not self._attached:

@@ -12,6 +12,7 @@ One WebSocket binary message is one frame (`decode_frame`); `FrameParser` takes 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from streamsplit.errors import ProtocolError
@@ -122,21 +123,30 @@ class FrameParser:
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """Complete frames, in order; raises ProtocolError if the stream is broken at its very start or was before."""
+        frames: list[Frame] = []
+        try:
+            for frame in self.each(data):
+                frames.append(frame)
+        except ProtocolError:
+            if not frames:
+                raise
+        return frames
+
+    def each(self, data: bytes | bytearray | memoryview) -> Iterator[Frame]:
+        """The same one by one: what a frame changes in `max_frame_bytes` holds from the next one on. Raises
+        ProtocolError where the stream breaks, or was broken before."""
         if self.error is not None:
             raise self.error
-        frames: list[Frame] = []
         with memoryview(data) as view:
             try:
-                self._cut(view, frames)
+                yield from self._cut(view)
             except ProtocolError as error:
                 self.error = error
                 self._head.clear()
                 self._body.clear()
-                if not frames:
-                    raise
-        return frames
+                raise
 
-    def _cut(self, view: memoryview, frames: list[Frame]) -> None:
+    def _cut(self, view: memoryview) -> Iterator[Frame]:
         at, end = 0, len(view)
         while True:
             if self._header is None:
@@ -155,10 +165,11 @@ class FrameParser:
                     return
                 payload = bytes(self._body)
             at += take
-            frames.append(Frame(*self._header[:4], payload))
+            frame = Frame(*self._header[:4], payload)
             self._header = None
             self._head.clear()
             self._body.clear()
+            yield frame
 
 
 def _parse_header(data: bytes | bytearray | memoryview, offset: int, max_frame_bytes: int) -> _Header:

@@ -6,7 +6,8 @@ Device (the durable queue is the owner's; everything in one task or under one lo
     client.hello(Hello(protocol=1, device_id=..., token=..., epoch=queue.epoch, oldest_sequence=queue.oldest,
                        next_sequence=queue.next), now_ms)           # on every new transport
     loop:
-        client.receive(message, now_ms)                             # one WebSocket message = one frame
+        client.receive(message, now_ms)                             # one WebSocket message = one frame; without
+                                                                    # borders receive_stream, and receive_datagram
         client.tick(now_ms)                                         # at client.next_deadline_ms(), early is fine
         for event in client.events():
             Opened          queue.delete_through(event.feed_from - 1)

@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamsplit.codec.jitter import JitterCounts
 from streamsplit.codec.opus_stream import OpusEncoderStream, OpusSettings
 from streamsplit.codec.pcm import pack_pcm
 from streamsplit.errors import ProtocolError, StreamSplitError
@@ -37,6 +39,7 @@ class _Conversation:
     def __init__(self) -> None:
         self.open: dict[int, tuple[Question, asyncio.Task[None]]] = {}
         self.heard: deque[int] = deque(maxlen=REMEMBERED)
+        self.done: deque[int] = deque(maxlen=REMEMBERED)  # live questions that were over here before they ended
         self.sequence = 0
         self.broken = -1  # number of a question that was refused: the rest of it is passed over
 
@@ -53,6 +56,7 @@ class Dialogues:
         """`name(device, sound, learn)` embeds a question, names it and, if it is to, learns from it."""
         self.settings, self.responder = settings, responder
         self.questions = self.answers = self.failures = 0
+        self.frames = JitterCounts()  # of live questions that are over
         self._name = name
         self._conversations: dict[str, _Conversation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,6 +65,11 @@ class Dialogues:
     def enabled(self) -> bool:
         """Whether anybody answers."""
         return self.responder is not None
+
+    def status(self) -> dict[str, Any]:
+        """Counts for /api/status; `frames` of questions over lossy links that are over."""
+        counts = {name: getattr(self, name) for name in ("questions", "answers", "failures")}
+        return {**counts, "frames": dict(vars(self.frames))}
 
     def on_frame(self, link: Link, frame: Frame) -> None:
         """A DIALOGUE frame of a device; what is wrong with it is told to the device."""
@@ -90,21 +99,43 @@ class Dialogues:
         if piece.kind is Kind.STOP:
             self._stop(conversation, number)
             return
-        if number in conversation.heard:  # it came whole before; say so
-            if final and number not in conversation.open:
+        question = conversation.open[number][0] if number in conversation.open else None
+        live = question is not None and question.live and piece.live
+        if number in conversation.heard and not (live and not final):  # it came whole before; say so
+            if final and question is None:
                 self._send(link, conversation, Utterance(number, 0, piece.kind, piece.frame_ms, ()), final=True)
             return
         if number == conversation.broken:
             return
-        question = conversation.open[number][0] if number in conversation.open else None
-        if question is None or (piece.first == 0 and question.frames):  # new, or once more after a lost link
+        if piece.live and (number in conversation.done if question is None else not question.live):
+            return  # the rest of what nobody listens to any more; or of a connection before this one
+        if question is None or (piece.first == 0 and question.frames and not live):  # new, or after a lost link again
             question = self._begin(link, conversation, piece)
         question.add(piece, now_ms())
         if final:
             conversation.heard.append(number)
-            question.finish()
+            question.end(piece.first + len(piece.frames))
             if self._teaches(link):
                 self._keep(self._learn(question))
+            if not question.complete:
+                self._keep(self._wait_for_rest(link, conversation, question))
+        if question.complete:
+            self._finish(question)
+
+    async def _wait_for_rest(self, link: Link, conversation: _Conversation, question: Question) -> None:
+        """What is still missing of a live question may be on its way; then it is over."""
+        await asyncio.sleep(self.settings.patience_ms / 1000.0)
+        try:
+            self._finish(question)
+        except ProtocolError as error:
+            self._fail(link, conversation, "bad_dialogue", error.detail, question.number)
+
+    def _finish(self, question: Question) -> None:
+        if question.over.is_set():
+            return
+        question.finish()
+        for name, count in vars(question.counts).items():
+            setattr(self.frames, name, getattr(self.frames, name) + count)
 
     def _begin(self, link: Link, conversation: _Conversation, piece: Utterance) -> Question:
         self._stop(conversation, piece.utterance)
@@ -115,7 +146,8 @@ class Dialogues:
         async def name(sound: Floats) -> Named:
             return await self._name(device, sound, self._teaches(link))
 
-        question = Question(device, piece, name, longest_s=self.settings.longest_s)
+        settings = self.settings
+        question = Question(device, piece, name, longest_s=settings.longest_s, patience_ms=settings.patience_ms)
         self.questions += 1
         task = self._keep(self._answer(link, conversation, question))
         conversation.open[question.number] = question, task
@@ -128,6 +160,7 @@ class Dialogues:
     def _stop(self, conversation: _Conversation, number: int) -> None:
         held = conversation.open.pop(number, None)
         if held is not None:
+            conversation.done.append(number)
             held[1].cancel()
 
     def close(self) -> None:
@@ -176,6 +209,7 @@ class Dialogues:
             held = conversation.open.get(question.number)
             if held is not None and held[0] is question:
                 del conversation.open[question.number]
+                conversation.done.append(question.number)
 
     async def _next(self, replies: AsyncIterator[Reply], question: Question) -> Reply | None:
         """The responder's next reply, None at its end; it may take `answer_s` once the question is over."""
@@ -229,6 +263,7 @@ class _Voice:
         self._frames: list[bytes] = []
         self._sent = 0
         self._began_ms = 0.0
+        self._echoes = False
 
     async def say(self, reply: Reply) -> None:
         """Sends what is whole of it; raises _Gone where nobody is there."""
@@ -237,8 +272,9 @@ class _Voice:
             await self._out(Utterance(self._question.number, 0, Kind.TEXT, 0.0, (data,)))
         elif isinstance(reply, Coded):
             held_ms = now_ms() - reply.arrived_ms
-            await self._out(self._piece(reply.frames, round(held_ms))._replace(live=True))
-            self._sent += len(reply.frames)
+            await self._out(self._piece(reply.frames, round(held_ms))._replace(first=reply.first, live=True))
+            self._sent = max(self._sent, reply.first + len(reply.frames))
+            self._echoes = True
         else:
             await self._speak(np.asarray(reply, np.float32))
 
@@ -248,6 +284,8 @@ class _Voice:
             await self._speak(np.zeros(-len(self._rest) % self._samples, np.float32))
         if self._frames:
             await self._flush(len(self._frames))
+        if self._echoes:  # the last of a live question's frames may have been lost
+            self._sent = max(self._sent, self._question.frames)
         await self._out(self._piece(()), final=True)
 
     async def _speak(self, samples: Floats) -> None:

@@ -9,13 +9,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streamsplit.codec.jitter import Decision, JitterCounts, Play
 from streamsplit.codec.opus_stream import FRAME_MS, OpusDecoderStream, OpusSettings
 from streamsplit.codec.pcm import unpack_pcm
+from streamsplit.codec.reorder import ReorderBuffer
 from streamsplit.errors import CutError, ProtocolError
 from streamsplit.wire.dialogue import Kind, Utterance
 
 Floats = NDArray[np.float32]
 RATE_HZ = 16_000
+_MOST_AHEAD_MS = 10_000.0  # by which live sound may be ahead of its time: what was recorded before the link was there
 
 
 class Coded(NamedTuple):
@@ -23,6 +26,7 @@ class Coded(NamedTuple):
 
     frames: tuple[bytes, ...]
     arrived_ms: float
+    first: int = 0  # place of the first one in the question; those of a live question may come in any order
 
 
 class Named(NamedTuple):
@@ -34,16 +38,27 @@ class Named(NamedTuple):
 
 
 class Question:
-    """One utterance of a device. `pieces` and `sound` give it while it comes; `whole` and `named` when it is over."""
+    """One utterance of a device. `pieces` and `sound` give it while it comes; `whole` and `named` when it is over.
+
+    A live one may come with holes and out of order: `pieces` gives it as it comes, `sound` in order, with what is
+    missing recovered or concealed.
+    """
 
     def __init__(
-        self, device: str, first: Utterance, name: Callable[[Floats], Awaitable[Named]], *, longest_s: float = 120.0
+        self,
+        device: str,
+        first: Utterance,
+        name: Callable[[Floats], Awaitable[Named]],
+        *,
+        longest_s: float = 120.0,
+        patience_ms: float = 100.0,
     ) -> None:
         """Raises ProtocolError for sound that cannot be decoded, AudioError where it is Opus without libopus."""
         if first.kind not in (Kind.PCM16, Kind.OPUS) or first.frame_ms not in FRAME_MS:
             raise ProtocolError("bad_dialogue", f"got {first.kind.name} in frames of {first.frame_ms} ms")
         self.device, self.number, self.kind, self.frame_ms = device, first.utterance, first.kind, first.frame_ms
-        self.frames = 0
+        self.frames = 0  # so far; of a live one, up to the newest that has come, or its end
+        self.live = first.live
         self.over = asyncio.Event()
         self._samples = OpusSettings(frame_ms=first.frame_ms).frame_samples
         self._decoder = OpusDecoderStream(first.frame_ms) if first.kind is Kind.OPUS else None
@@ -53,29 +68,70 @@ class Question:
         self._changed = asyncio.Event()
         self._name = name
         self._named: asyncio.Task[Named] | None = None
+        self._order = ReorderBuffer(patience_ms, fec=first.kind is Kind.OPUS)
+        self._began_ms: float | None = None
+
+    @property
+    def counts(self) -> JitterCounts:
+        """What became of a live question's frames."""
+        return self._order.counts
+
+    @property
+    def complete(self) -> bool:
+        """Whether the end has come, and nothing is missing."""
+        return self._order.complete if self.live else self._order.end is not None
 
     def add(self, piece: Utterance, now_ms: float) -> None:
         """The next frames. Raises ProtocolError for another kind, a hole, too much, or a frame that does not decode."""
         if (piece.kind, piece.frame_ms) != (self.kind, self.frame_ms):
             raise ProtocolError("bad_dialogue", f"got {piece.kind.name} in the middle of {self.kind.name}")
+        if self.live:
+            self._add_live(piece, now_ms)
+            return
         if piece.first != self.frames:
             raise ProtocolError("bad_dialogue", f"got frame {piece.first}, expected {self.frames}")
-        if self.frames + len(piece.frames) > self._most:
-            raise ProtocolError("bad_dialogue", f"got more than {self._most} frames, which is the longest question")
-        if not piece.frames:
-            return
-        try:
-            decoded = [self._decode(frame) for frame in piece.frames]
-        except CutError as error:
-            raise ProtocolError("bad_dialogue", str(error)) from None
-        self._sound += decoded
-        self._coded.append(Coded(piece.frames, now_ms))
-        self.frames += len(piece.frames)
-        self._changed.set()
+        self._check_length(piece)
+        if piece.frames:
+            self._sound += self._decoded([Decision(Play.PACKET, frame) for frame in piece.frames])
+            self._pass_on(piece, now_ms)
+            self.frames += len(piece.frames)
 
     def finish(self) -> None:
-        """It is over."""
-        self.over.set()
+        """It is over; what is still missing of a live one is concealed. Raises ProtocolError as `add`."""
+        try:
+            if self.live and not self.over.is_set():
+                self._sound += self._decoded(self._order.take(0.0, rest=True))
+        finally:
+            self.over.set()
+            self._changed.set()
+
+    def end(self, frames: int) -> None:
+        """Its end has come: so many frames in all."""
+        self.frames = frames
+        self._order.finish(frames)
+
+    def _add_live(self, piece: Utterance, now_ms: float) -> None:
+        self._began_ms = now_ms if self._began_ms is None else self._began_ms
+        self._check_length(piece)
+        ahead_ms = piece.first * self.frame_ms - (now_ms - self._began_ms)
+        if ahead_ms > _MOST_AHEAD_MS:
+            raise ProtocolError(
+                "bad_dialogue", f"got live frame {piece.first}, {ahead_ms / 1000:.0f} s before its time"
+            )
+        for place, frame in enumerate(piece.frames):
+            self._order.push(piece.first + place, frame, now_ms)
+        self._sound += self._decoded(self._order.take(now_ms))
+        if piece.frames:
+            self._pass_on(piece, now_ms)
+        if self._order.end is None:
+            self.frames = max(self.frames, piece.first + len(piece.frames))
+
+    def _check_length(self, piece: Utterance) -> None:
+        if piece.first + len(piece.frames) > self._most:
+            raise ProtocolError("bad_dialogue", f"got more than {self._most} frames, which is the longest question")
+
+    def _pass_on(self, piece: Utterance, now_ms: float) -> None:
+        self._coded.append(Coded(piece.frames, now_ms, piece.first))
         self._changed.set()
 
     async def pieces(self) -> AsyncIterator[Coded]:
@@ -114,10 +170,20 @@ class Question:
             self._named = asyncio.ensure_future(self._name(sound))
         return await asyncio.shield(self._named)
 
-    def _decode(self, frame: bytes) -> Floats:
+    def _decoded(self, decisions: list[Decision]) -> list[Floats]:
+        try:
+            return [self._decode(decision) for decision in decisions]
+        except CutError as error:
+            raise ProtocolError("bad_dialogue", str(error)) from None
+
+    def _decode(self, decision: Decision) -> Floats:
         if self._decoder is not None:
-            return self._decoder.decode(frame)
-        samples = unpack_pcm(frame)
+            if decision.play is Play.PACKET:
+                return self._decoder.decode(decision.data)
+            return self._decoder.recover(decision.data) if decision.data else self._decoder.conceal()
+        if decision.play is not Play.PACKET:  # PCM has no way to conceal
+            return np.zeros(self._samples, np.float32)
+        samples = unpack_pcm(decision.data)
         if len(samples) != self._samples:
             raise CutError(f"pcm16: got {len(samples)} samples, expected {self._samples}")
         return samples

@@ -19,6 +19,7 @@ class DialogueSettings(Settings):
     url: str = setting("")  # 'http': a WAV is posted there; the answer is audio/wav or text/plain
     answer_s: float = setting(10.0, low=0.1, high=600.0)  # a responder may be silent this long, once all was heard
     longest_s: float = setting(120.0, low=1.0, high=3_600.0)  # of a question
+    patience_ms: float = setting(100.0, low=0.0, high=2_000.0)  # live questions: a frame waits so long for those before
     ahead_ms: float = setting(1_000.0, low=40.0, high=10_000.0)  # by which an answer goes out before its time
     bitrate_bps: int = setting(24_000, low=6_000, high=128_000)  # of answers
     learn: bool = setting(True)  # questions are windows of sound, too: embedded, named, learned from

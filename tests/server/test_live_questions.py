@@ -1,0 +1,164 @@
+"""Live questions at the server: holes are waited for, then recovered or concealed; a question keeps its length."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import numpy as np
+import pytest
+
+from streamsplit.codec.opus_stream import OpusEncoderStream, OpusSettings
+from streamsplit.codec.pcm import pack_pcm
+from streamsplit.errors import ProtocolError
+from streamsplit.server.connection import Connection, Link
+from streamsplit.server.dialogue.exchange import Dialogues
+from streamsplit.server.dialogue.question import Named, Question
+from streamsplit.server.dialogue.settings import DialogueSettings
+from streamsplit.server.fleet import Device
+from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance
+from streamsplit.wire.frame import Frame
+from streamsplit.wire.messages import Hello
+from streamsplit.wire.session import ClientSession, ServerSession
+from streamsplit.wire.types import FrameFlag, FrameType
+
+FRAME = 320
+RNG = np.random.default_rng(3)
+SOUND = (0.2 * RNG.standard_normal((20, FRAME))).astype(np.float32)
+
+
+async def unnamed(sound: np.ndarray) -> Named:
+    raise AssertionError("nobody asked for a name")
+
+
+def piece(first: int, *frames: bytes, kind: Kind = Kind.PCM16, live: bool = True) -> Utterance:
+    return Utterance(7, first, kind, 20.0, frames, 0, live)
+
+
+def open_session() -> ServerSession:
+    """One whose device is there."""
+    client, server = ClientSession(), ServerSession(0.0)
+    hello = Hello(protocol=1, device_id="pi", token="", epoch=1, oldest_sequence=1, next_sequence=1)
+    client.hello(hello, 0.0)
+    for data in client.bytes_to_send():
+        server.receive(data, 0.0)
+    server.accept(0.0, session_id="s", resume_token=b"t")
+    return server
+
+
+def in_loop(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await scenario()
+
+    asyncio.run(run())
+
+
+def test_what_comes_in_any_order_is_heard_in_order_and_what_does_not_come_is_a_gap_of_its_length() -> None:
+    async def scenario() -> None:
+        question = Question("pi", piece(0, pack_pcm(SOUND[0])), unnamed, patience_ms=100.0)
+        for now_ms, place in ((0.0, 0), (20.0, 2), (25.0, 1), (60.0, 4), (80.0, 5)):
+            question.add(piece(place, pack_pcm(SOUND[place])), now_ms)
+        question.end(8)
+        assert not question.complete and not question.over.is_set()
+        question.finish()
+        heard = (await question.whole()).reshape(-1, FRAME)
+        assert len(heard) == question.frames == 8
+        for place, frame in enumerate(heard):
+            expected = SOUND[place] if place in (0, 1, 2, 4, 5) else np.zeros(FRAME)
+            assert np.abs(frame - expected).max() < 1e-4
+        assert (question.counts.received, question.counts.concealed) == (5, 3)
+        passed_on = [coded.first async for coded in question.pieces()]
+        assert passed_on == [0, 2, 1, 4, 5]
+
+    in_loop(scenario)
+
+
+def test_a_lost_frame_of_opus_is_recovered_from_the_copy_in_the_packet_after_it() -> None:
+    """Against the frame itself: the copy is coarse, concealment from nothing but the past is far worse."""
+    t = np.arange(60 * FRAME) / 16_000
+    swept = (0.3 * np.sin(2 * np.pi * (150 + 120 * t) * t) * (1 + np.sin(2 * np.pi * 5 * t))).astype(np.float32)
+    encoder = OpusEncoderStream(OpusSettings(fec=True, expected_loss=0.2, dtx=False))
+    packets = [encoder.encode(frame) for frame in swept.reshape(-1, FRAME)]
+
+    def heard_without(lost: set[int]) -> np.ndarray:
+        found: list[np.ndarray] = []
+
+        async def scenario() -> None:
+            question = Question("pi", piece(0, packets[0], kind=Kind.OPUS), unnamed, patience_ms=40.0)
+            for place, packet in enumerate(packets):
+                if place not in lost:
+                    question.add(piece(place, packet, kind=Kind.OPUS), 20.0 * place)
+            question.end(len(packets))
+            question.finish()
+            found.append(await question.whole())
+            assert question.counts.recovered + question.counts.concealed == len(lost)
+
+        in_loop(scenario)
+        return found[0].reshape(-1, FRAME)
+
+    whole = heard_without(set())
+    alone, first_of_two = heard_without({30}), heard_without({30, 31})
+    misses = [other[30] - whole[30] for other in (alone, first_of_two)]
+    errors = [float(np.linalg.norm(miss) / np.linalg.norm(whole[30])) for miss in misses]
+    assert errors[0] < 0.5 * errors[1], errors
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (piece(6_000, b"", live=True), "longest question"),
+        (piece(1_000, pack_pcm(SOUND[0])), "live frame 1000, 20 s before its time"),
+        (piece(1, b"\x00\x00"), "got 1 samples, expected 320"),
+        (piece(1, b"\xfc", kind=Kind.OPUS), "in the middle of PCM16"),
+    ],
+)
+def test_a_live_piece_that_cannot_be_is_refused(wrong: Utterance, text: str) -> None:
+    async def scenario() -> None:
+        question = Question("pi", piece(0, pack_pcm(SOUND[0])), unnamed)
+        question.add(piece(0, pack_pcm(SOUND[0])), 0.0)
+        with pytest.raises(ProtocolError, match=text):
+            question.add(wrong, 0.0)
+
+    in_loop(scenario)
+
+
+def test_what_follows_an_answer_that_ended_early_is_not_asked_again() -> None:
+    """A responder that has heard enough: live messages behind that begin nothing, and the next question is asked."""
+    asked: list[int] = []
+
+    class Impatient:
+        async def respond(self, question: Question) -> AsyncIterator[str]:
+            asked.append(question.number)
+            yield "enough"
+
+    async def scenario() -> None:
+        link = Link(Device("pi"), open_session(), stream=None)  # type: ignore[arg-type]  # no windows here
+        link.connection = Connection(None, link.session)  # type: ignore[arg-type]  # nothing is written here
+        dialogues = Dialogues(DialogueSettings(learn=False), Impatient(), lambda device, sound: unnamed(sound))
+
+        def say(number: int, place: int, flags: FrameFlag = FrameFlag.NONE) -> None:
+            payload = pack_utterance(piece(place, pack_pcm(SOUND[0]))._replace(utterance=number))
+            dialogues.on_frame(link, Frame(FrameType.DIALOGUE, flags, 1, 0, payload))
+
+        for number in (7, 8):
+            say(number, 0)
+            while dialogues.answers < len(asked) or number not in asked:
+                await asyncio.sleep(0)
+            for place in (1, 2, 3):
+                say(number, place)
+                await asyncio.sleep(0)
+            say(number, 4, FrameFlag.FINAL)
+        await asyncio.sleep(0)
+        dialogues.close()
+
+    in_loop(scenario)
+    assert asked == [7, 8]
+
+
+def test_without_the_mark_a_hole_is_refused_as_ever() -> None:
+    async def scenario() -> None:
+        question = Question("pi", piece(0, live=False), unnamed)
+        with pytest.raises(ProtocolError, match="got frame 2, expected 0"):
+            question.add(piece(2, pack_pcm(SOUND[0]), live=False), 0.0)
+
+    in_loop(scenario)
