@@ -151,7 +151,7 @@ def _run(
         running = asyncio.create_task(runtime.run(wanted * talk.opus.frame_ms / 1000.0 + 30.0))
         while not running.done() and not runtime.status().connected:
             await asyncio.sleep(0.01)
-        runtime.press()  # only now: what is said before the link is there is not live
+        runtime.voice.press()  # only now: what is said before the link is there is not live
         while not running.done() and len(trace.at["played"]) < wanted:
             progress(len(trace.at["played"]) // talk.frames_per_message, iterations)
             await asyncio.sleep(0.1)
