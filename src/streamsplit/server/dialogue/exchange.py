@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -187,8 +189,9 @@ class Dialogues:
         voice = _Voice(self, link, conversation, question)
         replies = self.responder.respond(question)
         try:
-            while (reply := await self._next(replies, question)) is not None:
-                await voice.say(reply)
+            async with contextlib.aclosing(_in_time(replies, question, self.settings.answer_s)) as said:
+                async for reply in said:
+                    await voice.say(reply)
             await voice.finish()
             self.answers += 1
         except _Gone:  # nobody is there to hear it
@@ -211,20 +214,6 @@ class Dialogues:
                 del conversation.open[question.number]
                 conversation.done.append(question.number)
 
-    async def _next(self, replies: AsyncIterator[Reply], question: Question) -> Reply | None:
-        """The responder's next reply, None at its end; it may take `answer_s` once the question is over."""
-        waiting = asyncio.ensure_future(anext(replies, None))
-        over = asyncio.ensure_future(question.over.wait())
-        try:
-            await asyncio.wait({waiting, over}, return_when=asyncio.FIRST_COMPLETED)
-            return await asyncio.wait_for(waiting, self.settings.answer_s)
-        except asyncio.TimeoutError:
-            raise ProtocolError("no_answer", f"nothing said within {self.settings.answer_s:g} s") from None
-        finally:
-            over.cancel()
-            waiting.cancel()
-            await asyncio.gather(over, waiting, return_exceptions=True)  # or the responder could not be closed
-
     def _fail(self, link: Link, conversation: _Conversation, code: str, detail: str, number: int) -> None:
         self.failures += 1
         conversation.broken = number
@@ -242,6 +231,39 @@ class Dialogues:
         )
         link.wake()
         return sent
+
+
+async def _in_time(replies: AsyncIterator[Reply], question: Question, answer_s: float) -> AsyncGenerator[Reply, None]:
+    """A responder's replies; each may take as long as it likes while the question is asked, and `answer_s` after it."""
+    clock = asyncio.get_running_loop().time
+    asking = asyncio.current_task()
+    since_s, expired = math.inf, False  # the wait for the present reply; inf: nobody waits
+
+    async def watch() -> None:
+        nonlocal expired
+        await question.over.wait()
+        over_s = clock()
+        while (left_s := max(since_s, over_s) + answer_s - clock()) > 0:
+            await asyncio.sleep(min(left_s, answer_s))
+        expired = True
+        if asking is not None:
+            asking.cancel()
+
+    watching = asyncio.ensure_future(watch())
+    try:
+        while True:
+            since_s = clock()
+            reply = await anext(replies)
+            since_s = math.inf
+            yield reply
+    except StopAsyncIteration:
+        return
+    except asyncio.CancelledError:
+        if expired:
+            raise ProtocolError("no_answer", f"nothing said within {answer_s:g} s") from None
+        raise
+    finally:
+        watching.cancel()
 
 
 class _Gone(Exception):
