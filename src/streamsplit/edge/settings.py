@@ -17,6 +17,7 @@ from streamsplit.edge.emulation import EmulationSettings
 from streamsplit.edge.monitor import MonitorSettings
 from streamsplit.edge.queue import QueueSettings
 from streamsplit.edge.talk_settings import TalkSettings
+from streamsplit.edge.weight_link import BlockSettings
 from streamsplit.errors import ConfigError
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.splitting.bandit import BanditSettings
@@ -283,10 +284,18 @@ class EdgeSettings(Settings):
     monitor: MonitorSettings = section(MonitorSettings)
     emulation: EmulationSettings = section(EmulationSettings)
     talk: TalkSettings = section(TalkSettings)
+    weights: BlockSettings = section(BlockSettings)
 
     def check(self) -> None:
         """What one section asks of another."""
         _ = self.policy
+        if self.weights.streamed and not (self.encoder.enabled and self.splitting.enabled):
+            raise ConfigError(
+                f"'weights.cache_bytes': got {self.weights.cache_bytes} on a device without an encoder or a server to "
+                "fetch its blocks from; leave it out"
+            )
+        if self.weights.streamed and self.training.uncertainty == "v1":
+            raise ConfigError("'training.uncertainty': got v1 with weights.cache_bytes, allowed v2, context")
 
     @property
     def learner(self) -> LearnerSettings:
