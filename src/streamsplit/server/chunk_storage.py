@@ -27,6 +27,18 @@ class ChunkStorage(Protocol):
         """A range of a chunk's stored bytes; raises ManifestError where it cannot be had."""
 
 
+async def read_into(storage: ChunkStorage, digest: str, offset: int, view: memoryview) -> None:
+    """Fills `view` with a range of a chunk's stored bytes; raises ManifestError where it cannot be had."""
+    if isinstance(storage, FolderStorage):
+        count = await storage.read_into(digest, offset, view)
+    else:
+        data = await storage.read(digest, offset, len(view))
+        count = len(data)
+        view[:count] = data[: len(view)]
+    if count != len(view):
+        raise ManifestError(f"chunk {digest[:12]} ends before {offset + len(view)}; chunk the model again")
+
+
 def open_storage(place: str | Path, redis_url: str = "") -> ChunkStorage:
     """The storage of a folder or a URL such as s3://bucket/prefix, behind a Redis cache where one is named."""
     storage: ChunkStorage
@@ -74,6 +86,17 @@ class FolderStorage:
     async def read(self, digest: str, offset: int, length: int) -> bytes:
         """A range of a chunk's file; raises ManifestError where it cannot be read."""
         return await asyncio.to_thread(self._read, digest, offset, length)
+
+    async def read_into(self, digest: str, offset: int, view: memoryview) -> int:
+        """The same into memory that is there already; gives how many bytes there were."""
+        return await asyncio.to_thread(self._read_into, digest, offset, view)
+
+    def _read_into(self, digest: str, offset: int, view: memoryview) -> int:
+        try:
+            with (self._folder / file_name(digest)).open("rb", buffering=0) as file:
+                return os.preadv(file.fileno(), [view], offset)
+        except OSError as error:
+            raise ManifestError(f"chunk {digest[:12]} cannot be read ({error.strerror or error})") from None
 
     def _read(self, digest: str, offset: int, length: int) -> bytes:
         try:

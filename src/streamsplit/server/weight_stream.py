@@ -14,15 +14,16 @@ import time
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from streamsplit.errors import ManifestError, MissingExtraError, ProtocolError
+from streamsplit.server.chunk_storage import read_into
+from streamsplit.server.frame_buffer import FrameBuffer, send_frame
 from streamsplit.server.metrics import WeightStreamMetrics
 from streamsplit.server.served_model import ServedModel
 from streamsplit.server.settings import AuthSettings, WeightStreamSettings
 from streamsplit.weights.streaming.pieces import packed_piece, zstandard_module
 from streamsplit.weights.streaming.rate import RateLimit
-from streamsplit.wire.chunks import PIECE_BYTES, Asked, ChunkServer, Open
+from streamsplit.wire.chunks import HEADER_BYTES, LONE_PIECE_BYTES, PIECE_BYTES, Asked, ChunkServer, Open
 
 LOG = logging.getLogger(__name__)
-READ_BYTES = 4 * PIECE_BYTES  # from storage at a time
 HELLO_TIMEOUT_S = 10.0
 BURST_S = 0.25  # of a rate limit that may go at once
 
@@ -35,6 +36,7 @@ class WeightStream:
         self._auth = auth
         self._metrics = metrics
         self._connected = 0
+        self._answering = 0  # requests that are being answered
         self._devices: dict[str, tuple[RateLimit, int]] = {}  # limit and connections
         self._total = _limit(settings.total_mb_per_s)
 
@@ -103,10 +105,12 @@ class WeightStream:
         limit: RateLimit, manifest: bytes, compress: bool,
     ) -> None:  # fmt: skip
         """Answers requests in their order."""
+        buffer = FrameBuffer(HEADER_BYTES, LONE_PIECE_BYTES)
         while True:
             wanted = await asked.get()
+            self._answering += 1
             try:
-                await self._answer(websocket, session, wanted, model, limit, manifest, compress)
+                await self._answer(websocket, session, wanted, model, limit, manifest, compress, buffer)
                 self._metrics.requests.labels("sent").inc()
             except ProtocolError as error:
                 self._metrics.requests.labels(error.code).inc()
@@ -117,10 +121,12 @@ class WeightStream:
                 await websocket.send_bytes(session.fault("internal", str(error), wanted.request))
             except (WebSocketDisconnect, RuntimeError):  # the client has left; starlette says so with either
                 return
+            finally:
+                self._answering -= 1
 
     async def _answer(
         self, websocket: WebSocket, session: ChunkServer, wanted: Asked, model: ServedModel, limit: RateLimit,
-        manifest: bytes, compress: bool,
+        manifest: bytes, compress: bool, buffer: FrameBuffer,
     ) -> None:  # fmt: skip
         started_s = time.monotonic()
         size = model.size(wanted.digest) if wanted.digest else len(manifest)
@@ -129,28 +135,33 @@ class WeightStream:
         end = wanted.offset + wanted.length if wanted.digest else size
         if not wanted.offset < end <= size:
             raise ProtocolError("bad_transfer", f"got a range up to {end} from {wanted.offset}, expected within {size}")
-        start = wanted.offset
-        while start < end:
-            length = min(PIECE_BYTES if start == wanted.offset else READ_BYTES, end - start)  # the first goes soon
+        at = wanted.offset
+        while at < end:
+            length = min(self._piece_bytes, end - at)
+            last, packed = at + length == end, None
             if wanted.digest:
-                data = await model.storage.read(wanted.digest, start, length)
+                payload = buffer.payload(length)
+                await read_into(model.storage, wanted.digest, at, payload)
             else:
-                data = manifest[start : start + length]
-            if len(data) != length:
-                raise ManifestError(f"chunk {wanted.digest[:12]} ends before {start + length}; chunk the model again")
-            view = memoryview(data)
-            for at in range(0, length, PIECE_BYTES):
-                piece: bytes | memoryview = view[at : at + PIECE_BYTES]
-                last, size_bytes = start + at + len(piece) == end, 0
-                if compress:
-                    packed = await asyncio.to_thread(packed_piece, piece)
-                    piece, size_bytes = (piece, 0) if packed is None else (packed, len(piece))
-                await self._take_turn(len(piece), limit)
-                await websocket.send_bytes(session.data(wanted.request, piece, last, packed_bytes=size_bytes))
-                if start == wanted.offset and at == 0:
-                    self._metrics.first_piece.observe(time.monotonic() - started_s)
-                self._metrics.bytes.inc(len(piece))
-            start += length
+                payload = memoryview(manifest)[at : at + length]
+            if compress:
+                packed = await asyncio.to_thread(packed_piece, payload)
+            await self._take_turn(length if packed is None else len(packed), limit)
+            if packed is not None or not wanted.digest:
+                piece = payload if packed is None else packed
+                size = 0 if packed is None else length
+                await websocket.send_bytes(session.data(wanted.request, piece, last, packed_bytes=size))
+            else:
+                await send_frame(websocket, buffer, session.data_header(wanted.request, length, last), length)
+            if at == wanted.offset:
+                self._metrics.first_piece.observe(time.monotonic() - started_s)
+            self._metrics.bytes.inc(length if packed is None else len(packed))
+            at += length
+
+    @property
+    def _piece_bytes(self) -> int:
+        """Small where several take turns, large where nobody waits."""
+        return PIECE_BYTES if self._answering > 1 else LONE_PIECE_BYTES
 
     async def _take_turn(self, size_bytes: int, limit: RateLimit) -> None:
         """Waits for the limits; without any, lets everybody else have a turn, windows of sound first of all."""
