@@ -212,12 +212,13 @@ class WeightClient:
         if job.received < job.length and job.received // HASH_BYTES > before // HASH_BYTES:
             self._hash(job.hash_up_to, job.received, job.hashing, job=job)
 
-    def _happened(self, event: Event) -> None:
-        """A request has ended, or packed data has come, which could not be placed."""
+    def _happened(self, events: list[Event]) -> None:
+        """A frame has come: the server lets us in, a request has ended, or packed data came, which is not placed."""
         self._heard_s = time.monotonic()
-        if isinstance(event, Failed):
-            self._refused(event)
-        else:
+        for event in events:
+            if isinstance(event, Failed):
+                self._refused(event)
+                continue
             if event.packed_bytes:
                 data = unpacked_piece(event.data, event.packed_bytes)
                 self._progress_bytes += len(data)

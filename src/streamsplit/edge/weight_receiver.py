@@ -36,9 +36,9 @@ class FrameReceiver(asyncio.BufferedProtocol):
         *,
         place: Callable[[Placement], memoryview],
         placed: Callable[[Placement, int], None],
-        happened: Callable[[Event], None],
+        happened: Callable[[list[Event]], None],
     ) -> None:
-        """`placed(placement, size)` is told of bytes as they come, `happened` of everything else.
+        """`placed(placement, size)` is told of bytes as they come, `happened` of every whole frame.
 
         What these raise ends the connection, and is what `ended` raises.
         """
@@ -166,10 +166,9 @@ class FrameReceiver(asyncio.BufferedProtocol):
         if not complete:
             return
         if self._placement is None:
-            for event in self._session.receive(bytes(target)):
-                self._happened(event)
+            self._happened(self._session.receive(bytes(target)))
         else:
-            self._happened(self._session.complete(self._placement))
+            self._happened([self._session.complete(self._placement)])
 
     def _on_control(self, raw: bytes) -> None:
         protocol = self._connection.protocol

@@ -12,6 +12,7 @@ from starlette.websockets import WebSocket
 from uvicorn.config import WS_PROTOCOLS
 
 EXTENSION = "streamsplit.frame_buffer"  # in scope['extensions'] where the connection takes a FrameBuffer
+WRITE_BYTES = 128 << 10  # given to the transport at a time: what the socket does not take at once is copied
 _HEADER_ROOM = 10  # of a WebSocket frame that is not masked
 _WHOLE_BINARY = 0x82
 
@@ -74,11 +75,12 @@ def websocket_protocol() -> Any:
             if frame is None:
                 await super().send(message)
                 return
-            await self.writable.wait()
-            if self.disconnected or self.close_sent:
-                raise ClientDisconnected()
             self.transport.set_write_buffer_limits(high=0)  # 'writable' then means that nothing of it is left
-            self.transport.write(frame)
+            for at in range(0, len(frame), WRITE_BYTES):
+                await self.writable.wait()
+                if self.disconnected or self.close_sent:
+                    raise ClientDisconnected()
+                self.transport.write(frame[at : at + WRITE_BYTES])
             await self.writable.wait()
             self.transport.set_write_buffer_limits()
 
