@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+
 from streamsplit.edge.transport import ByteCount, open_socket
 from streamsplit.edge.weight_job import Job
 from streamsplit.edge.weight_link import WeightLinkSettings, full_url
@@ -171,9 +172,8 @@ class WeightClient:
             waits = session.ready is None or bool(self._asked)
             limit_s = self.settings.connect_timeout_s if session.ready is None else self.settings.silence_s
             woken = asyncio.ensure_future(self._wake.wait())
-            await asyncio.wait(
-                {woken, socket.ended}, timeout=limit_s / 4 if waits else None, return_when=asyncio.FIRST_COMPLETED
-            )
+            either: set[asyncio.Future[Any]] = {woken, socket.ended}
+            await asyncio.wait(either, timeout=limit_s / 4 if waits else None, return_when=asyncio.FIRST_COMPLETED)
             woken.cancel()
             if socket.ended.done():
                 if self._flights or isinstance(socket.ended.exception(), ProtocolError):

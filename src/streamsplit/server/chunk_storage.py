@@ -11,7 +11,6 @@ from typing import Protocol
 from streamsplit.errors import ManifestError
 from streamsplit.weights.streaming.manifest import NAME, Manifest, file_name, read_manifest
 
-
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # preadv: only what needs no disk; 0 where there is no such thing
 
 

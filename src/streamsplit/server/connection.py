@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from streamsplit.server.fleet import Device, websocket_bytes
 from streamsplit.server.jobs import DeviceStream
 from streamsplit.server.metrics import Metrics
+from streamsplit.server.precedence import Precedence
 from streamsplit.weights.pacing import PacedSender
 from streamsplit.weights.transfer import WeightTransfer
 from streamsplit.wire import events
@@ -25,14 +26,32 @@ SEND_BYTES = 32 << 10  # handed to the transport at a time
 CLOSE_POLICY = 1008
 
 
+class Wake(asyncio.Event):
+    """Has a connection's writer look at what is queued; until it does, weights let it go first."""
+
+    def __init__(self, connection: Connection, precedence: Precedence) -> None:
+        super().__init__()
+        self._connection, self._precedence = connection, precedence
+
+    def set(self) -> None:
+        """There is something to send."""
+        super().set()
+        self._precedence.wants(self._connection)
+
+    def clear(self) -> None:
+        """The writer is at it."""
+        super().clear()
+        self._precedence.served(self._connection)
+
+
 class Connection:
     """One WebSocket."""
 
-    def __init__(self, websocket: WebSocket, session: ServerSession) -> None:
+    def __init__(self, websocket: WebSocket, session: ServerSession, precedence: Precedence) -> None:
         self.websocket = websocket
         self.session = session
         self.number = session.connection
-        self.wake = asyncio.Event()
+        self.wake = Wake(self, precedence)
         self.link: Link | None = None
         self.ending = False  # flush what is queued, then close
         self.replaced = False  # another transport has the session now

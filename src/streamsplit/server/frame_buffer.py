@@ -67,7 +67,8 @@ def websocket_protocol() -> Any:
         """Takes frames that are made already, one at a time, and lets go of their memory before `send` returns."""
 
         async def run_asgi(self) -> None:
-            self.scope.setdefault("extensions", {})[EXTENSION] = {}  # type: ignore[index,typeddict-item]
+            extensions: Any = self.scope.setdefault("extensions", {})
+            extensions[EXTENSION] = {}
             await super().run_asgi()
 
         async def send(self, message: Any) -> None:

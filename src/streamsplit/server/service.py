@@ -23,6 +23,7 @@ from streamsplit.server.labels import LabelledPrototypes
 from streamsplit.server.metrics import Metrics
 from streamsplit.server.models import EncoderShelf, RevisionFiles, torch_device
 from streamsplit.server.policy_shelf import PolicyShelf
+from streamsplit.server.precedence import Precedence
 from streamsplit.server.records import Commit, WindowRecord
 from streamsplit.server.refiner_loop import (
     Centres,
@@ -65,7 +66,10 @@ class StreamServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
-        self.weight_stream = WeightStream(settings.weights, settings.auth, self.metrics.weight_stream)
+        self.precedence = Precedence()
+        self.weight_stream = WeightStream(
+            settings.weights, settings.auth, self.metrics.weight_stream, self.precedence.bulk_turn
+        )
         self.encoder_chunks = EncoderStorage(settings.encoder)
         self.streamed = StreamedModels(settings.weights, self.encoder_chunks)
 
@@ -145,6 +149,7 @@ class StreamServer:
             codecs=codecs,
             dialogues=self.dialogues,
             metrics=self.metrics,
+            precedence=self.precedence,
             merge=self._merge,
         )
 

@@ -16,6 +16,7 @@ from streamsplit.errors import ConfigError
 from streamsplit.server.chunk_storage import ChunkStorage
 from streamsplit.server.listener import QuietServer, listen, serve_until_stopped, uvicorn_config
 from streamsplit.server.metrics import WeightStreamMetrics
+from streamsplit.server.precedence import Precedence
 from streamsplit.server.served_model import ServedModel
 from streamsplit.server.settings import TOKEN_VARIABLE, AuthSettings, WeightStreamSettings, is_loopback
 from streamsplit.server.weight_stream import WeightStream
@@ -63,7 +64,8 @@ async def serve_weights(
     if not is_loopback(address) and not auth.allow_open and not auth.token_for(""):
         raise ConfigError(f"'address': got {address} without a token; set {TOKEN_VARIABLE} or give one")
     registry = CollectorRegistry()
-    stream, model = WeightStream(settings, auth, WeightStreamMetrics(registry)), ServedModel(storage)
+    stream = WeightStream(settings, auth, WeightStreamMetrics(registry), Precedence().bulk_turn)
+    model = ServedModel(storage)
     await model.open()
     bound = listen(address, port)
     server = QuietServer(uvicorn_config(create_weight_app(stream, model, registry), 4 * MAX_MESSAGE_BYTES))

@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -31,7 +32,12 @@ BURST_S = 0.25  # of a rate limit that may go at once
 class WeightStream:
     """All connections, whichever of the models they are for; limits hold for all together."""
 
-    def __init__(self, settings: WeightStreamSettings, auth: AuthSettings, metrics: WeightStreamMetrics) -> None:
+    def __init__(
+        self, settings: WeightStreamSettings, auth: AuthSettings, metrics: WeightStreamMetrics,
+        turn: Callable[[], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        """`turn` is awaited before every piece: see Precedence.bulk_turn."""
+        self._turn = turn
         self._settings = settings
         self._auth = auth
         self._metrics = metrics
@@ -164,9 +170,12 @@ class WeightStream:
         return PIECE_BYTES if self._answering > 1 else LONE_PIECE_BYTES
 
     async def _take_turn(self, size_bytes: int, limit: RateLimit) -> None:
-        """Waits for the limits; without any, lets everybody else have a turn, windows of sound first of all."""
+        """Waits for the limits, then for whatever goes before weights."""
         now_s = time.monotonic()
-        await asyncio.sleep(max(limit.wait_s(size_bytes, now_s), self._total.wait_s(size_bytes, now_s)))
+        wait_s = max(limit.wait_s(size_bytes, now_s), self._total.wait_s(size_bytes, now_s))
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        await self._turn()
 
     async def _refuse(self, websocket: WebSocket, session: ChunkServer, code: str, detail: str) -> None:
         self._metrics.refused.labels(code).inc()

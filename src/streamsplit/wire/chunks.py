@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from enum import Enum, IntEnum
-from typing import Annotated, Any, NamedTuple, TypeVar, Union
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -126,7 +126,7 @@ class Asked(NamedTuple):
     length: int
 
 
-Event = Union[Piece, Failed]
+Event: TypeAlias = "Piece | Failed"
 
 
 class State(Enum):
