@@ -19,7 +19,8 @@ from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import ConfigError, ManifestError
 from streamsplit.weights.revision import encoder_weights, revision_of
 from streamsplit.weights.streaming.chunk_file import pack_tensors
-from streamsplit.weights.streaming.layers import LayerStreamer, Slot, Source, nothing, place
+from streamsplit.weights.streaming.layers import LayerStreamer, Slot, Source, nothing, place, shape_of
+from streamsplit.weights.streaming.limits import check_sizes
 from streamsplit.weights.streaming.manifest import (
     FORMAT,
     NAME,
@@ -103,6 +104,7 @@ class EmptyEncoder:
             raise ManifestError(
                 f"got other tensors than a '{self.settings.name}' has ({sorted(named ^ set(stored))[0]})"
             )
+        check_sizes(manifest, {name: shape_of(tensor) for name, tensor in stored.items()})
         shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
         strides = {name: tensor.stride() for name, tensor in stored.items()}
 

@@ -13,6 +13,7 @@ from torch import nn
 from streamsplit.errors import ConfigError, LayerUnavailable, StreamSplitError
 from streamsplit.weights.streaming.cache import ByteCache
 from streamsplit.weights.streaming.chunk_file import open_tensors, unpacked
+from streamsplit.weights.streaming.limits import Shape
 from streamsplit.weights.streaming.manifest import Chunk
 from streamsplit.weights.streaming.quantise import Tensors, dequantise
 
@@ -244,6 +245,11 @@ def place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     """Sets a parameter or buffer by its full name."""
     owner, _, attribute = name.rpartition(".")
     put(model.get_submodule(owner), attribute, tensor)
+
+
+def shape_of(tensor: torch.Tensor) -> Shape:
+    """What a manifest's sizes are held against."""
+    return Shape(tuple(tensor.shape), tensor.dtype.itemsize, tensor.is_floating_point())
 
 
 def nothing(dtype: torch.dtype) -> torch.Tensor:
