@@ -142,7 +142,8 @@ class EdgeClient:
         attempt = 0
         while not self._finishing:
             try:
-                socket = await open_socket(self.settings.url, self.bytes, self.settings.connect_timeout_s)
+                settings = self.settings
+                socket = await open_socket(settings.url, self.bytes, settings.connect_timeout_s, settings.ca_file)
             except (OSError, asyncio.TimeoutError, TimeoutError) as error:
                 reason = str(error) or type(error).__name__
             else:

@@ -234,6 +234,7 @@ class ServerLinkSettings(Settings):
 
     url: str = setting("ws://127.0.0.1:8888/v1/stream")
     token: str = setting("")  # "" = the environment variable STREAMSPLIT_TOKEN
+    ca_file: str = setting("")  # wss: PEM file of the authorities that are trusted; "" = the system's
     connect_timeout_s: float = setting(10.0, low=0.1)
     first_backoff_s: float = setting(0.5, low=0.01)
     longest_backoff_s: float = setting(30.0, low=0.01)

@@ -67,6 +67,7 @@ class StreamedBlocksModel:
         self._memory = make_memory(learner, dim, settings.training.seed)
         self._context = ContextUncertainty(dim) if learner.uncertainty == "context" else None
         self._current: FetchedRevision | None = None
+        self._opening: WeightClient | None = None
         self._last = float("nan")  # uncertainty of the newest result
         self._lock = threading.RLock()
         self._trouble: Exception | None = None  # that was looked at
@@ -206,9 +207,12 @@ class StreamedBlocksModel:
 
         settings = self._blocks_settings
         link = WeightLinkSettings(
-            device_id=self._settings.device.id, token=self._settings.server.secret, attempts=_ATTEMPTS
+            device_id=self._settings.device.id,
+            token=self._settings.server.secret,
+            ca_file=self._settings.server.ca_file,
+            attempts=_ATTEMPTS,
         )
-        client = WeightClient(settings.beside(self._settings.server.url), link)
+        client = self._opening = WeightClient(settings.beside(self._settings.server.url), link)
         try:
             manifest = client.manifest()
             disk = DiskCache(settings.disk_cache_dir) if settings.disk_cache_dir else None
@@ -238,7 +242,9 @@ class StreamedBlocksModel:
             return old, breaks
 
     def close(self) -> None:
-        """Ends the connection to the weight stream."""
+        """Ends the connections to the weight stream, one that is being opened, too."""
+        if self._opening is not None:
+            self._opening.close()
         if self._current is not None:
             self._current.close()
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
-from streamsplit.errors import ConnectionRefused
+from streamsplit.errors import ConfigError, ConnectionRefused
 from streamsplit.wire.frame import HEADER_BYTES
 from streamsplit.wire.types import MAX_FRAME_BYTES
 
@@ -70,8 +70,22 @@ class _CountingTransport:
         return getattr(self._inner, name)
 
 
-async def open_socket(url: str, count: ByteCount, timeout_s: float) -> ClientConnection:
+def trusted(url: str, ca_file: str) -> ssl.SSLContext | None:
+    """Whom a wss:// connection trusts: the system's authorities, or those of a PEM file alone; raises ConfigError."""
+    if urlsplit(url).scheme != "wss":
+        return None
+    if not ca_file:
+        return ssl.create_default_context()
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or error
+        raise ConfigError(f"'ca_file': got {ca_file!r}, expected a PEM file of certificates ({reason})") from None
+
+
+async def open_socket(url: str, count: ByteCount, timeout_s: float, ca_file: str = "") -> ClientConnection:
     """Connects; raises ConnectionRefused where trying again cannot help, OSError or TimeoutError where it may."""
+    context = trusted(url, ca_file)
 
     class Counted(ClientConnection):
         def connection_made(self, transport: Any) -> None:
@@ -85,12 +99,14 @@ async def open_socket(url: str, count: ByteCount, timeout_s: float) -> ClientCon
         connection = await connect(
             url, create_connection=Counted, compression=None, open_timeout=timeout_s, ping_interval=None,
             close_timeout=2.0, max_size=MAX_FRAME_BYTES + HEADER_BYTES, write_limit=_UNSENT_BYTES,
-            proxy=None if urlsplit(url).hostname in _LOOPBACK else True,
+            proxy=None if urlsplit(url).hostname in _LOOPBACK else True, ssl=context,
         )  # fmt: skip
     except InvalidURI as error:
         raise ConnectionRefused(f"{url}: {error}; expected ws://host:port/v1/stream") from error
     except ssl.SSLCertVerificationError as error:
-        raise ConnectionRefused(f"{url}: the server's certificate is not trusted ({error.verify_message})") from error
+        raise ConnectionRefused(
+            f"{url}: the server's certificate is not trusted ({error.verify_message}); name its authority in 'ca_file'"
+        ) from error
     except InvalidStatus as error:
         status = error.response.status_code
         if status in _HOPELESS:

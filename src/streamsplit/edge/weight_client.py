@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from streamsplit.edge.transport import ByteCount, open_socket
+from streamsplit.edge.transport import ByteCount, open_socket, trusted
 from streamsplit.edge.weight_job import Job
 from streamsplit.edge.weight_link import WeightLinkSettings, full_url
 from streamsplit.edge.weight_receiver import FrameReceiver
@@ -41,6 +41,7 @@ class WeightClient:
         self.settings = settings or WeightLinkSettings()
         if self.settings.compress:
             zstandard_module()
+        trusted(self.url, self.settings.ca_file)  # a file that cannot be read is said here
         self.count = ByteCount()
         self.connections = 0
         self._closed = False
@@ -147,7 +148,8 @@ class WeightClient:
 
     async def _connection(self) -> None:
         """One connection; returns at an end that harms nobody, raises what ended it otherwise."""
-        connection = await open_socket(self.url, self.count, self.settings.connect_timeout_s)
+        settings = self.settings
+        connection = await open_socket(self.url, self.count, settings.connect_timeout_s, settings.ca_file)
         session = ChunkClient()
         self.connections += 1
         self._connected = True

@@ -18,6 +18,7 @@ class WeightLinkSettings(Settings):
 
     device_id: str = setting("device")
     token: str = setting("")
+    ca_file: str = setting("")  # wss: PEM file of the authorities that are trusted; "" = the system's
     connect_timeout_s: float = setting(10.0, low=0.01)
     silence_s: float = setting(10.0, low=0.01)  # nothing came although something is asked for: the link is dead
     attempts: int = setting(5, low=1, high=1000)  # connections in a row that bring nothing, before it gives up
