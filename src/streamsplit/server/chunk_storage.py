@@ -6,10 +6,16 @@ import asyncio
 import errno
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamsplit.errors import ManifestError
+from streamsplit.weights.streaming.history import NAME as HISTORY
+from streamsplit.weights.streaming.history import History
 from streamsplit.weights.streaming.manifest import NAME, Manifest, file_name, read_manifest
+from streamsplit.weights.streaming.publish import read_history, write_whole
+
+if TYPE_CHECKING:
+    from streamsplit.server.object_storage import ObjectStorage
 
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # preadv: only what needs no disk; 0 where there is no such thing
 
@@ -44,18 +50,29 @@ async def read_into(storage: ChunkStorage, digest: str, offset: int, view: memor
 
 def open_storage(place: str | Path, redis_url: str = "") -> ChunkStorage:
     """The storage of a folder or a URL such as s3://bucket/prefix, behind a Redis cache where one is named."""
-    storage: ChunkStorage
-    if "://" in str(place):
-        from streamsplit.server.object_storage import ObjectStorage
-
-        storage = ObjectStorage(str(place))
-    else:
-        storage = FolderStorage(place)
+    storage: ChunkStorage = bare_storage(place)
     if not redis_url:
         return storage
     from streamsplit.server.redis_cache import RedisCachedStorage
 
     return RedisCachedStorage(storage, redis_url)
+
+
+def bare_storage(place: str | Path) -> FolderStorage | ObjectStorage:
+    """The storage of a folder or a URL itself."""
+    if "://" in str(place):
+        from streamsplit.server.object_storage import ObjectStorage
+
+        return ObjectStorage(str(place))
+    return FolderStorage(place)
+
+
+class StoredFile(NamedTuple):
+    """A file or object of a place."""
+
+    name: str
+    size: int
+    modified_s: float  # Unix time
 
 
 class FolderStorage:
@@ -117,6 +134,32 @@ class FolderStorage:
                 return os.pread(file.fileno(), length, offset)
         except OSError as error:
             raise ManifestError(f"chunk {digest[:12]} cannot be read ({error.strerror or error})") from None
+
+    async def history(self) -> History:
+        """Earlier revisions; raises ManifestError where they cannot be read."""
+        return await asyncio.to_thread(read_history, self._folder)
+
+    async def write_history(self, data: bytes) -> None:
+        """Replaces the history, whole or not at all."""
+        await asyncio.to_thread(write_whole, self._folder, HISTORY, data)
+
+    async def files(self) -> list[StoredFile]:
+        """Everything that lies in the folder."""
+        return await asyncio.to_thread(self._files)
+
+    async def delete(self, name: str) -> None:
+        """Deletes a file; one that is gone already is no fault. Raises ManifestError."""
+        try:
+            await asyncio.to_thread((self._folder / name).unlink, missing_ok=True)
+        except OSError as error:
+            raise ManifestError(f"{self._folder / name}: cannot be deleted ({error.strerror or error})") from None
+
+    def _files(self) -> list[StoredFile]:
+        found = []
+        for path in self._folder.iterdir():
+            stat = path.stat()
+            found.append(StoredFile(path.name, stat.st_size, stat.st_mtime))
+        return found
 
     def _look(self) -> tuple[int, int] | None:
         try:
