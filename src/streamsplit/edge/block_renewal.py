@@ -41,9 +41,10 @@ class BlockRenewal:
         try:
             fetched = await asyncio.to_thread(self._model.fetch_revision)
         except (StreamSplitError, OSError) as error:
-            self._problem(f"the server's encoder cannot be fetched ({error})")
+            if not self._model.closed:
+                self._problem(f"the server's encoder cannot be fetched ({error})")
             return
-        if fetched.revision == self._model.revision:
+        if self._model.closed or fetched.revision == self._model.revision:
             await asyncio.to_thread(fetched.close)
             return
         self._hand_over(partial(self._adopt, fetched))

@@ -58,6 +58,7 @@ class StreamedBlocksModel:
         torch.set_num_threads(settings.device.threads)
         self.name = settings.encoder.name
         self.bottlenecks = settings.encoder.bottleneck_blocks
+        self.closed = False
         self.problem: Callable[[str], None] = lambda text: None
         self.behind: Callable[[], bool] = lambda: False  # sound waits: no window may wait for a block
         self._settings = settings
@@ -243,6 +244,7 @@ class StreamedBlocksModel:
 
     def close(self) -> None:
         """Ends the connections to the weight stream, one that is being opened, too."""
+        self.closed = True
         if self._opening is not None:
             self._opening.close()
         if self._current is not None:

@@ -128,16 +128,9 @@ class StreamServer:
         mixture = GaussianMixture(dim=settings.encoder.embedding_dim, seed=settings.training.seed)
         mixture_file.load(folder / "checkpoints" / mixture_file.NAME, mixture, space)
         self.compute = ComputeWorker(
-            settings.compute,
-            self.shelf,
-            mixture,
-            self.labels,
-            window_frames=settings.audio.window_frames,
-            device=device,
-            deliver=self._deliver,
-            learn=self._learn,
-            report=self._on_batch,
-        )
+            settings.compute, self.shelf, mixture, self.labels, window_frames=settings.audio.window_frames,
+            device=device, deliver=self._deliver, learn=self._learn, report=self._on_batch,
+        )  # fmt: skip
         self.refiner = RefinerWorker(settings, self._hear)
         self.dialogues = make_dialogues(settings, self.compute)
         self.gateway = Gateway(
