@@ -28,6 +28,7 @@ moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
 obstore = pytest.importorskip("obstore", reason="needs the extra 'storage'")
 redis = pytest.importorskip("redis", reason="needs the extra 'storage'")
 
+from streamsplit.server.chunk_pruning import prune  # noqa: E402
 from streamsplit.server.object_storage import ObjectStorage  # noqa: E402
 from streamsplit.server.redis_cache import RedisCachedStorage  # noqa: E402
 
@@ -201,3 +202,19 @@ def test_the_servers_of_the_seed_start_and_stop_within_a_loop(folder: Path, redi
     advanced = AdvancedWeightServer(chunks_dir=folder, redis_url=redis_url, port=0)
     counts = [asyncio.run(run(plain, plain.start_server)), asyncio.run(run(advanced, advanced.start_servers))]
     assert counts == [len(read_manifest(folder).chunks)] * 2
+
+
+def test_a_bucket_is_pruned_as_a_folder_is(folder: Path, bucket: dict[str, Any]):
+    options = {**bucket}
+    store = obstore.store.from_url("s3://weights/models/pruned", **options)
+    for path in folder.iterdir():
+        obstore.put(store, path.name, path.read_bytes())
+    stray = f"{'0' * 64}.chunk"
+    obstore.put(store, stray, b"of no revision")
+    storage = ObjectStorage("s3://weights/models/pruned", bucket)
+    young = asyncio.run(prune(storage, keep=1, now_s=time.time()))
+    assert young.files == 0
+    result = asyncio.run(prune(storage, keep=1, now_s=time.time() + 7200))
+    assert (result.files, result.bytes) == (1, 14)
+    left = {o["path"] for batch in obstore.list(store) for o in batch}
+    assert left == {path.name for path in folder.iterdir()}

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import httpx
 import msgspec
-import numpy as np
 import pytest
 import zstandard
 from server_harness import device, embedding_window, make_settings, running
 from websockets.asyncio.client import connect
-from weight_stream_harness import client, lying, weight_server
+from weight_stream_harness import CHUNK_BYTES, client, folder_of_chunks, lying, weight_server
 
 from streamsplit.edge.weight_link import full_url
 from streamsplit.errors import ConfigError, ConnectionRefused, ManifestError, PortInUseError, ProtocolError
@@ -26,7 +25,6 @@ from streamsplit.server.chunk_storage import FolderStorage
 from streamsplit.server.weight_app import serve_weights
 from streamsplit.weights.revision import revision_prefix
 from streamsplit.weights.streaming.manifest import (
-    FORMAT,
     NAME,
     Chunk,
     Manifest,
@@ -34,31 +32,6 @@ from streamsplit.weights.streaming.manifest import (
     file_name,
 )
 from streamsplit.wire.chunks import ChunkClient
-
-CHUNK_BYTES = 900_000
-
-
-def folder_of_chunks(folder: Path, count: int = 3, size: int = CHUNK_BYTES, seed: int = 0) -> Manifest:
-    """Chunks of noise with a manifest: the server does not look into them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    chunks = []
-    for index in range(count):
-        data = rng.bytes(size + index)
-        digest = hashlib.sha256(data).hexdigest()
-        (folder / file_name(digest)).write_bytes(data)
-        chunks.append(
-            Chunk(
-                name=f"layer.{index}", role="layer", digest=digest, stored_bytes=len(data), raw_bytes=len(data),
-                memory_bytes=len(data), tensors=(f"layer.{index}.weight",),
-            )
-        )  # fmt: skip
-    manifest = Manifest(
-        format=FORMAT, model="noise", model_type="bert", architecture="BertModel", dtype="fp32", config={},
-        stacks=("layer",), chunks=tuple(chunks),
-    )  # fmt: skip
-    (folder / NAME).write_bytes(encode_manifest(manifest))
-    return manifest
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
@@ -18,10 +20,36 @@ from streamsplit.edge.weight_link import WeightLinkSettings
 from streamsplit.server.chunk_storage import FolderStorage
 from streamsplit.server.settings import AuthSettings, WeightStreamSettings
 from streamsplit.server.weight_app import serve_weights
-from streamsplit.weights.streaming.manifest import Manifest, encode_manifest, file_name
+from streamsplit.weights.streaming.manifest import FORMAT, NAME, Chunk, Manifest, encode_manifest, file_name
 from streamsplit.wire.chunks import ChunkServer, Open
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "weights" / "streaming"))
+
+
+CHUNK_BYTES = 900_000
+
+
+def folder_of_chunks(folder: Path, count: int = 3, size: int = CHUNK_BYTES, seed: int = 0) -> Manifest:
+    """Chunks of noise with a manifest: the server does not look into them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    chunks = []
+    for index in range(count):
+        data = rng.bytes(size + index)
+        digest = hashlib.sha256(data).hexdigest()
+        (folder / file_name(digest)).write_bytes(data)
+        chunks.append(
+            Chunk(
+                name=f"layer.{index}", role="layer", digest=digest, stored_bytes=len(data), raw_bytes=len(data),
+                memory_bytes=len(data), tensors=(f"layer.{index}.weight",),
+            )
+        )  # fmt: skip
+    manifest = Manifest(
+        format=FORMAT, model="noise", model_type="bert", architecture="BertModel", dtype="fp32", config={},
+        stacks=("layer",), chunks=tuple(chunks),
+    )  # fmt: skip
+    (folder / NAME).write_bytes(encode_manifest(manifest))
+    return manifest
 
 
 class Running:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     publish.add_argument("--chunks-dir", type=Path, required=True, help="folder that is served")
     publish.add_argument("--delta", default="exact", help="exact (default), or int8: smaller, and the weights rounded")
     publish.add_argument("--signing-key", default="", metavar="HEX", help=f"as for chunk (or {KEY_VARIABLE})")
+    prune = commands.add_parser("prune", help="throw away chunks that only older revisions need")
+    prune.add_argument("--chunks-dir", required=True, help="folder of chunks, or s3://bucket/prefix")
+    prune.add_argument("--keep", type=int, default=1, metavar="N", help="revisions before the present one (default: 1)")
+    prune.add_argument(
+        "--grace-s", type=float, default=3600.0, metavar="S",
+        help="younger files stay: they may belong to a revision that is being published (default: 3600)",
+    )  # fmt: skip
     serve = commands.add_parser("serve", help="serve a folder of chunks")
     serve.add_argument("--chunks-dir", required=True, help="folder of chunks, or s3://bucket/prefix")
     serve.add_argument("--redis-url", default="", help="cache in front of it, as redis://host:port")
@@ -42,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--port", type=int, default=8765, help="(default: 8765; 0: any free port)")
     serve.add_argument("--device-mb-per-s", type=float, default=0.0, metavar="MB", help="of one device; 0: no limit")
     serve.add_argument("--total-mb-per-s", type=float, default=0.0, metavar="MB", help="of all together; 0: no limit")
-    for command in (chunk, publish, serve):
+    for command in (chunk, publish, prune, serve):
         command.add_argument("--verbose", action="store_true", help="tell what is done")
         command.add_argument("--json", action="store_true", help="the result as a line of JSON")
 
@@ -50,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Chunks or serves."""
     set_up_logging("INFO" if args.verbose else "WARNING")
-    return {"chunk": _chunk, "publish": _publish, "serve": _serve}[args.weights_command](args)
+    return {"chunk": _chunk, "publish": _publish, "prune": _prune, "serve": _serve}[args.weights_command](args)
 
 
 def _chunk(args: argparse.Namespace) -> int:
@@ -106,6 +114,22 @@ def _publish(args: argparse.Namespace) -> int:
             f"revision {result['revision'][:12]}: {len(result['changed'])} chunks changed, "
             f"{result['delta_bytes'] / 1e6:.2f} MB for who holds the last one, "
             f"{result['chunk_bytes'] / 1e6:.2f} MB for others"
+        )
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from streamsplit.server.chunk_pruning import prune
+    from streamsplit.server.chunk_storage import bare_storage
+
+    storage = bare_storage(args.chunks_dir)
+    pruned = asyncio.run(prune(storage, keep=args.keep, now_s=time.time(), grace_s=args.grace_s))
+    if args.json:
+        print_json(pruned._asdict())
+    else:
+        print(
+            f"{args.chunks_dir}: {pruned.files} files deleted, {pruned.bytes / 1e6:.1f} MB freed; {pruned.kept_files} "
+            f"stay, for this revision and {pruned.kept_revisions - 1} before it"
         )
     return 0
 

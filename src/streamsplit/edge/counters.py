@@ -89,6 +89,8 @@ class EdgeStatus(NamedTuple):
     gradients_asked: int = 0
     gradients_applied: int = 0
     collapsed: bool = False  # the alarm is on: the embeddings fall onto few directions
+    held_blocks: int = -1  # of the encoder, in memory; -1: all there are
+    weight_bytes: int = 0  # received on the weight stream's sockets
 
 
 class RunSummary(NamedTuple):

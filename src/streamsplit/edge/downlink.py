@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from streamsplit.edge.block_renewal import BlockRenewal
 from streamsplit.edge.counters import Counters
 from streamsplit.edge.decisions import Arrival, Decisions
 from streamsplit.edge.gradients import GradientExchange
@@ -23,6 +24,7 @@ from streamsplit.edge.pipeline import WindowPipeline
 from streamsplit.edge.policies import DevicePolicy
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.streamed_model import StreamedBlocksModel
 from streamsplit.edge.sync import Arrived, WeightDownload, WeightUpload
 from streamsplit.edge.voice import Voice
 from streamsplit.errors import ProtocolError, RevisionError, StoreError, StreamSplitError
@@ -98,6 +100,9 @@ class Downlink:
         self._bandwidth_bps = bandwidth_bps  # estimate of the uplink, nan while there is none
         self._announced: Revision | None = None  # and not asked for yet
         self._loop = asyncio.get_running_loop()
+        self._renewal: BlockRenewal | None = None
+        if isinstance(model, StreamedBlocksModel):
+            self._renewal = BlockRenewal(model, hand_over=hand_over, adopted=self._renewed, problem=problem)
 
     # -- for the client ------------------------------------------------------------------------------------------
 
@@ -193,7 +198,14 @@ class Downlink:
         message, sync = self._announced, self._settings.sync
         if message is None or not (sync.download and self._model.name):
             return
-        if not message.breaks_space and self._bandwidth_bps() < sync.download_min_bps:  # False for nan
+        if message.revision == self._model.revision:
+            self._announced = None
+            return
+        first = not self._model.revision
+        if not (message.breaks_space or first) and self._bandwidth_bps() < sync.download_min_bps:  # False for nan
+            return
+        if self._renewal is not None:  # asked for again with every report until it is here
+            self._renewal.start()
             return
         self._announced = None
         self._send(self.download.announced(message))
@@ -315,6 +327,13 @@ class Downlink:
             "revision", revision=revision, delta=arrived.announced.kind == "delta",
             bytes=arrived.announced.total_bytes, breaks_space=arrived.announced.breaks_space,
         )  # fmt: skip
+        self._loop.call_soon_threadsafe(self._adopted, revision)
+
+    def _renewed(self, revision: str, breaks_space: bool) -> None:
+        """A device with streamed blocks runs another revision."""
+        if breaks_space:
+            self._pipeline.gate.restart()
+        self._note("revision", revision=revision, delta=False, bytes=0, breaks_space=breaks_space)
         self._loop.call_soon_threadsafe(self._adopted, revision)
 
     def _adopted(self, revision: str) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-_FLEET_WEIGHT = 0.3  # of the server's mixture in the device's memory, at each synchronisation
+FLEET_WEIGHT = 0.3  # of the server's mixture in the device's memory, at each synchronisation
 
 
 class Forward(NamedTuple):
@@ -53,6 +53,13 @@ class DeviceModel(Protocol):
 
     @property
     def revision(self) -> str: ...
+    @property
+    def held_blocks(self) -> int: ...  # blocks 1..n whose weights are here; -1: all there are
+    @property
+    def room_blocks(self) -> int: ...  # blocks 1..n whose weights there is room for; -1: for all
+    @property
+    def received_bytes(self) -> int: ...  # on sockets of its own
+    def reach(self, k: int) -> int: ...  # the deepest block up to k that a window can be run to now
     def ready_for(self, cut: Cut) -> bool: ...
     def bottleneck(self, k: int) -> Bottleneck: ...
     def forward_to(self, features: np.ndarray, k: int) -> Forward: ...
@@ -64,6 +71,7 @@ class DeviceModel(Protocol):
     def fit_memory(self, free_bytes: float) -> None: ...
     def base_weights(self) -> Weights: ...
     def adopt(self, weights: Weights, revision: str, *, breaks_space: bool) -> None: ...
+    def close(self) -> None: ...
 
 
 class NoEncoder:
@@ -72,11 +80,17 @@ class NoEncoder:
     name = ""
     revision = ""
     bottlenecks: tuple[int, ...] = ()
+    held_blocks = room_blocks = -1
+    received_bytes = 0
 
     def __init__(self, settings: EdgeSettings) -> None:
         self._mixture = GaussianMixture(settings.learner.components, settings.encoder.embedding_dim)
         self._lock = threading.Lock()
         self._last = float("nan")
+
+    def reach(self, k: int) -> int:
+        """Nothing is missing here."""
+        return k
 
     def ready_for(self, cut: Cut) -> bool:
         """Block 0 only."""
@@ -126,6 +140,9 @@ class NoEncoder:
     def fit_memory(self, free_bytes: float) -> None:
         """The mixture's size never changes."""
 
+    def close(self) -> None:
+        """Holds nothing open."""
+
 
 def make_model(settings: EdgeSettings) -> DeviceModel:
     """The model that `settings` ask for; without torch one without an encoder, said in the log.
@@ -135,6 +152,10 @@ def make_model(settings: EdgeSettings) -> DeviceModel:
     if not settings.encoder.enabled:
         return NoEncoder(settings)
     try:
+        if settings.weights.streamed:
+            from streamsplit.edge.streamed_model import StreamedBlocksModel
+
+            return StreamedBlocksModel(settings)
         return EncoderModel(settings)
     except (MissingExtraError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "torch":
@@ -150,6 +171,9 @@ class EncoderModel:
 
     Everything that crosses is computed with the momentum (key) encoder; learning moves the query encoder.
     """
+
+    held_blocks = room_blocks = -1
+    received_bytes = 0
 
     def __init__(self, settings: EdgeSettings) -> None:
         import torch
@@ -180,6 +204,13 @@ class EncoderModel:
     def learner(self) -> EdgeLearner:
         """The learner itself, for evaluation after a run."""
         return self._learner
+
+    def reach(self, k: int) -> int:
+        """All blocks are here."""
+        return k
+
+    def close(self) -> None:
+        """Holds nothing open."""
 
     def ready_for(self, cut: Cut) -> bool:
         """Whether the present weights can do a cut: its bottleneck, or the early exit's head, must be fitted."""
@@ -260,7 +291,7 @@ class EncoderModel:
         with self._lock:
             own = self._learner.memory.mixture
             if message.revision == self._revision and own.components == fleet.components:
-                own.merge(fleet, _FLEET_WEIGHT)
+                own.merge(fleet, FLEET_WEIGHT)
 
     def adopt_prototypes(self, message: Prototypes) -> bool:
         """The server's centres for v1's uncertainty; those of a revision to come wait for it.

@@ -15,7 +15,7 @@ from streamsplit.edge.emulation import Spent
 from streamsplit.edge.model import DeviceModel, Forward
 from streamsplit.edge.payload import Packed, PieceChain, pack_activation, pack_input, pack_result
 from streamsplit.edge.readings import Readings
-from streamsplit.errors import CutError
+from streamsplit.errors import CutError, LayerUnavailable
 from streamsplit.splitting.confidence import ExitRule
 from streamsplit.splitting.constraints import ConstraintSettings
 from streamsplit.splitting.cut import Cut
@@ -24,6 +24,7 @@ from streamsplit.splitting.decision_log import Decided, DecisionLog
 from streamsplit.splitting.device import DeviceProfile
 from streamsplit.splitting.link import LinkEstimate
 from streamsplit.splitting.observation import Observation
+from streamsplit.splitting.shallower import Shallower
 from streamsplit.splitting.table import CutTable
 from streamsplit.splitting.transmission import GateDecision, Transmission, UncertaintyGate
 from streamsplit.weights.revision import revision_prefix
@@ -119,6 +120,7 @@ class WindowPipeline:
         self._last_cut: Cut | None = None
         self._uncertainty = math.nan
         self._embedded: deque[int] = deque(maxlen=_REMEMBERED)
+        self._shallower = Shallower(self._constraints)
 
     def start_at(self, window: int) -> None:
         """Window indices on the wire count on from here, so that a restarted device does not repeat any."""
@@ -132,6 +134,7 @@ class WindowPipeline:
         """Decides, computes and packs; `feature_ms` is the device time that the features took."""
         self._starts |= window.new_frames > self.chain.stride_frames
         observation = observe(around, self._uncertainty, self._last_cut, self.power_mw)
+        observation = observation._replace(blocks=self.model.held_blocks, room=self.model.room_blocks)
         decision = self._decide(observation)
         decided = self.log.decided(observation, decision, self._ready_table()) if self.log is not None else None
         (forward, cut, gate, packed), spent = self.worker.run(lambda: self._compute(window, decision.cut, observation))
@@ -201,7 +204,9 @@ class WindowPipeline:
         self, window: Window, cut: Cut, observation: Observation
     ) -> tuple[Forward, Cut, GateDecision, Packed | None]:
         """What the device really does for the window; returns what was computed, the cut it ended at, and the bytes."""
-        forward = self.model.forward_to(window.features, cut.block)
+        forward, cut, kept = self._run(window, cut, observation)
+        if kept:
+            return forward, cut, GateDecision(Transmission.KEEP, math.nan, kept), None
         sure = forward.early is not None and window.resolution is Resolution.FULL  # exits are fitted at full resolution
         sure = sure and self.exit_rule.confident(cut.block, forward.uncertainty)
         if not cut.sends:
@@ -210,12 +215,39 @@ class WindowPipeline:
         if gate.action is Transmission.KEEP:
             return forward, cut, gate, None
         if gate.action is Transmission.EMBEDDING_ONLY:
-            forward, cut = self._reduce(window, forward, cut)
+            forward, cut = self._reduce(window, forward, cut, observation)
         elif cut.encoding is Encoding.BOTTLENECK_INT8 and not self.model.ready_for(cut):
             cut = cut._replace(encoding=Encoding.INT8)
         elif cut.encoding is Encoding.EXIT_FP16 and not (sure and self.model.ready_for(cut)):
-            forward, cut = self._reduce(window, forward, cut)
+            forward, cut = self._reduce(window, forward, cut, observation)
         return forward, cut, gate, self._pack(window, forward, cut)
+
+    def _run(self, window: Window, wish: Cut, observation: Observation) -> tuple[Forward, Cut, str]:
+        """The window computed to the cut, or as deep as the weights on the device go; and why it is kept, if it is."""
+        cut, forward = self._within(self.model.reach(wish.block), wish, observation), None
+        if cut is not None:
+            try:
+                forward = self.model.forward_to(window.features, cut.block)
+            except LayerUnavailable:  # a block that passes through did not come in time
+                cut = self._within(self.model.held_blocks, wish, observation)
+        if cut is None:
+            return (
+                self.model.forward_to(window.features, 0),
+                wish,
+                f"no cut before {wish} is allowed without its blocks",
+            )
+        if forward is None:
+            forward = self.model.forward_to(window.features, cut.block)
+        return forward, cut, ""
+
+    def _within(self, blocks: int, wish: Cut, observation: Observation) -> Cut | None:
+        """The wish, or in its place the deepest cut within `blocks`, of several there the cheapest; None: none may be.
+
+        The constraints hold for it as for the policy.
+        """
+        if wish.block <= blocks:
+            return wish
+        return self._shallower.deepest(self._ready_table(), blocks, observation)
 
     def _wants_gradient(self, cut: Cut, packed: Packed, gate: GateDecision, uncertainty: float) -> bool:
         """v2: what the gate lets through; v1: U > U_th and N > N_min. Only between two blocks there is a gradient."""
@@ -224,12 +256,16 @@ class WindowPipeline:
         uncertain = self.gate.settings.version == "v2" or uncertainty > gate.threshold
         return uncertain and self.asks()
 
-    def _reduce(self, window: Window, forward: Forward, cut: Cut) -> tuple[Forward, Cut]:
+    def _reduce(self, window: Window, forward: Forward, cut: Cut, observation: Observation) -> tuple[Forward, Cut]:
         """The least that can stand for the window: its embedding, or without an encoder the smallest cut there is."""
-        if forward.crossing is None:
+        here = self.model.held_blocks
+        if forward.crossing is None and here < 0:
             rows = [row for row in self.table.rows if row.cut.sends]
             return forward, min(rows, key=lambda row: row.payload_bytes).cut
-        if forward.z is None:
+        if forward.z is None and 0 <= here < self.table.num_blocks:
+            least = self._shallower.smallest(self._ready_table(), {0, cut.block}, observation)
+            return forward, cut if least is None else least
+        if forward.z is None and forward.crossing is not None:
             forward = self.model.finish(forward.crossing, cut.block, window.features)
         return forward, Cut(self.table.num_blocks, Encoding.EMBEDDING_FP16)
 
@@ -258,6 +294,8 @@ class WindowPipeline:
 
 def _instead(chosen: Cut, cut: Cut) -> str:
     """Why a window that is sent crosses at another cut than the chosen one."""
+    if cut.block < chosen.block:
+        return f"the blocks for {chosen} are not all here, sent as {cut}"
     if chosen.encoding is Encoding.BOTTLENECK_INT8:
         return f"the bottleneck is not fitted yet, sent as {cut}"
     return f"the exit after block {chosen.block} is not sure, sent as {cut}"

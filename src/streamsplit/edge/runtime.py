@@ -39,6 +39,7 @@ from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.snapshot import load_snapshot, save_snapshot
 from streamsplit.edge.status import StatusView
+from streamsplit.edge.streamed_model import StreamedBlocksModel
 from streamsplit.edge.tables import device_table
 from streamsplit.edge.upload import LearningUpload
 from streamsplit.edge.voice import STEP_S, Overheard, Voice
@@ -115,9 +116,12 @@ class EdgeRuntime:
         )  # fmt: skip
         self.monitor = ResourceMonitor(self.device, settings.monitor)
         self.inlet = AudioInlet(source, paced=self.paced, buffer_s=settings.audio.buffer_s)
+        if isinstance(self.model, StreamedBlocksModel):
+            self.model.problem = self.problem
+            self.model.behind = self._behind
         self.learning = LearningLoop(
             settings, self.model, self.device, self.counters, self.note, self.problem, paced=self.paced,
-            behind=lambda: self.inlet.waiting_ms > 2 * settings.audio.block_ms, gradients=self.gradients,
+            behind=self._behind, gradients=self.gradients,
         )  # fmt: skip
         self.link = LinkEstimator(settings.splitting.link)
         self._link_estimate = self.link.estimate(_now_ms())
@@ -193,6 +197,7 @@ class EdgeRuntime:
                 await self.voice.close()
             self.learning.save()
             self._save_gate()
+            await asyncio.to_thread(self.model.close)
             summary = self._view.summary()
             self.queue.close()
             if self._journal is not None:
@@ -339,6 +344,10 @@ class EdgeRuntime:
                 self._done.wait(0.02)
             else:
                 self.listener.step(timeout_s=0.05)
+
+    def _behind(self) -> bool:
+        """Whether sound waits for the worker: it comes before everything else; without real time the source waits."""
+        return self.paced and self.inlet.waiting_ms > 2 * self.settings.audio.block_ms
 
     def _surroundings(self) -> Surroundings:
         up = self.client is not None and self.client.is_open

@@ -17,6 +17,7 @@ from streamsplit.edge.emulation import EmulationSettings
 from streamsplit.edge.monitor import MonitorSettings
 from streamsplit.edge.queue import QueueSettings
 from streamsplit.edge.talk_settings import TalkSettings
+from streamsplit.edge.weight_link import BlockSettings
 from streamsplit.errors import ConfigError
 from streamsplit.learning.settings import LearnerSettings
 from streamsplit.splitting.bandit import BanditSettings
@@ -233,8 +234,8 @@ class ServerLinkSettings(Settings):
 
     url: str = setting("ws://127.0.0.1:8888/v1/stream")  # or quic://host:port, for links that lose packets
     token: str = setting("")  # "" = the environment variable STREAMSPLIT_TOKEN
+    tls_ca_file: str = setting("")  # wss, quic: PEM file of the authorities that are trusted; "" = the system's
     tls_fingerprint: str = setting("")  # quic: SHA-256 of the server's certificate, as the server prints it
-    tls_ca_file: str = setting("")  # quic: PEM file of who signed it; "" = the public authorities
     tls_unverified: bool = setting(False)  # quic: true = whoever answers is believed to be the server
     connect_timeout_s: float = setting(10.0, low=0.1)
     first_backoff_s: float = setting(0.5, low=0.01)
@@ -316,10 +317,22 @@ class EdgeSettings(Settings):
     monitor: MonitorSettings = section(MonitorSettings)
     emulation: EmulationSettings = section(EmulationSettings)
     talk: TalkSettings = section(TalkSettings)
+    weights: BlockSettings = section(BlockSettings)
 
     def check(self) -> None:
         """What one section asks of another."""
         _ = self.policy
+        if self.weights.streamed and not (self.encoder.enabled and self.splitting.enabled):
+            raise ConfigError(
+                f"'weights.cache_bytes': got {self.weights.cache_bytes} on a device without an encoder or a server to "
+                "fetch its blocks from; leave it out"
+            )
+        if self.weights.streamed and self.server.lossy and not self.weights.url:
+            raise ConfigError(
+                f"'weights.url': got '' with {self.server.url}, expected ws://host:port: blocks do not come over QUIC"
+            )
+        if self.weights.streamed and self.training.uncertainty == "v1":
+            raise ConfigError("'training.uncertainty': got v1 with weights.cache_bytes, allowed v2, context")
 
     @property
     def learner(self) -> LearnerSettings:

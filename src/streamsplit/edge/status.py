@@ -65,7 +65,8 @@ class StatusView:
             problem=counters.last_problem, policy=self._policies.name, decisions=counters.decisions,
             cut_changes=counters.cut_changes, fallbacks=self._policies.fallbacks, regret=counters.regret,
             gradients_asked=counters.gradients_asked, gradients_applied=counters.gradients_applied,
-            collapsed=counters.collapsed,
+            collapsed=counters.collapsed, held_blocks=self._model.held_blocks,
+            weight_bytes=self._model.received_bytes,
         )  # fmt: skip
 
     def stats(self) -> Stats:

@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, InvalidStatus, InvalidURI
 
 from streamsplit.edge.settings import ServerLinkSettings
-from streamsplit.errors import ConnectionRefused, MissingExtraError
+from streamsplit.errors import ConfigError, ConnectionRefused, MissingExtraError
 from streamsplit.transport.count import ByteCount, UdpByteCount
 from streamsplit.transport.pipe import Channel, Pipe, Received
 from streamsplit.wire.frame import HEADER_BYTES
@@ -85,7 +85,8 @@ def byte_count(settings: ServerLinkSettings) -> ByteCount:
 async def open_pipe(settings: ServerLinkSettings, count: ByteCount) -> Pipe:
     """Connects; raises as `open_socket`, and MissingExtraError for quic:// without aioquic."""
     if not settings.lossy:
-        return WebSocketPipe(await open_socket(settings.url, count, settings.connect_timeout_s), count)
+        socket = await open_socket(settings.url, count, settings.connect_timeout_s, settings.tls_ca_file)
+        return WebSocketPipe(socket, count)
     try:
         from streamsplit.transport.quic_client import Trust, open_quic
     except ImportError as error:
@@ -95,8 +96,22 @@ async def open_pipe(settings: ServerLinkSettings, count: ByteCount) -> Pipe:
     return await open_quic(str(parts.hostname), int(parts.port or 0), trust, count, settings.connect_timeout_s)
 
 
-async def open_socket(url: str, count: ByteCount, timeout_s: float) -> ClientConnection:
+def trusted(url: str, ca_file: str) -> ssl.SSLContext | None:
+    """Whom a wss:// connection trusts: the system's authorities, or those of a PEM file alone; raises ConfigError."""
+    if urlsplit(url).scheme != "wss":
+        return None
+    if not ca_file:
+        return ssl.create_default_context()
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or error
+        raise ConfigError(f"'tls_ca_file': got {ca_file!r}, expected a PEM file of certificates ({reason})") from None
+
+
+async def open_socket(url: str, count: ByteCount, timeout_s: float, ca_file: str = "") -> ClientConnection:
     """Connects; raises ConnectionRefused where trying again cannot help, OSError or TimeoutError where it may."""
+    context = trusted(url, ca_file)
 
     class Counted(ClientConnection):
         def connection_made(self, transport: Any) -> None:
@@ -110,12 +125,14 @@ async def open_socket(url: str, count: ByteCount, timeout_s: float) -> ClientCon
         connection = await connect(
             url, create_connection=Counted, compression=None, open_timeout=timeout_s, ping_interval=None,
             close_timeout=2.0, max_size=MAX_FRAME_BYTES + HEADER_BYTES, write_limit=_UNSENT_BYTES,
-            proxy=None if urlsplit(url).hostname in _LOOPBACK else True,
+            proxy=None if urlsplit(url).hostname in _LOOPBACK else True, ssl=context,
         )  # fmt: skip
     except InvalidURI as error:
         raise ConnectionRefused(f"{url}: {error}; expected ws://host:port/v1/stream") from error
     except ssl.SSLCertVerificationError as error:
-        raise ConnectionRefused(f"{url}: the server's certificate is not trusted ({error.verify_message})") from error
+        raise ConnectionRefused(
+            f"{url}: the server's certificate is not trusted ({error.verify_message}); see 'tls_ca_file'"
+        ) from error
     except InvalidStatus as error:
         status = error.response.status_code
         if status in _HOPELESS:

@@ -6,29 +6,31 @@ Every range is fetched once however many ask for it; a lost connection is opened
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
 
-from streamsplit.edge.transport import open_socket
+from streamsplit.edge.transport import open_socket, trusted
 from streamsplit.edge.weight_job import Job
 from streamsplit.edge.weight_link import WeightLinkSettings, full_url
+from streamsplit.edge.weight_receiver import FrameReceiver
 from streamsplit.errors import ConnectionRefused, ManifestError, ProtocolError
 from streamsplit.transport.count import ByteCount
 from streamsplit.weights.streaming.manifest import Manifest, decode_manifest
 from streamsplit.weights.streaming.pieces import unpacked_piece, zstandard_module
-from streamsplit.wire.chunks import MAX_PENDING, ChunkClient, Failed, Piece
+from streamsplit.wire.chunks import MAX_PENDING, ChunkClient, Event, Failed, Placement
 from streamsplit.wire.codes import may_retry
 
 MAX_BACKOFF_S = 2.0
-HASH_BYTES = 1 << 20  # hashed at a time, in a thread of its own
+HASH_BYTES = 4 << 20  # hashed at a time, in a thread of its own
+SMALL_BYTES = 1 << 20  # hashed at once
+HASHERS = 2
 _IN_FLIGHT = MAX_PENDING // 2
 
 
@@ -40,6 +42,7 @@ class WeightClient:
         self.settings = settings or WeightLinkSettings()
         if self.settings.compress:
             zstandard_module()
+        trusted(self.url, self.settings.tls_ca_file)  # a file that cannot be read is said here
         self.count = ByteCount()
         self.connections = 0
         self._closed = False
@@ -51,7 +54,10 @@ class WeightClient:
         self._progress_bytes = 0
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
-        self._hasher = ThreadPoolExecutor(1, "weights-hash")  # hashing takes longer than receiving
+        self._task: asyncio.Task[None] | None = None
+        self._connected = False
+        # hashing takes longer than receiving: on more cores, two chunks at once
+        self._hashers = [ThreadPoolExecutor(1, "weights-hash") for _ in range(min(HASHERS, os.cpu_count() or 1))]
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
 
@@ -75,7 +81,7 @@ class WeightClient:
             if self._closed:
                 return
             self._closed = True
-        self._notify()
+        self._loop.call_soon_threadsafe(self._stop)
         self._thread.join(10.0)
 
     def _submit(self, job: Job) -> Future[np.ndarray]:
@@ -94,16 +100,32 @@ class WeightClient:
     def _notify(self) -> None:
         self._loop.call_soon_threadsafe(self._wake.set)
 
+    def _stop(self) -> None:
+        """In the loop: a connection says goodbye; what waits for one is given up."""
+        self._wake.set()
+        if self._task is not None and not self._connected:
+            self._task.cancel()
+
     # -- in the thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._main())
         finally:
-            self._hasher.shutdown()
+            for hasher in self._hashers:
+                hasher.shutdown()
             self._loop.close()
 
     async def _main(self) -> None:
+        self._task = asyncio.current_task()
+        try:
+            await self._work()
+        except asyncio.CancelledError:  # closed while it waited for a connection
+            pass
+        finally:
+            self._fail_all(ConnectionError("the weight client was closed"))
+
+    async def _work(self) -> None:
         failures = 0
         while not self._closed:
             self._wake.clear()
@@ -116,7 +138,7 @@ class WeightClient:
                 failures = 0
             except ConnectionRefused as error:
                 self._fail_all(error)
-            except (OSError, asyncio.TimeoutError, ConnectionClosed, ProtocolError) as error:
+            except (OSError, asyncio.TimeoutError, ProtocolError) as error:
                 self._lost(error)
                 failures = 1 if self._progress_bytes > before else failures + 1
                 if failures >= self.settings.attempts:
@@ -124,49 +146,45 @@ class WeightClient:
                     failures = 0
                 elif self._flights:
                     await asyncio.sleep(min(MAX_BACKOFF_S, self.settings.backoff_s * 2 ** (failures - 1)))
-        self._fail_all(ConnectionError("the weight client was closed"))
 
     async def _connection(self) -> None:
         """One connection; returns at an end that harms nobody, raises what ended it otherwise."""
-        socket = await open_socket(self.url, self.count, self.settings.connect_timeout_s)
+        settings = self.settings
+        connection = await open_socket(self.url, self.count, settings.connect_timeout_s, settings.tls_ca_file)
         session = ChunkClient()
-        pump: asyncio.Task[None] | None = None
         self.connections += 1
+        self._connected = True
+        socket = FrameReceiver(
+            connection, self.count, session, place=self._place, placed=self._placed, happened=self._happened
+        )
         try:
             session.open(self.settings.device_id, self.settings.token, compress=self.settings.compress)
-            await _flush(socket, session)
-            while session.ready is None:
-                data = await asyncio.wait_for(socket.recv(), self.settings.connect_timeout_s)
-                self._take(session, data)
-            pump = asyncio.create_task(self._pump(socket, session))
-            async for data in socket:
-                self._heard_s = time.monotonic()
-                if self._take(session, data):
-                    self._wake.set()
-            if self._flights and not self._closed:
-                raise ConnectionError("the connection ended")
+            socket.send(session.bytes_to_send())
+            self._heard_s = time.monotonic()
+            await self._pump(socket, session)
         finally:
-            if pump is not None:
-                pump.cancel()
-                with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
-                    await pump
-            socket.transport.abort()
+            self._connected = False
+            socket.abort()
 
-    async def _pump(self, socket: ClientConnection, session: ChunkClient) -> None:
+    async def _pump(self, socket: FrameReceiver, session: ChunkClient) -> None:
         """Asks for what waits, and ends a connection on which nothing comes."""
         while not self._closed:
             self._wake.clear()
             self._ask(session)
-            await _flush(socket, session)
-            if not self._asked:
-                await self._wake.wait()
-                continue
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self.settings.silence_s / 4)
-            if self._asked and time.monotonic() - self._heard_s > self.settings.silence_s:
-                socket.transport.abort()
+            socket.send(session.bytes_to_send())
+            waits = session.ready is None or bool(self._asked)
+            limit_s = self.settings.connect_timeout_s if session.ready is None else self.settings.silence_s
+            woken = asyncio.ensure_future(self._wake.wait())
+            either: set[asyncio.Future[Any]] = {woken, socket.ended}
+            await asyncio.wait(either, timeout=limit_s / 4 if waits else None, return_when=asyncio.FIRST_COMPLETED)
+            woken.cancel()
+            if socket.ended.done():
+                if self._flights or isinstance(socket.ended.exception(), ProtocolError):
+                    socket.ended.result()
                 return
-        await socket.close()
+            if waits and time.monotonic() - self._heard_s > limit_s:
+                raise ConnectionError(f"nothing came for {limit_s:g} s")
+        socket.close()
 
     def _ask(self, session: ChunkClient) -> None:
         if session.ready is None:
@@ -185,33 +203,43 @@ class WeightClient:
                 request = session.request_manifest()
             self._asked[request] = job
 
-    def _take(self, session: ChunkClient, message: bytes | str) -> bool:
-        """Handles one message; True when a request has ended."""
-        if isinstance(message, str):
-            raise ProtocolError("bad_message", "got a text message, expected binary ones")
-        ended = False
-        for event in session.receive(message):
-            if isinstance(event, Piece):
-                data = event.data if not event.packed_bytes else unpacked_piece(event.data, event.packed_bytes)
-                self._progress_bytes += len(data)
-                job = self._asked[event.request]
-                job.take(data)
-                ended = event.last
-                if event.last:
-                    self._check(self._asked.pop(event.request))
-                elif job.received // HASH_BYTES > (job.received - len(data)) // HASH_BYTES:
-                    self._hasher.submit(job.hash_up_to, job.received, job.hashing)
-            elif isinstance(event, Failed):
+    def _place(self, placement: Placement) -> memoryview:
+        return self._asked[placement.request].room(placement.length)
+
+    def _placed(self, placement: Placement, size_bytes: int) -> None:
+        self._heard_s = time.monotonic()
+        self._progress_bytes += size_bytes
+        job = self._asked[placement.request]
+        before = job.received
+        job.placed(size_bytes)
+        if job.received < job.length and job.received // HASH_BYTES > before // HASH_BYTES:
+            self._hash(job.hash_up_to, job.received, job.hashing, job=job)
+
+    def _happened(self, events: list[Event]) -> None:
+        """A frame has come: the server lets us in, a request has ended, or packed data came, which is not placed."""
+        self._heard_s = time.monotonic()
+        for event in events:
+            if isinstance(event, Failed):
                 self._refused(event)
-                ended = True
-        return ended
+                continue
+            if event.packed_bytes:
+                data = unpacked_piece(event.data, event.packed_bytes)
+                self._progress_bytes += len(data)
+                self._asked[event.request].take(data)
+            if event.last:
+                self._check(self._asked.pop(event.request))
+        self._wake.set()
+
+    def _hash(self, work: Callable[..., Any], *values: Any, job: Job) -> Future[Any]:
+        """Has a job's bytes hashed: one thread a job, so that they come in order, and several jobs at once."""
+        return self._hashers[job.number % len(self._hashers)].submit(work, *values)
 
     def _check(self, job: Job) -> None:
         """Has the rest hashed, behind what was there before, while the connection goes on."""
-        if job.length <= HASH_BYTES:
+        if job.length <= SMALL_BYTES:
             self._arrived(job, job.damage())
             return
-        checked = self._hasher.submit(job.damage)
+        checked = self._hash(job.damage, job=job)
         checked.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._arrived, job, done.result()))
 
     def _arrived(self, job: Job, damage: str) -> None:
@@ -270,11 +298,6 @@ class WeightClient:
         self._asked.clear()
         for job in jobs:
             self._fail(job, error)
-
-
-async def _flush(socket: ClientConnection, session: ChunkClient) -> None:
-    for data in session.bytes_to_send():
-        await socket.send(data)
 
 
 def _said(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -19,11 +20,15 @@ class Hashing:
         self.end = 0
 
 
+_numbers = itertools.count()
+
+
 class Job:
     """Received bytes in an aligned buffer, hashed as they come; survives lost connections."""
 
     def __init__(self, digest: str, offset: int, length: int, parts: Sequence[tuple[int, bytes]]) -> None:
         """`parts` are the lengths and SHA-256 of the pieces that the range consists of; digest "" is the manifest."""
+        self.number = next(_numbers)
         self.digest = digest
         self.offset = offset
         self.length = length
@@ -59,6 +64,14 @@ class Job:
         end = self.received + len(data)
         self._view[self.received : end] = data
         self.received = end
+
+    def room(self, length: int) -> memoryview:
+        """Where the next bytes go; `placed` counts them."""
+        return self._view[self.received : self.received + length]
+
+    def placed(self, size_bytes: int) -> None:
+        """So many bytes have come into their places."""
+        self.received += size_bytes
 
     def hash_up_to(self, end: int, hashing: Hashing) -> None:
         """Hashes what has arrived up to `end`; may run in another thread, one call after the other.

@@ -17,6 +17,7 @@ class StreamingConfig(Settings):
     server_port: int = setting(8765, low=1, high=65535)
     secure: bool = setting(False)  # True: wss://
     token: str = setting("")
+    tls_ca_file: str = setting("")  # with `secure`: PEM file of the authorities that are trusted; "" = the system's
     device_id: str = setting("device")
     cache_size: int | None = setting(None, low=1)  # layers in memory, the running one included; None: all
     cache_bytes: int | None = setting(None, low=1)  # the same in bytes; the smaller of the two holds
@@ -39,6 +40,6 @@ class StreamingConfig(Settings):
     def link(self) -> WeightLinkSettings:
         """What the connection needs of it."""
         return WeightLinkSettings(
-            device_id=self.device_id, token=self.token, silence_s=self.silence_s, attempts=self.attempts,
-            compress=self.enable_compression,
+            device_id=self.device_id, token=self.token, tls_ca_file=self.tls_ca_file, silence_s=self.silence_s,
+            attempts=self.attempts, compress=self.enable_compression,
         )  # fmt: skip

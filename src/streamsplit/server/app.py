@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket
 from streamsplit.errors import CheckpointError, ConfigError, CutError, StoreError
 from streamsplit.server.fleet import cut_name, finite
 from streamsplit.server.records import WindowRecord
+from streamsplit.server.served_model import ServedModel
 from streamsplit.server.service import StreamServer
 from streamsplit.server.settings import ServerSettings
 from streamsplit.server.websocket import WebSocketPipe
@@ -48,11 +49,16 @@ def create_app(settings: ServerSettings) -> Starlette:
         await websocket.accept()
         await server.gateway.serve(WebSocketPipe(websocket))
 
-    weights = [WebSocketRoute("/v1/weights", server.weight_stream.serve)] if server.weight_stream else []
+    def weights(model: ServedModel) -> Callable[[WebSocket], Awaitable[None]]:
+        async def serve(websocket: WebSocket) -> None:
+            await server.weight_stream.serve(websocket, model)
+
+        return serve
+
     app = Starlette(
         routes=[
             WebSocketRoute("/v1/stream", stream),
-            *weights,
+            *(WebSocketRoute(path, weights(model)) for path, model in server.streamed.paths.items()),
             Route("/", page),
             Route("/healthz", healthz),
             Route("/readyz", readyz),

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from streamsplit.server.fleet import Device
 from streamsplit.server.jobs import DeviceStream
 from streamsplit.server.metrics import Metrics
+from streamsplit.server.precedence import Precedence
 from streamsplit.transport.pipe import Pipe
 from streamsplit.weights.pacing import PacedSender
 from streamsplit.weights.transfer import WeightTransfer
@@ -23,14 +24,32 @@ from streamsplit.wire.session import ServerSession
 SEND_BYTES = 32 << 10  # handed to the transport at a time
 
 
+class Wake(asyncio.Event):
+    """Has a connection's writer look at what is queued; until it does, weights let it go first."""
+
+    def __init__(self, connection: Connection, precedence: Precedence) -> None:
+        super().__init__()
+        self._connection, self._precedence = connection, precedence
+
+    def set(self) -> None:
+        """There is something to send."""
+        super().set()
+        self._precedence.wants(self._connection)
+
+    def clear(self) -> None:
+        """The writer is at it."""
+        super().clear()
+        self._precedence.served(self._connection)
+
+
 class Connection:
     """One WebSocket, or one connection over QUIC."""
 
-    def __init__(self, pipe: Pipe, session: ServerSession) -> None:
+    def __init__(self, pipe: Pipe, session: ServerSession, precedence: Precedence) -> None:
         self.pipe = pipe
         self.session = session
         self.number = session.connection
-        self.wake = asyncio.Event()
+        self.wake = Wake(self, precedence)
         self.link: Link | None = None
         self.ending = False  # flush what is queued, then close
         self.replaced = False  # another transport has the session now

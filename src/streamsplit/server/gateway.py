@@ -26,6 +26,7 @@ from streamsplit.server.handshake import Doorkeeper
 from streamsplit.server.jobs import Done, Job
 from streamsplit.server.metrics import Metrics
 from streamsplit.server.policy_shelf import PolicyShelf
+from streamsplit.server.precedence import Precedence
 from streamsplit.server.results import StoredResults, answer
 from streamsplit.server.roster import Roster
 from streamsplit.server.settings import ServerSettings
@@ -59,6 +60,7 @@ class Gateway:
         codecs: CodecShelf,
         dialogues: Dialogues,
         metrics: Metrics,
+        precedence: Precedence,
         merge: Callable[[str, str, Weights, int], None],
     ) -> None:
         self.settings = settings
@@ -68,6 +70,7 @@ class Gateway:
         self._compute = compute
         self._weights = weights
         self._metrics = metrics
+        self._precedence = precedence
         self._roster = Roster(settings, store, codecs)
         self.devices = self._roster.devices
         self._metrics.collapsed.set_function(lambda: sum(device.collapsed for device in self.devices.values()))
@@ -100,7 +103,8 @@ class Gateway:
 
     async def serve(self, pipe: Pipe) -> None:
         """One device's connection: lives as long as it does."""
-        connection = Connection(pipe, ServerSession(now_ms(), self._session_settings, refuses=self._refuses))
+        session = ServerSession(now_ms(), self._session_settings, refuses=self._refuses)
+        connection = Connection(pipe, session, self._precedence)
         self._connections.add(connection)
         writer = asyncio.create_task(self._pump.write(connection))
         try:
@@ -109,6 +113,7 @@ class Gateway:
             connection.end()
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
+            connection.wake.clear()
             self._connections.discard(connection)
             self._lost(connection)
 
@@ -209,6 +214,7 @@ class Gateway:
         if want_gmm:
             stream.since_gmm = 0
         self._backpressure.pending_bytes += len(frame.payload)
+        self._precedence.received()
         hello = link.device.hello
         self._compute.submit(
             Job(
@@ -279,6 +285,8 @@ class Gateway:
             if link is not None:
                 link.session.acknowledge(link.stream.through, now)
                 link.wake()
+        for _ in done:  # after their answers are queued
+            self._precedence.answered()
 
     def announce_to(self, limit: int) -> int:
         """Tells up to `limit` connected devices of the newest revision; returns how many were told."""

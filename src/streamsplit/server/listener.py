@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.config import WS_PROTOCOLS
 
 from streamsplit.errors import ConfigError, PortInUseError
+from streamsplit.server.frame_buffer import websocket_protocol
 
 BACKLOG = 2048
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -55,7 +55,7 @@ def uvicorn_config(app: Any, max_message_bytes: int) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         lifespan="off",  # started by the caller, so that what stops it from starting is one line
-        ws="websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets",
+        ws=websocket_protocol(),
         ws_max_size=max_message_bytes,
         ws_per_message_deflate=False,
         ws_ping_interval=None,  # the protocol has its own

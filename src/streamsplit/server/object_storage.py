@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamsplit.errors import ConfigError, ManifestError, MissingExtraError
+from streamsplit.server.chunk_storage import StoredFile
+from streamsplit.weights.streaming.history import NAME as HISTORY
+from streamsplit.weights.streaming.history import History, decode_history
 from streamsplit.weights.streaming.manifest import NAME, Manifest, decode_manifest, file_name
 
 
@@ -50,12 +53,43 @@ class ObjectStorage:
             await self._call(self._obstore.get_range_async(self._store, name, start=offset, length=length), name)
         )
 
-    async def _call(self, work: Any, name: str) -> Any:
+    async def history(self) -> History:
+        """Earlier revisions, as they were copied here with the folder; raises ManifestError."""
+        try:
+            found = await self._obstore.get_async(self._store, HISTORY)
+        except FileNotFoundError:  # obstore's NotFoundError is one
+            return History()
+        except Exception as error:
+            raise ManifestError(f"{self._url}/{HISTORY}: cannot be read ({_reason(error)})") from None
+        return decode_history(bytes(await self._call(found.bytes_async(), HISTORY)))
+
+    async def write_history(self, data: bytes) -> None:
+        """Replaces the history."""
+        await self._call(self._obstore.put_async(self._store, HISTORY, data), HISTORY, "written")
+
+    async def files(self) -> list[StoredFile]:
+        """Every object below the prefix."""
+        found = []
+        try:
+            async for batch in self._obstore.list(self._store):
+                found += [StoredFile(o["path"], int(o["size"]), o["last_modified"].timestamp()) for o in batch]
+        except Exception as error:  # as in `_call`
+            raise ManifestError(f"{self._url}: cannot be listed ({_reason(error)})") from None
+        return found
+
+    async def delete(self, name: str) -> None:
+        """Deletes an object; raises ManifestError."""
+        await self._call(self._obstore.delete_async(self._store, name), name, "deleted")
+
+    async def _call(self, work: Any, name: str, done: str = "read") -> Any:
         try:
             return await work
         except Exception as error:  # whatever the store's client makes of a missing object or a dead link
-            reason = str(error).strip().partition("\n")[0]
-            raise ManifestError(f"{self._url}/{name}: cannot be read ({reason})") from None
+            raise ManifestError(f"{self._url}/{name}: cannot be {done} ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _obstore() -> Any:

@@ -11,10 +11,10 @@ from typing import Any
 from streamsplit.errors import CheckpointError, StreamSplitError
 from streamsplit.learning.mixture import GaussianMixture
 from streamsplit.server import mixture_file
-from streamsplit.server.chunk_storage import open_storage
 from streamsplit.server.codecs import CodecShelf
 from streamsplit.server.compute import BatchReport, ComputeWorker
 from streamsplit.server.dialogue.hearing import make_dialogues
+from streamsplit.server.encoder_storage import EncoderStorage
 from streamsplit.server.first_revision import first_revision
 from streamsplit.server.fleet import finite, percentiles
 from streamsplit.server.gateway import Gateway
@@ -23,6 +23,7 @@ from streamsplit.server.labels import LabelledPrototypes
 from streamsplit.server.metrics import Metrics
 from streamsplit.server.models import EncoderShelf, RevisionFiles, torch_device
 from streamsplit.server.policy_shelf import PolicyShelf
+from streamsplit.server.precedence import Precedence
 from streamsplit.server.records import Commit, WindowRecord
 from streamsplit.server.refiner_loop import (
     Centres,
@@ -36,6 +37,7 @@ from streamsplit.server.refiner_loop import (
 from streamsplit.server.refiner_worker import RefinerWorker
 from streamsplit.server.settings import ServerSettings
 from streamsplit.server.store import Store
+from streamsplit.server.streamed_models import StreamedModels
 from streamsplit.server.weight_service import WeightService
 from streamsplit.server.weight_stream import WeightStream
 from streamsplit.weights.revision import Weights, revision_prefix
@@ -64,17 +66,19 @@ class StreamServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
-        self.weight_stream: WeightStream | None = None
-        if settings.weights.chunks_dir:
-            storage = open_storage(settings.weights.chunks_dir, settings.weights.redis_url)
-            self.weight_stream = WeightStream(storage, settings.weights, settings.auth, self.metrics.weight_stream)
+        self.precedence = Precedence()
+        self.weight_stream = WeightStream(
+            settings.weights, settings.auth, self.metrics.weight_stream, self.precedence.bulk_turn
+        )
+        self.encoder_chunks = EncoderStorage(settings.encoder)
+        self.streamed = StreamedModels(settings.weights, self.encoder_chunks)
 
     async def start(self) -> None:
         """Opens the database, loads the current revision and starts the workers; raises StreamSplitError."""
         self._loop = asyncio.get_running_loop()
-        if self.weight_stream is not None:
-            await self.weight_stream.open()
+        await self.streamed.open_chunks()
         await asyncio.to_thread(self._open)
+        await self.streamed.encoder.open()
         self.compute.start()
         if self.settings.training.enabled:
             self.refiner_state = "starting"
@@ -119,20 +123,14 @@ class StreamServer:
         self._note(revision, space)
         self.store.record_revision(revision, "", breaks_space=False, space=space, steps=0, report={})
         self.shelf.adopt(revision, space, weights)
+        self.encoder_chunks.adopt(weights, space)
         self.weights.adopt(revision, "", space)
         mixture = GaussianMixture(dim=settings.encoder.embedding_dim, seed=settings.training.seed)
         mixture_file.load(folder / "checkpoints" / mixture_file.NAME, mixture, space)
         self.compute = ComputeWorker(
-            settings.compute,
-            self.shelf,
-            mixture,
-            self.labels,
-            window_frames=settings.audio.window_frames,
-            device=device,
-            deliver=self._deliver,
-            learn=self._learn,
-            report=self._on_batch,
-        )
+            settings.compute, self.shelf, mixture, self.labels, window_frames=settings.audio.window_frames,
+            device=device, deliver=self._deliver, learn=self._learn, report=self._on_batch,
+        )  # fmt: skip
         self.refiner = RefinerWorker(settings, self._hear)
         self.dialogues = make_dialogues(settings, self.compute)
         self.gateway = Gateway(
@@ -144,6 +142,7 @@ class StreamServer:
             codecs=codecs,
             dialogues=self.dialogues,
             metrics=self.metrics,
+            precedence=self.precedence,
             merge=self._merge,
         )
 
@@ -218,6 +217,7 @@ class StreamServer:
             weights = await asyncio.to_thread(self.files.weights, new.revision)
             self._note(new.revision, new.space)
             await asyncio.wrap_future(self.compute.call(lambda: self._switch(new, weights)))
+            await asyncio.to_thread(self.encoder_chunks.adopt, weights, new.space)
             await asyncio.to_thread(self.weights.adopt, new.revision, new.base, new.space)
         except StreamSplitError as error:
             LOG.error("revision %s could not be taken up: %s", new.revision[:12], error)

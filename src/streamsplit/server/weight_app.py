@@ -10,11 +10,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from streamsplit.errors import ConfigError
 from streamsplit.server.chunk_storage import ChunkStorage
 from streamsplit.server.listener import QuietServer, listen, serve_until_stopped, uvicorn_config
 from streamsplit.server.metrics import WeightStreamMetrics
+from streamsplit.server.precedence import Precedence
+from streamsplit.server.served_model import ServedModel
 from streamsplit.server.settings import TOKEN_VARIABLE, AuthSettings, WeightStreamSettings, is_loopback
 from streamsplit.server.weight_stream import WeightStream
 from streamsplit.wire.types import MAX_MESSAGE_BYTES
@@ -22,8 +25,11 @@ from streamsplit.wire.types import MAX_MESSAGE_BYTES
 LOG = logging.getLogger(__name__)
 
 
-def create_weight_app(stream: WeightStream, registry: CollectorRegistry) -> Starlette:
-    """The app; `stream` is opened by whoever serves it."""
+def create_weight_app(stream: WeightStream, model: ServedModel, registry: CollectorRegistry) -> Starlette:
+    """The app; `model` is opened by whoever serves it."""
+
+    async def weights(websocket: WebSocket) -> None:
+        await stream.serve(websocket, model)
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -33,7 +39,7 @@ def create_weight_app(stream: WeightStream, registry: CollectorRegistry) -> Star
 
     return Starlette(
         routes=[
-            WebSocketRoute("/v1/weights", stream.serve),
+            WebSocketRoute("/v1/weights", weights),
             Route("/healthz", healthz),
             Route("/metrics", metrics),
         ]
@@ -58,10 +64,11 @@ async def serve_weights(
     if not is_loopback(address) and not auth.allow_open and not auth.token_for(""):
         raise ConfigError(f"'address': got {address} without a token; set {TOKEN_VARIABLE} or give one")
     registry = CollectorRegistry()
-    stream = WeightStream(storage, settings, auth, WeightStreamMetrics(registry))
-    await stream.open()
+    stream = WeightStream(settings, auth, WeightStreamMetrics(registry), Precedence().bulk_turn)
+    model = ServedModel(storage)
+    await model.open()
     bound = listen(address, port)
-    server = QuietServer(uvicorn_config(create_weight_app(stream, registry), 4 * MAX_MESSAGE_BYTES))
+    server = QuietServer(uvicorn_config(create_weight_app(stream, model, registry), 4 * MAX_MESSAGE_BYTES))
 
     def ready() -> None:
         at, taken = bound.getsockname()[:2]

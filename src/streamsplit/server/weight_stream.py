@@ -10,53 +10,48 @@ import contextlib
 import hmac
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from streamsplit.errors import ManifestError, MissingExtraError, ProtocolError
-from streamsplit.server.chunk_storage import ChunkStorage
+from streamsplit.server.chunk_storage import read_into
+from streamsplit.server.frame_buffer import FrameBuffer, send_frame
 from streamsplit.server.metrics import WeightStreamMetrics
+from streamsplit.server.served_model import ServedModel
 from streamsplit.server.settings import AuthSettings, WeightStreamSettings
-from streamsplit.weights.streaming.manifest import Manifest, encode_manifest
 from streamsplit.weights.streaming.pieces import packed_piece, zstandard_module
 from streamsplit.weights.streaming.rate import RateLimit
-from streamsplit.wire.chunks import PIECE_BYTES, Asked, ChunkServer, Open
+from streamsplit.wire.chunks import HEADER_BYTES, LONE_PIECE_BYTES, PIECE_BYTES, Asked, ChunkServer, Open
 
 LOG = logging.getLogger(__name__)
-READ_BYTES = 4 * PIECE_BYTES  # from storage at a time
 HELLO_TIMEOUT_S = 10.0
 BURST_S = 0.25  # of a rate limit that may go at once
 
 
 class WeightStream:
-    """All connections of the endpoint; `open` before the first."""
+    """All connections, whichever of the models they are for; limits hold for all together."""
 
     def __init__(
-        self, storage: ChunkStorage, settings: WeightStreamSettings, auth: AuthSettings, metrics: WeightStreamMetrics
-    ) -> None:
-        self._storage = storage
+        self, settings: WeightStreamSettings, auth: AuthSettings, metrics: WeightStreamMetrics,
+        turn: Callable[[], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        """`turn` is awaited before every piece: see Precedence.bulk_turn."""
+        self._turn = turn
         self._settings = settings
         self._auth = auth
         self._metrics = metrics
-        self._manifest_bytes = b""
-        self.revision = ""
-        self._sizes: dict[str, int] = {}  # digest -> stored bytes, of every revision served so far
         self._connected = 0
+        self._answering = 0  # requests that are being answered
         self._devices: dict[str, tuple[RateLimit, int]] = {}  # limit and connections
         self._total = _limit(settings.total_mb_per_s)
 
-    async def open(self) -> None:
-        """Reads the manifest and looks whether every chunk is there; raises ManifestError with what is wrong."""
-        manifest = await self._storage.manifest()
-        await self._check_chunks(manifest)
-        self._adopt(manifest)
-
-    async def serve(self, websocket: WebSocket) -> None:
-        """One connection, as long as it lives."""
+    async def serve(self, websocket: WebSocket, model: ServedModel) -> None:
+        """One connection to a model that was opened, as long as it lives."""
         await websocket.accept()
         session = ChunkServer()
         try:
-            opened = await self._greet(websocket, session)
+            opened, manifest = await self._greet(websocket, session, model)
         except ProtocolError as error:
             await self._refuse(websocket, session, error.code, error.detail)
             return
@@ -68,7 +63,7 @@ class WeightStream:
         self._devices[opened.device_id] = (limit, count + 1)
         asked: asyncio.Queue[Asked] = asyncio.Queue()
         compress = opened.compress and packs()
-        writer = asyncio.create_task(self._write(websocket, session, asked, limit, compress))
+        writer = asyncio.create_task(self._write(websocket, session, asked, model, limit, manifest, compress))
         try:
             await self._read(websocket, session, asked, writer)
         finally:
@@ -81,7 +76,7 @@ class WeightStream:
             if count > 1:
                 self._devices[opened.device_id] = (limit, count - 1)
 
-    async def _greet(self, websocket: WebSocket, session: ChunkServer) -> Open:
+    async def _greet(self, websocket: WebSocket, session: ChunkServer, model: ServedModel) -> tuple[Open, bytes]:
         opened = session.receive(await asyncio.wait_for(_message(websocket), HELLO_TIMEOUT_S))
         if not isinstance(opened, Open):
             raise ProtocolError("unexpected", "got a request, expected OPEN")
@@ -90,9 +85,10 @@ class WeightStream:
             raise ProtocolError("bad_token", f"the token of device '{opened.device_id}' is wrong; give the server's")
         if self._connected >= self._settings.max_connections:
             raise ProtocolError("server_full", f"{self._connected} clients are connected; try again later")
-        await self._renew()
-        await websocket.send_bytes(session.accept(self.revision, len(self._manifest_bytes)))
-        return opened
+        await model.renew()
+        manifest = model.manifest_bytes  # this connection's, whatever is published meanwhile
+        await websocket.send_bytes(session.accept(model.revision, len(manifest)))
+        return opened, manifest
 
     async def _read(
         self, websocket: WebSocket, session: ChunkServer, asked: asyncio.Queue[Asked], writer: asyncio.Task[None]
@@ -111,14 +107,16 @@ class WeightStream:
                 asked.put_nowait(wanted)
 
     async def _write(
-        self, websocket: WebSocket, session: ChunkServer, asked: asyncio.Queue[Asked], limit: RateLimit, compress: bool
-    ) -> None:
+        self, websocket: WebSocket, session: ChunkServer, asked: asyncio.Queue[Asked], model: ServedModel,
+        limit: RateLimit, manifest: bytes, compress: bool,
+    ) -> None:  # fmt: skip
         """Answers requests in their order."""
-        manifest = self._manifest_bytes  # this connection's, whatever is published meanwhile
+        buffer = FrameBuffer(HEADER_BYTES, LONE_PIECE_BYTES)
         while True:
             wanted = await asked.get()
+            self._answering += 1
             try:
-                await self._answer(websocket, session, wanted, limit, manifest, compress)
+                await self._answer(websocket, session, wanted, model, limit, manifest, compress, buffer)
                 self._metrics.requests.labels("sent").inc()
             except ProtocolError as error:
                 self._metrics.requests.labels(error.code).inc()
@@ -129,69 +127,55 @@ class WeightStream:
                 await websocket.send_bytes(session.fault("internal", str(error), wanted.request))
             except (WebSocketDisconnect, RuntimeError):  # the client has left; starlette says so with either
                 return
+            finally:
+                self._answering -= 1
 
     async def _answer(
-        self, websocket: WebSocket, session: ChunkServer, wanted: Asked, limit: RateLimit, manifest: bytes,
-        compress: bool,
+        self, websocket: WebSocket, session: ChunkServer, wanted: Asked, model: ServedModel, limit: RateLimit,
+        manifest: bytes, compress: bool, buffer: FrameBuffer,
     ) -> None:  # fmt: skip
         started_s = time.monotonic()
-        size = self._sizes.get(wanted.digest) if wanted.digest else len(manifest)
+        size = model.size(wanted.digest) if wanted.digest else len(manifest)
         if size is None:
             raise ProtocolError("bad_transfer", f"got chunk {wanted.digest[:12]}, expected one of the manifest")
         end = wanted.offset + wanted.length if wanted.digest else size
         if not wanted.offset < end <= size:
             raise ProtocolError("bad_transfer", f"got a range up to {end} from {wanted.offset}, expected within {size}")
-        start = wanted.offset
-        while start < end:
-            length = min(PIECE_BYTES if start == wanted.offset else READ_BYTES, end - start)  # the first goes soon
+        at = wanted.offset
+        while at < end:
+            length = min(self._piece_bytes, end - at)
+            last, packed = at + length == end, None
             if wanted.digest:
-                data = await self._storage.read(wanted.digest, start, length)
+                payload = buffer.payload(length)
+                await read_into(model.storage, wanted.digest, at, payload)
             else:
-                data = manifest[start : start + length]
-            if len(data) != length:
-                raise ManifestError(f"chunk {wanted.digest[:12]} ends before {start + length}; chunk the model again")
-            view = memoryview(data)
-            for at in range(0, length, PIECE_BYTES):
-                piece: bytes | memoryview = view[at : at + PIECE_BYTES]
-                last, size_bytes = start + at + len(piece) == end, 0
-                if compress:
-                    packed = await asyncio.to_thread(packed_piece, piece)
-                    piece, size_bytes = (piece, 0) if packed is None else (packed, len(piece))
-                await self._take_turn(len(piece), limit)
-                await websocket.send_bytes(session.data(wanted.request, piece, last, packed_bytes=size_bytes))
-                if start == wanted.offset and at == 0:
-                    self._metrics.first_piece.observe(time.monotonic() - started_s)
-                self._metrics.bytes.inc(len(piece))
-            start += length
+                payload = memoryview(manifest)[at : at + length]
+            if compress:
+                packed = await asyncio.to_thread(packed_piece, payload)
+            await self._take_turn(length if packed is None else len(packed), limit)
+            if packed is not None or not wanted.digest:
+                piece = payload if packed is None else packed
+                size = 0 if packed is None else length
+                await websocket.send_bytes(session.data(wanted.request, piece, last, packed_bytes=size))
+            else:
+                await send_frame(websocket, buffer, session.data_header(wanted.request, length, last), length)
+            if at == wanted.offset:
+                self._metrics.first_piece.observe(time.monotonic() - started_s)
+            self._metrics.bytes.inc(length if packed is None else len(packed))
+            at += length
+
+    @property
+    def _piece_bytes(self) -> int:
+        """Small where several take turns, large where nobody waits."""
+        return PIECE_BYTES if self._answering > 1 else LONE_PIECE_BYTES
 
     async def _take_turn(self, size_bytes: int, limit: RateLimit) -> None:
-        """Waits for the limits; without any, lets everybody else have a turn, windows of sound first of all."""
+        """Waits for the limits, then for whatever goes before weights."""
         now_s = time.monotonic()
-        await asyncio.sleep(max(limit.wait_s(size_bytes, now_s), self._total.wait_s(size_bytes, now_s)))
-
-    async def _renew(self) -> None:
-        """Takes up a manifest that was written meanwhile; a bad one leaves the old one in force."""
-        try:
-            if await self._storage.changed():
-                manifest = await self._storage.manifest()
-                await self._check_chunks(manifest)
-                self._adopt(manifest)
-        except ManifestError as error:
-            LOG.error("the new manifest is not taken: %s", error)
-
-    async def _check_chunks(self, manifest: Manifest) -> None:
-        for digest, expected in manifest.stored.items():
-            size = await self._storage.size(digest)
-            if size != expected:
-                raise ManifestError(
-                    f"chunk {digest[:12]}: got {size} bytes in storage, expected {expected}; chunk the model again"
-                )
-
-    def _adopt(self, manifest: Manifest) -> None:
-        self._manifest_bytes = encode_manifest(manifest)
-        self.revision = manifest.revision
-        self._sizes |= manifest.stored
-        LOG.info("streaming %s, revision %s, %d chunks", manifest.model, self.revision[:12], len(manifest.chunks))
+        wait_s = max(limit.wait_s(size_bytes, now_s), self._total.wait_s(size_bytes, now_s))
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        await self._turn()
 
     async def _refuse(self, websocket: WebSocket, session: ChunkServer, code: str, detail: str) -> None:
         self._metrics.refused.labels(code).inc()

@@ -145,7 +145,20 @@ class GreedyPolicy:
             raise CutError(f"got a cut table without rows for '{table.encoder}', expected at least one")
         if self._model is None or self._model.table is not table:
             self._model = CostModel(self.settings, table)
-        return self._model.expect(self.conditions(observation))
+        expected = self._model.expect(self.conditions(observation))
+        if observation.room < 0:
+            return expected
+        return expected._replace(total=expected.total + self._passing(observation, self._model.arrays))
+
+    def _passing(self, observation: Observation, arrays: CutArrays) -> Floats:
+        """What the weights that pass through for every window cost [n]: those of blocks beyond the device's room."""
+        s = self.settings
+        there = float(arrays.fetch_bytes[arrays.block <= observation.room].max(initial=0.0))
+        extra = np.where(arrays.block > observation.room, np.maximum(arrays.fetch_bytes - there, 0.0), 0.0)
+        # nobody measures the downlink: the uplink's rate, as in steady.py
+        delay_ms = np.minimum(extra * 8000.0 / self.bandwidth_bps(observation), s.deadline_ms)
+        cost: Floats = s.traffic * extra / s.traffic_bytes + s.latency * delay_ms / s.latency_ms
+        return cost
 
     def conditions(self, observation: Observation) -> Conditions:
         """The observation with its unknowns filled in."""

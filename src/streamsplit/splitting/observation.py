@@ -27,3 +27,4 @@ class Observation(NamedTuple):
     waiting_ms: float = 0.0  # since the oldest frame without an answer was handed to the link; 0 = nothing is under way
     last_rtt_ms: float = math.nan  # the newest round trip, before any smoothing
     power_mw: float = 0.0  # marginal power of the recent windows, computing and sending; see constraints.py
+    room: int = -1  # blocks 1..n that fit at once: those beyond are fetched for every window; -1 = all of them

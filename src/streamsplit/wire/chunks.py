@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from enum import Enum, IntEnum
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -24,11 +24,13 @@ from streamsplit.errors import ProtocolError
 from streamsplit.wire.messages import U16, U32, U63, Code, DeviceId, Hash, Text
 from streamsplit.wire.types import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 
-PIECE_BYTES = 256 << 10  # of data in one frame: what another client's next piece waits behind
+PIECE_BYTES = 256 << 10  # of data in one frame where clients take turns: what the next one's piece waits behind
+LONE_PIECE_BYTES = MAX_FRAME_BYTES  # where nobody else waits
 MAX_PENDING = 64  # requests of one connection that are not answered yet
 FINAL = 2  # the flag, as in wire.types
 PACKED = 8  # the payload is zstd; the header's timestamp field holds its size unpacked
 _HEADER = struct.Struct("<BBBBIII")
+HEADER_BYTES = _HEADER.size
 _MAX_ID = 0xFFFF_FFFF
 _T = TypeVar("_T")
 
@@ -98,6 +100,15 @@ class Piece(NamedTuple):
     packed_bytes: int = 0  # size unpacked, where `data` is zstd
 
 
+class Placement(NamedTuple):
+    """Client: a DATA frame whose header has come; its payload belongs at `offset` of what was asked for."""
+
+    request: int
+    offset: int
+    length: int
+    last: bool
+
+
 class Failed(NamedTuple):
     """Client: a request was refused; id 0 means the whole connection was."""
 
@@ -113,6 +124,9 @@ class Asked(NamedTuple):
     digest: str
     offset: int
     length: int
+
+
+Event: TypeAlias = "Piece | Failed"
 
 
 class State(Enum):
@@ -181,19 +195,40 @@ class ChunkClient:
             raise ProtocolError("unexpected", f"got {kind.name}, expected DATA or FAULT")
         return [self._piece(request, payload, bool(flags & FINAL), packed_bytes)]
 
+    def begin(self, header: bytes, length: int) -> Placement | None:
+        """Where the payload [length] of a DATA frame goes, told by its header alone, so that it need not be copied.
+
+        None for every other frame, and for packed data: `receive` takes those whole. Raises ProtocolError as it does.
+        `complete` must follow before the next frame.
+        """
+        kind, flags, request, packed_bytes = _check_header(header, length)
+        if kind is not ChunkFrame.DATA or packed_bytes or self.state is not State.OPEN:
+            return None
+        offset, last = self._advance(request, length, bool(flags & FINAL))
+        return Placement(request, offset, length, last)
+
+    def complete(self, placement: Placement) -> Piece:
+        """All of a placement's bytes are where they belong; the piece says so, without data."""
+        return Piece(placement.request, placement.offset, memoryview(b""), placement.last)
+
     def _piece(self, request: int, payload: memoryview, last: bool, packed_bytes: int) -> Piece:
+        offset, last = self._advance(request, packed_bytes or len(payload), last)
+        return Piece(request, offset, payload, last, packed_bytes)
+
+    def _advance(self, request: int, size_bytes: int, last: bool) -> tuple[int, bool]:
+        """Counts bytes of a request that come now; gives where they begin."""
         progress = self._pending.get(request)
         if progress is None:
             raise ProtocolError("unexpected", f"got data for request {request}, which is not pending")
         offset, expected = progress
-        progress[0] += packed_bytes or len(payload)
+        progress[0] += size_bytes
         if progress[0] > expected or last is not (progress[0] == expected):
             raise ProtocolError(
                 "bad_transfer", f"request {request}: got {progress[0]} bytes{' at its end' * last}, expected {expected}"
             )
         if last:
             del self._pending[request]
-        return Piece(request, offset, payload, last, packed_bytes)
+        return offset, last
 
     def _request(self, kind: ChunkFrame, message: _Message, expected: int) -> int:
         if self.state is not State.OPEN or len(self._pending) >= MAX_PENDING:
@@ -250,10 +285,14 @@ class ChunkServer:
 
     def data(self, request: int, payload: bytes | memoryview, last: bool, *, packed_bytes: int = 0) -> bytes:
         """One DATA frame; `packed_bytes` is the size that a zstd payload unpacks to."""
+        return b"".join((self.data_header(request, len(payload), last, packed_bytes=packed_bytes), payload))
+
+    def data_header(self, request: int, size_bytes: int, last: bool, *, packed_bytes: int = 0) -> bytes:
+        """The header of one, for who puts it before the payload himself."""
         if last:
             self._pending.discard(request)
         flags = (FINAL if last else 0) | (PACKED if packed_bytes else 0)
-        return _pack(ChunkFrame.DATA, request, payload, flags, packed_bytes)
+        return _HEADER.pack(PROTOCOL_VERSION, ChunkFrame.DATA, flags, 0, request, packed_bytes, size_bytes)
 
     def fault(self, code: str, detail: str, request: int = 0) -> bytes:
         """FAULT for one request, or for the connection."""
@@ -263,17 +302,23 @@ class ChunkServer:
         return _pack(ChunkFrame.FAULT, request, msgspec.msgpack.encode(Fault(code=code, detail=detail[:1000])))
 
 
-def _pack(kind: ChunkFrame, request: int, payload: bytes | memoryview, flags: int = 0, packed_bytes: int = 0) -> bytes:
-    return b"".join((_HEADER.pack(PROTOCOL_VERSION, kind, flags, 0, request, packed_bytes, len(payload)), payload))
+def _pack(kind: ChunkFrame, request: int, payload: bytes) -> bytes:
+    return _HEADER.pack(PROTOCOL_VERSION, kind, 0, 0, request, 0, len(payload)) + payload
 
 
 def _unpack(data: bytes) -> tuple[ChunkFrame, int, int, memoryview, int]:
-    if len(data) < _HEADER.size:
-        raise ProtocolError("truncated", f"got {len(data)} bytes, expected a header of {_HEADER.size}")
+    if len(data) < HEADER_BYTES:
+        raise ProtocolError("truncated", f"got {len(data)} bytes, expected a header of {HEADER_BYTES}")
+    kind, flags, request, packed_bytes = _check_header(data, len(data) - HEADER_BYTES)
+    return kind, flags, request, memoryview(data)[HEADER_BYTES:], packed_bytes
+
+
+def _check_header(data: bytes, got: int) -> tuple[ChunkFrame, int, int, int]:
+    """Type, flags, request and size unpacked of a frame of `got` payload bytes; raises ProtocolError."""
     version, kind, flags, reserved, request, packed_bytes, length = _HEADER.unpack_from(data)
     if version != PROTOCOL_VERSION:
         raise ProtocolError("bad_version", f"got protocol version {version}, expected {PROTOCOL_VERSION}")
-    if kind not in ChunkFrame.__members__.values():
+    if kind not in _KINDS:
         raise ProtocolError("unknown_type", f"got frame type {kind}, expected one of the weight stream")
     if flags & ~(FINAL | PACKED) or (flags and kind != ChunkFrame.DATA):
         raise ProtocolError("bad_flags", f"got flags {flags:#x} on type {kind}")
@@ -284,13 +329,13 @@ def _unpack(data: bytes) -> tuple[ChunkFrame, int, int, memoryview, int]:
         raise ProtocolError("frame_too_large", f"got {length} payload bytes, allowed {limit}")
     if bool(flags & PACKED) is not (0 < packed_bytes <= MAX_FRAME_BYTES):
         raise ProtocolError("bad_flags", f"got {packed_bytes} bytes unpacked with flags {flags:#x}")
-    got = len(data) - _HEADER.size
     if got != length:
         code = "truncated" if got < length else "trailing_bytes"
         raise ProtocolError(code, f"got {got} payload bytes, expected {length} as the header says")
-    return ChunkFrame(kind), flags, request, memoryview(data)[_HEADER.size :], packed_bytes
+    return _KINDS[kind], flags, request, packed_bytes
 
 
+_KINDS = {int(kind): kind for kind in ChunkFrame}
 _decoders: dict[Any, Any] = {
     kind: msgspec.msgpack.Decoder(kind) for kind in (Open, Ready, ManifestRequest, ChunkRequest, Fault)
 }

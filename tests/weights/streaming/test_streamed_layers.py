@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from streamsplit.errors import ConfigError, LayerUnavailable
+from streamsplit.errors import ConfigError, LayerUnavailable, ManifestError
 from streamsplit.weights.streaming.buffers import aligned_buffer
+from streamsplit.weights.streaming.chunk_file import open_tensors, pack_tensors
 from streamsplit.weights.streaming.manifest import Chunk, Manifest, file_name
 from streamsplit.weights.streaming.model import StreamedModel
 
@@ -124,7 +127,19 @@ def test_a_chunk_of_other_tensors_or_shapes_is_refused_by_name(bert, tmp_path: P
     with pytest.raises(LayerUnavailable, match=r"encoder\.layer\.0.*does not hold the tensors"):
         model.model(IDS)
     config = {**manifest.config, "intermediate_size": 32}
-    model = streamed(msgspec.structs.replace(manifest, config=config), FolderSource(folder), 4, 0)
+    with pytest.raises(ManifestError, match=r"encoder\.layer\.0.*memory_bytes"):
+        streamed(msgspec.structs.replace(manifest, config=config), FolderSource(folder), 4, 0)
+    tensors = open_tensors(np.fromfile(folder / file_name(first.digest), np.uint8))
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2 and tensor.shape[0] != tensor.shape[1])
+    data = pack_tensors({**tensors, name: tensors[name].T.contiguous()})
+    digest = hashlib.sha256(data).hexdigest()
+    (tmp_path / file_name(digest)).write_bytes(data)
+    source = FolderSource(tmp_path)
+    for chunk in manifest.chunks:
+        shutil.copy(folder / file_name(chunk.digest), tmp_path)
+    turned = msgspec.structs.replace(first, digest=digest, stored_bytes=len(data), raw_bytes=len(data))
+    chunks = tuple(turned if chunk is first else chunk for chunk in manifest.chunks)
+    model = streamed(msgspec.structs.replace(manifest, chunks=chunks), source, 4, 0)
     with pytest.raises(LayerUnavailable, match=r"encoder\.layer\.0.*got shape"):
         model.model(IDS)
 

@@ -13,11 +13,11 @@ from safetensors.torch import save
 
 from streamsplit.errors import ManifestError
 from streamsplit.weights.streaming.buffers import ALIGNMENT, aligned_buffer
+from streamsplit.weights.streaming.limits import MAX_HEADER_BYTES
 from streamsplit.weights.streaming.manifest import Chunk
 from streamsplit.weights.streaming.pieces import zstandard_module
 from streamsplit.weights.streaming.quantise import Tensors
 
-MAX_HEADER_BYTES = 1 << 20
 ZSTD_LEVEL = 6
 ZSTD_WORTH = 0.95  # compressed only below this share of the size
 _LENGTH = struct.Struct("<Q")
@@ -51,7 +51,7 @@ def open_tensors(buffer: np.ndarray) -> Tensors:
         raise ManifestError(f"got a chunk of {size} bytes, expected at least {_LENGTH.size}")
     length = int(_LENGTH.unpack(buffer[: _LENGTH.size].tobytes())[0])
     start = _LENGTH.size + length
-    if length > MAX_HEADER_BYTES or start > size:
+    if start > MAX_HEADER_BYTES or start > size:
         raise ManifestError(f"got a chunk header of {length} bytes in {size}, expected at most {MAX_HEADER_BYTES}")
     try:
         header = json.loads(buffer[_LENGTH.size : start].tobytes())

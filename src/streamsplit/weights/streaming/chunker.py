@@ -24,8 +24,10 @@ from streamsplit.weights.streaming.manifest import (
     RowBlocks,
     encode_manifest,
     file_name,
+    read_manifest,
     sign,
 )
+from streamsplit.weights.streaming.publish import remember
 from streamsplit.weights.streaming.quantise import check_dtype, pack_rows, quantise
 from streamsplit.weights.streaming.skeleton import model_class, transformers_module
 
@@ -78,6 +80,8 @@ class ModelChunker:
             self._progress(done, len(graph.groups), group.name)
             chunks.append(self._write(group, tensors))
         manifest = self._manifest(model, config, graph, chunks)
+        if (self.output_dir / NAME).is_file():
+            remember(self.output_dir, read_manifest(self.output_dir))
         _write_file(self.output_dir / NAME, encode_manifest(manifest))
         self._progress(len(chunks), len(chunks), "")
         return {

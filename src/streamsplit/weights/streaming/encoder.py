@@ -19,7 +19,8 @@ from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import ConfigError, ManifestError
 from streamsplit.weights.revision import encoder_weights, revision_of
 from streamsplit.weights.streaming.chunk_file import pack_tensors
-from streamsplit.weights.streaming.layers import LayerStreamer, Slot, Source, nothing, place
+from streamsplit.weights.streaming.layers import LayerStreamer, Slot, Source, nothing, place, shape_of
+from streamsplit.weights.streaming.limits import check_sizes
 from streamsplit.weights.streaming.manifest import (
     FORMAT,
     NAME,
@@ -43,25 +44,80 @@ def chunk_encoder(
 
     `settings` are what `make_encoder` builds it from. `dtype` as of ModelChunker.
     """
-    check_dtype(dtype)
+    manifest, stored = encoder_chunks(encoder, settings, dtype=dtype, signing_key=signing_key)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for digest, data in stored.items():
+        (folder / file_name(digest)).write_bytes(data)
+    (folder / NAME).write_bytes(encode_manifest(manifest))
+    return manifest
+
+
+def encoder_chunks(
+    encoder: SplitEncoder, settings: EncoderSettings, *, dtype: str = "fp32", signing_key: bytes = b"",
+    space: int | None = None,
+) -> tuple[Manifest, dict[str, bytes]]:  # fmt: skip
+    """The manifest of an encoder, and its chunks by digest: equal blocks of two revisions are the same chunk.
+
+    `space` is the number of its embedding space, where somebody counts them.
+    """
+    check_dtype(dtype)
     state = {name: tensor.detach().contiguous() for name, tensor in encoder.state_dict().items()}
-    groups = {f"block.{block}": tuple(encoder.block_weights(block)) for block in range(1, encoder.num_blocks + 1)}
+    groups = {block_name(block): tuple(encoder.block_weights(block)) for block in range(1, encoder.num_blocks + 1)}
     held = {name for names in groups.values() for name in names}
     rest = tuple(name for name in state if name not in held)
-    chunks = [_write(folder, "resident", "resident", rest, state, dtype)] if rest else []
-    chunks += [_write(folder, name, "layer", names, state, dtype) for name, names in groups.items() if names]
+    packed = [_pack("resident", "resident", rest, state, dtype)] if rest else []
+    packed += [_pack(name, "layer", names, state, dtype) for name, names in groups.items() if names]
+    config: dict[str, Any] = {"encoder": settings.as_dict(), "revision": revision_of(encoder_weights(encoder))}
     manifest = Manifest(
         format=FORMAT, model=encoder.name, model_type=MODEL_TYPE, architecture=ARCHITECTURE,
         dtype=dtype,  # type: ignore[arg-type]
-        config={"encoder": settings.as_dict(), "revision": revision_of(encoder_weights(encoder))},
-        stacks=("block",), chunks=tuple(chunks),
+        config=config if space is None else config | {"space": space},
+        stacks=("block",), chunks=tuple(chunk for chunk, _ in packed),
     )  # fmt: skip
     if signing_key:
         manifest = sign(manifest, signing_key)
-    (folder / NAME).write_bytes(encode_manifest(manifest))
-    return manifest
+    return manifest, {chunk.digest: data for chunk, data in packed}
+
+
+def block_name(block: int) -> str:
+    """The name of a block's chunk, 1..L."""
+    return f"block.{block}"
+
+
+class EmptyEncoder:
+    """An encoder as a manifest describes it, without weights: no operation takes an empty tensor for a matrix."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Raises ManifestError for a manifest of something else, or of other tensors than such an encoder has."""
+        if manifest.model_type != MODEL_TYPE:
+            raise ManifestError(f"got a model of type '{manifest.model_type}', expected '{MODEL_TYPE}'")
+        try:
+            self.settings = EncoderSettings.from_mapping(manifest.config["encoder"])
+        except (ConfigError, KeyError, TypeError) as error:
+            raise ManifestError(f"the encoder's settings do not read ({error})") from None
+        self.manifest = manifest
+        self.encoder = make_encoder(self.settings)
+        stored = self.encoder.state_dict()
+        named = {tensor for chunk in manifest.chunks for tensor in chunk.tensors}
+        if named != set(stored):
+            raise ManifestError(
+                f"got other tensors than a '{self.settings.name}' has ({sorted(named ^ set(stored))[0]})"
+            )
+        check_sizes(manifest, {name: shape_of(tensor) for name, tensor in stored.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        strides = {name: tensor.stride() for name, tensor in stored.items()}
+
+        def laid_out(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            """With the plain encoder's strides: convolutions choose their kernels, and so their rounding, by them."""
+            return torch.empty_strided(tensor.shape, strides[name]).copy_(tensor)
+
+        for name in stored:
+            place(self.encoder, name, nothing(torch.float32))
+        self.slots = {chunk.name: Slot(chunk, chunk.memory_bytes, laid_out) for chunk in manifest.of_role("layer")}
+        self.resident = [Slot(chunk, 0, laid_out) for chunk in manifest.of_role("resident")]
+        for slot in (*self.slots.values(), *self.resident):
+            slot.bind(self.encoder, shapes, {})
 
 
 class StreamedEncoder:
@@ -72,51 +128,28 @@ class StreamedEncoder:
         clock_s: Callable[[], float],
     ) -> None:  # fmt: skip
         """Raises ManifestError for a manifest of something else, ConfigError for a budget below the largest block."""
-        if manifest.model_type != MODEL_TYPE:
-            raise ManifestError(f"got a model of type '{manifest.model_type}', expected '{MODEL_TYPE}'")
-        try:
-            settings = EncoderSettings.from_mapping(manifest.config["encoder"])
-        except (ConfigError, KeyError, TypeError) as error:
-            raise ManifestError(f"the encoder's settings do not read ({error})") from None
+        empty = EmptyEncoder(manifest)
         self.manifest = manifest
-        self.encoder = make_encoder(settings)
-        stored = self.encoder.state_dict()
-        named = {tensor for chunk in manifest.chunks for tensor in chunk.tensors}
-        if named != set(stored):
-            raise ManifestError(f"got other tensors than a '{settings.name}' has ({sorted(named ^ set(stored))[0]})")
-        shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-        strides = {name: tensor.stride() for name, tensor in stored.items()}
-
-        def laid_out(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            """With the plain encoder's strides: convolutions choose their kernels, and so their rounding, by them."""
-            return torch.empty_strided(tensor.shape, strides[name]).copy_(tensor)
-
-        for name in stored:
-            place(self.encoder, name, nothing(torch.float32))
-        slots = {chunk.name: Slot(chunk, chunk.memory_bytes, laid_out) for chunk in manifest.of_role("layer")}
+        self.encoder = empty.encoder
         self.layers = LayerStreamer(
-            slots, source, cache_bytes=cache_bytes, prefetch=prefetch, dtype=torch.float32, clock_s=clock_s
+            empty.slots, source, cache_bytes=cache_bytes, prefetch=prefetch, dtype=torch.float32, clock_s=clock_s
         )
-        for slot in slots.values():
-            slot.bind(self.encoder, shapes, {})
-        for chunk in manifest.of_role("resident"):
-            holder = Slot(chunk, 0, laid_out)
-            holder.bind(self.encoder, shapes, {})
-            holder.fill(self.layers.tensors(chunk, source.fetch(chunk)))
+        for holder in empty.resident:
+            holder.fill(self.layers.tensors(holder.chunk, source.fetch(holder.chunk)))
         self._advance = self.encoder.advance
         self.encoder.advance = self._streamed  # type: ignore[method-assign]
 
     @property
     def held_blocks(self) -> int:
         """Blocks 1..n that are in memory: `Observation.blocks`, by which a policy counts what a deeper cut fetches."""
-        names = [f"block.{block}" for block in range(1, self.encoder.num_blocks + 1)]
+        names = [block_name(block) for block in range(1, self.encoder.num_blocks + 1)]
         missing = (
             index for index, name in enumerate(names) if name in self.layers.slots and name not in self.layers.cache
         )
         return next(missing, len(names))
 
     def _streamed(self, crossing: Crossing, block: int) -> Crossing:
-        slot = self.layers.slots.get(f"block.{block}")
+        slot = self.layers.slots.get(block_name(block))
         if slot is None:  # a block without weights
             return self._advance(crossing, block)
         try:
@@ -126,11 +159,10 @@ class StreamedEncoder:
             self.layers.leave(slot)
 
 
-def _write(folder: Path, name: str, role: Any, names: tuple[str, ...], state: Tensors, dtype: str) -> Chunk:
+def _pack(name: str, role: Any, names: tuple[str, ...], state: Tensors, dtype: str) -> tuple[Chunk, bytes]:
     data = pack_tensors(quantise({tensor: state[tensor] for tensor in names}, dtype))
-    digest = hashlib.sha256(data).hexdigest()
-    (folder / file_name(digest)).write_bytes(data)
-    return Chunk(
-        name=name, role=role, digest=digest, stored_bytes=len(data), raw_bytes=len(data),
+    chunk = Chunk(
+        name=name, role=role, digest=hashlib.sha256(data).hexdigest(), stored_bytes=len(data), raw_bytes=len(data),
         memory_bytes=sum(state[tensor].numel() * 4 for tensor in names), tensors=names,
     )  # fmt: skip
+    return chunk, data

@@ -13,6 +13,7 @@ from torch import nn
 from streamsplit.errors import ConfigError, LayerUnavailable, StreamSplitError
 from streamsplit.weights.streaming.cache import ByteCache
 from streamsplit.weights.streaming.chunk_file import open_tensors, unpacked
+from streamsplit.weights.streaming.limits import Shape
 from streamsplit.weights.streaming.manifest import Chunk
 from streamsplit.weights.streaming.quantise import Tensors, dequantise
 
@@ -84,6 +85,15 @@ class Slot:
             held = tensors[tensor]
             put(module, attribute, held if self._laid_out is None else self._laid_out(tensor, held))
 
+    def tensors(self) -> Tensors:
+        """What is in, by name."""
+        found: Tensors = {}
+        for module, attribute, tensor, _ in self._places:
+            held = module._parameters.get(attribute, module._buffers.get(attribute))
+            if held is not None:
+                found[tensor] = held.detach()
+        return found
+
     def empty(self, dtype: torch.dtype) -> None:
         """Takes them out."""
         for module, attribute, _, _ in self._places:
@@ -153,13 +163,10 @@ class LayerStreamer:
     def tensors(self, chunk: Chunk, coming: Arrival) -> Tensors:
         """A chunk's tensors, as computed with, once they are here; raises LayerUnavailable."""
         try:
-            sent = open_tensors(unpacked(chunk, self.wait(coming)))
-            tensors = dequantise(sent, self.dtype)
+            data = self.wait(coming)
         except (StreamSplitError, OSError) as error:
             raise LayerUnavailable(chunk.name, str(error)) from error
-        if set(tensors) != set(chunk.tensors):
-            raise LayerUnavailable(chunk.name, "its chunk does not hold the tensors that the manifest names")
-        return tensors
+        return chunk_tensors(chunk, data, self.dtype)
 
     def wait(self, coming: Arrival) -> np.ndarray:
         """The bytes; waiting for them is counted as a stall."""
@@ -215,6 +222,17 @@ class LayerStreamer:
         return cache_bytes - self.prefetch * largest
 
 
+def chunk_tensors(chunk: Chunk, data: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensors:
+    """A chunk's tensors, as computed with, from its stored bytes [size] uint8; raises LayerUnavailable."""
+    try:
+        tensors = dequantise(open_tensors(unpacked(chunk, data)), dtype)
+    except StreamSplitError as error:
+        raise LayerUnavailable(chunk.name, str(error)) from error
+    if set(tensors) != set(chunk.tensors):
+        raise LayerUnavailable(chunk.name, "its chunk does not hold the tensors that the manifest names")
+    return tensors
+
+
 def put(module: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
     """Sets a parameter or buffer."""
     if attribute in module._buffers:
@@ -227,6 +245,11 @@ def place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     """Sets a parameter or buffer by its full name."""
     owner, _, attribute = name.rpartition(".")
     put(model.get_submodule(owner), attribute, tensor)
+
+
+def shape_of(tensor: torch.Tensor) -> Shape:
+    """What a manifest's sizes are held against."""
+    return Shape(tuple(tensor.shape), tensor.dtype.itemsize, tensor.is_floating_point())
 
 
 def nothing(dtype: torch.dtype) -> torch.Tensor:

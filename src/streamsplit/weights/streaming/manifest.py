@@ -213,6 +213,9 @@ def _check(manifest: Manifest) -> None:
         raise ManifestError("got two chunks of the same name, expected each once")
     if not {delta.target for delta in manifest.deltas} <= {chunk.digest for chunk in manifest.chunks}:
         raise ManifestError("got a delta that leads to no chunk of this manifest")
+    sizes = {chunk.digest: chunk.stored_bytes for chunk in manifest.chunks}
+    if any(delta.stored_bytes > sizes[delta.target] for delta in manifest.deltas):
+        raise ManifestError("got a delta that is larger than the chunk that it leads to")
     if not manifest.of_role("layer"):
         raise ManifestError("got a manifest without a layer, expected at least one")
     held = [tensor for chunk in manifest.chunks for tensor in chunk.tensors]

@@ -16,7 +16,8 @@ from torch import nn
 
 from streamsplit.errors import ConfigError, LayerUnavailable, ManifestError, StreamSplitError
 from streamsplit.weights.streaming.graph import is_plain_embedding, stored_tensors
-from streamsplit.weights.streaming.layers import LayerStreamer, Slot, Source, nothing, place, put
+from streamsplit.weights.streaming.layers import LayerStreamer, Slot, Source, nothing, place, put, shape_of
+from streamsplit.weights.streaming.limits import check_layers, check_sizes
 from streamsplit.weights.streaming.manifest import Chunk, Manifest
 from streamsplit.weights.streaming.quantise import SENT, unpack_rows
 from streamsplit.weights.streaming.skeleton import build_config, build_skeleton, transformers_module
@@ -61,6 +62,7 @@ class StreamedModel:
 
     def _build(self) -> nn.Module:
         manifest = self.manifest
+        check_layers(manifest)
         model = build_skeleton(manifest.architecture, build_config(manifest.model_type, manifest.config))
         if manifest.generation and hasattr(model, "generation_config"):
             model.generation_config = transformers_module().GenerationConfig.from_dict(dict(manifest.generation))
@@ -72,6 +74,7 @@ class StreamedModel:
                 f"got '{strange[0]}' in the manifest or in {manifest.architecture} only, expected the same tensors in "
                 f"both; chunk the model with transformers {transformers_module().__version__}"
             )
+        check_sizes(manifest, {name: shape_of(tensor) for name, tensor in stored.items()})
         self._shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
         for name in stored:
             place(model, name, nothing(self.dtype))

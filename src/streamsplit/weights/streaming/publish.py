@@ -9,6 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from streamsplit.errors import ConfigError, ManifestError
+from streamsplit.weights.streaming.history import NAME as HISTORY
+from streamsplit.weights.streaming.history import History, decode_history, encode_history
 from streamsplit.weights.streaming.manifest import (
     NAME,
     Chunk,
@@ -52,7 +54,8 @@ def publish(
     manifest = msgspec.structs.replace(wanted, chunks=tuple(chunks), deltas=tuple(deltas), signature=None)
     if signing_key:
         manifest = sign(manifest, signing_key)
-    _write(served, NAME, encode_manifest(manifest))
+    remember(served, old)
+    write_whole(served, NAME, encode_manifest(manifest))
     small = {delta.target: delta.stored_bytes for delta in deltas}
     moved = [chunk for chunk in chunks if chunk.name in changed]
     return {
@@ -89,11 +92,11 @@ def _publish(served: Path, new: Path, before: Chunk, after: Chunk, kind: str) ->
             )
         else:
             data = exact_delta(base, wanted)
-    _write(served, file_name(chunk.digest), wanted)
+    write_whole(served, file_name(chunk.digest), wanted)
     if data is None:
         return chunk, None
     digest = hashlib.sha256(data).hexdigest()
-    _write(served, file_name(digest), data)
+    write_whole(served, file_name(digest), data)
     delta = Delta(base=before.digest, target=chunk.digest, digest=digest, stored_bytes=len(data), kind=used)  # type: ignore[arg-type]
     return chunk, delta
 
@@ -109,7 +112,24 @@ def _read(folder: Path, chunk: Chunk) -> bytes:
     return data
 
 
-def _write(folder: Path, name: str, data: bytes) -> None:
+def read_history(folder: str | Path) -> History:
+    """The revisions that a folder served before; none where nobody wrote them down. Raises ManifestError."""
+    path = Path(folder) / HISTORY
+    try:
+        return decode_history(path.read_bytes())
+    except FileNotFoundError:
+        return History()
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def remember(folder: Path, manifest: Manifest) -> None:
+    """Writes down what a revision needs, before its manifest is replaced."""
+    write_whole(folder, HISTORY, encode_history(read_history(folder).remembering(manifest)))
+
+
+def write_whole(folder: Path, name: str, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
     partial = folder / f".{name}.partial"
     partial.write_bytes(data)
     partial.replace(folder / name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from streamsplit.errors import ManifestError, MissingExtraError
 
@@ -50,10 +52,8 @@ def build_config(model_type: str, values: Mapping[str, Any]) -> Any:
 def build_skeleton(architecture: str, config: Any) -> nn.Module:
     """The model in evaluation mode, every parameter on the meta device, buffers computed; raises ManifestError."""
     kind = model_class(architecture)
-    from transformers.initialization import no_init_weights
-
     try:
-        with _meta_parameters(), no_init_weights():
+        with _meta_parameters():
             model: Any = kind(config)
             model.tie_weights()
     except Exception as error:  # a configuration that this architecture does not take
@@ -70,22 +70,30 @@ def shared_names(model: nn.Module) -> dict[str, list[str]]:
     return {names[0]: names for names in found.values()}
 
 
+_on_meta: ContextVar[bool] = ContextVar("parameters go to the meta device", default=False)  # each thread has its own
+
+
 @contextlib.contextmanager
 def _meta_parameters() -> Iterator[None]:
     """Parameters go to the meta device as modules register them; buffers, which are computed, stay.
 
     Building under torch.device('meta') would lose the buffers that no checkpoint holds, such as rotary frequencies.
+    Initialising what is on the meta device does nothing, so nothing has to be switched off for that, which transformers
+    does for all threads at once.
     """
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        if parameter is not None and parameter.device.type != "meta":
-            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
+    token = _on_meta.set(True)
     try:
         with torch.no_grad():
             yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        _on_meta.reset(token)
+
+
+def _registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    """torch's own hook on every parameter of every module: leaves those alone that are not built here."""
+    if not _on_meta.get() or parameter is None or parameter.device.type == "meta":
+        return None
+    return nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+
+register_module_parameter_registration_hook(_registered)  # type: ignore[arg-type]  # its stub knows no replacement
