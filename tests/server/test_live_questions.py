@@ -16,6 +16,7 @@ from streamsplit.server.dialogue.exchange import Dialogues
 from streamsplit.server.dialogue.question import Named, Question
 from streamsplit.server.dialogue.settings import DialogueSettings
 from streamsplit.server.fleet import Device
+from streamsplit.server.precedence import Precedence
 from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance
 from streamsplit.wire.frame import Frame
 from streamsplit.wire.messages import Hello
@@ -133,7 +134,7 @@ def test_what_follows_an_answer_that_ended_early_is_not_asked_again() -> None:
 
     async def scenario() -> None:
         link = Link(Device("pi"), open_session(), stream=None)  # type: ignore[arg-type]  # no windows here
-        link.connection = Connection(None, link.session)  # type: ignore[arg-type]  # nothing is written here
+        link.connection = Connection(None, link.session, Precedence())  # type: ignore[arg-type]  # nothing is written here
         dialogues = Dialogues(DialogueSettings(learn=False), Impatient(), lambda device, sound: unnamed(sound))
 
         def say(number: int, place: int, flags: FrameFlag = FrameFlag.NONE) -> None:
