@@ -79,7 +79,7 @@ def websocket_protocol() -> Any:
             self.transport.set_write_buffer_limits(high=0)  # 'writable' then means that nothing of it is left
             for at in range(0, len(frame), WRITE_BYTES):
                 await self.writable.wait()
-                if self.disconnected or self.close_sent:
+                if self.disconnected or self.close_sent or self.transport.is_closing():
                     raise ClientDisconnected()
                 self.transport.write(frame[at : at + WRITE_BYTES])
             await self.writable.wait()
