@@ -130,6 +130,7 @@ def test_over_a_lossy_transport_speech_goes_up_live_a_frame_a_message_and_with_f
     assert world.datagrams == 2 * (frames - 1) and world.on_stream == 4  # both ways: the first message, and the end
     assert world.states == ["RECORDING", "STREAMING", "PROCESSING", "RECEIVING", "PLAYING", "IDLE"]
     assert world.counts.lost == world.counts.recovered == 0 and world.counts.received == frames
+    assert not LossyWorld(loss=0.0, codec="pcm16").talker.settings.opus.fec  # PCM's packets carry no other
 
 
 def test_over_tcp_nothing_is_live_and_fec_is_off() -> None:

@@ -59,8 +59,9 @@ class TalkSettings(Settings):
     def over_lossy_link(self) -> TalkSettings:
         """The same for a transport that loses live sound."""
         lossy = self.lossy
+        fec = lossy.fec and self.codec == "opus"  # PCM has none, and lost frames of it are silence
         return self.replace(
-            opus=self.opus.replace(fec=lossy.fec, expected_loss=lossy.expected_loss if lossy.fec else 0.0),
+            opus=self.opus.replace(fec=fec, expected_loss=lossy.expected_loss if fec else 0.0),
             frames_per_message=lossy.frames_per_message,
             jitter=self.jitter.replace(concealed_frames=lossy.concealed_frames),
         )

@@ -18,6 +18,8 @@ from typing import Any
 from aioquic.asyncio.protocol import QuicConnectionProtocol
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion.base import register_congestion_control
+from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import QuicConnection
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -29,6 +31,7 @@ ALPN = "streamsplit/1"
 IDLE_S = 10.0  # without a packet the connection is over; the protocol probes every 2 s
 LARGEST_DATAGRAM = 1_100  # a frame that fits into a packet of 1200 bytes, the least that every path carries
 MOST_WAITING = 8  # datagrams that wait for the congestion window; older ones are late, and give way
+LEAST_WINDOW_BYTES = 7_200  # unacknowledged, however much is lost: nearly a second of a voice, or it would be held back
 UNSENT_BYTES = 16 << 10  # of the stream that may wait here: what became urgent meanwhile does not queue behind more
 UNREAD_BYTES = 1 << 20  # beyond it packets are dropped unacknowledged, which slows the sender down
 _STREAM = 0  # the first one that a client opens
@@ -38,11 +41,31 @@ _STRAY_STREAM, _FAILED = 1, 2  # application error codes
 logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic writes several lines of INFO for every connection
 
 
+class _VoiceReno(RenoCongestionControl):
+    """New Reno, but never down to two packets: half of a voice's acknowledgements may be lost, too."""
+
+    def on_packets_lost(self, *, now: float, packets: Any) -> None:
+        super().on_packets_lost(now=now, packets=packets)
+        self._hold()
+
+    def on_persistent_congestion(self) -> None:
+        self.congestion_window = 0
+        self._hold()
+
+    def _hold(self) -> None:
+        self.congestion_window = max(self.congestion_window, LEAST_WINDOW_BYTES)
+        self.ssthresh = None if self.ssthresh is None else max(self.ssthresh, LEAST_WINDOW_BYTES)
+
+
+register_congestion_control("voice", _VoiceReno)
+
+
 def configuration(*, is_client: bool) -> QuicConfiguration:
     """What both ends agree on."""
     return QuicConfiguration(
-        is_client=is_client, alpn_protocols=[ALPN], idle_timeout=IDLE_S, max_datagram_frame_size=2 * LARGEST_DATAGRAM
-    )
+        is_client=is_client, alpn_protocols=[ALPN], idle_timeout=IDLE_S, max_datagram_frame_size=2 * LARGEST_DATAGRAM,
+        congestion_control_algorithm="voice",
+    )  # fmt: skip
 
 
 class QuicPipe(QuicConnectionProtocol):
