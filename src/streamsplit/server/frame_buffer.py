@@ -1,6 +1,6 @@
 """Large WebSocket messages out of memory that is used again, without a copy before the socket.
 
-The library copies a message three times on its way, and fresh memory costs more than all of them.
+The library copies a message several times on its way, each time into fresh memory.
 """
 
 from __future__ import annotations
