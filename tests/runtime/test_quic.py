@@ -408,10 +408,11 @@ def test_a_question_cut_by_a_restart_of_the_server_is_answered_once(tmp_path: Pa
 
         async def finish() -> None:
             async with device(reached, "restarted") as made:
-                for times in (1, 2):  # whole, as after every lost link; then once more, as if its answer had been lost
+                dialogues = second.backend.dialogues
+                for answered in (1, 2):  # whole, as after a lost link; then once more, as if its answer had been lost
                     await made.ask(3, 0, 4, live=False)
                     await made.ask(3, 4, 0, live=False, final=True)
-                    await made.until(lambda n=times: [final for _, final in made.answers(3)].count(True) == n)
+                    await _eventually(lambda answered=answered: _ends(made, 3) == answered and dialogues.idle)
                 assert sum(len(piece.frames) for piece, _ in made.answers(3)) == 4
 
         asyncio.run(finish())
@@ -466,8 +467,8 @@ def test_a_server_that_does_not_read_slows_the_sender_down(server: RunningServer
     asyncio.run(run())
 
 
-def _ends(made: Device, number: int, count: int) -> bool:
-    return [final for _, final in made.answers(number)].count(True) == count
+def _ends(made: Device, number: int) -> int:
+    return [final for _, final in made.answers(number)].count(True)
 
 
 async def _eventually(condition: Callable[[], bool]) -> None:

@@ -72,6 +72,6 @@ def test_names_in_the_text_exist():
     for word in re.findall(r"\b[A-Z]{2,}(?:_[A-Z]+)*\b", prose):
         states = {"LOST", "DETACHED", "CLOSED"}
         other = {"PCM16", "JSON", "TCP", "IEEE", "NUMBERED", "FINAL", "REPLAYED", "KiB", "ACKs"}
-        other |= {"STARTS", "LEDBAT", "RFC", "HMAC", "API", "UTF"}
+        other |= {"STARTS", "LEDBAT", "RFC", "HMAC", "API", "UTF", "QUIC", "UDP"}
         assert word in FrameType.__members__ or word in states | other or word in {"PCM", "RESULTs"}, word
     assert types.PROTOCOL_VERSION == 1 and "version 1" in PAGE

@@ -68,6 +68,11 @@ class Dialogues:
         """Whether anybody answers."""
         return self.responder is not None
 
+    @property
+    def idle(self) -> bool:
+        """Whether no question is being answered."""
+        return not any(conversation.open for conversation in self._conversations.values())
+
     def status(self) -> dict[str, Any]:
         """Counts for /api/status; `frames` of questions over lossy links that are over."""
         counts = {name: getattr(self, name) for name in ("questions", "answers", "failures")}
