@@ -307,7 +307,14 @@ def test_states_that_last_too_long_fail_with_a_reason_and_recover_by_themselves(
     mute.link(True)
     mute.serve = lambda piece, final: None  # type: ignore[method-assign]
     mute.run(np.concatenate([noise(0.5), speech(0.5), noise(2.0)]))
-    assert mute.states[-2:] == ["ERROR", "IDLE"] and ("error", "no answer within 0.5 s") in mute.events
+    said = [value for kind, value in mute.events if kind == "error"]
+    assert mute.states[-2:] == ["ERROR", "IDLE"] and said == ["no answer within 0.5 s; the question is kept"]
+    assert mute.talker.questions.waiting == 1
+    del mute.serve  # type: ignore[method-assign]  # the next connection has a server that answers
+    mute.link(False)
+    mute.link(True)
+    mute.run(noise(1.0))
+    assert mute.talker.questions.waiting == 0 and mute.talker.questions.delivered == 1
     stalled = World(make(stalled_s=0.5, error_s=0.2), answer=lambda n: 100)
     stalled.link(True)
     stalled.run(np.concatenate([noise(0.5), speech(0.5), noise(0.6)]))
@@ -316,6 +323,37 @@ def test_states_that_last_too_long_fail_with_a_reason_and_recover_by_themselves(
     stalled.run(noise(2.0))
     assert stalled.states[-2:] == ["ERROR", "IDLE"]
     assert any("stopped in the middle" in value for kind, value in stalled.events if kind == "error")
+
+
+def test_a_loudspeaker_that_takes_nothing_any_more_is_an_error() -> None:
+    world = World(make(stalled_s=0.5, error_s=0.2), answer=lambda n: 100)
+    world.link(True)
+    world.run(np.concatenate([noise(0.5), speech(0.5), noise(0.6)]))
+    assert world.talker.state is TalkState.PLAYING
+    for _ in range(40):
+        world.now_ms += 20.0
+        world.talker.tick(world.now_ms)
+    said = [event.value for event in world.talker.events() if event.kind == "error"]
+    assert said == ["the loudspeaker takes no sound any more (0.5 s)"] and world.talker.state is TalkState.IDLE
+
+
+def test_a_refusal_of_an_earlier_question_is_told_and_disturbs_no_other() -> None:
+    world = World(make(), answer=lambda n: 0)
+    world.run(np.concatenate([noise(0.5), speech(0.5), noise(1.0)]))
+    (number,) = world.talker.questions.waiting_numbers()
+    world.talker.press(world.now_ms)
+    world.talker.refused("no such luck", world.now_ms, number)
+    assert world.talker.state is TalkState.RECORDING and world.talker.questions.waiting == 0
+    assert ("error", "no such luck") in [(event.kind, event.value) for event in world.talker.events()]
+
+
+@pytest.mark.parametrize("frames_per_message", [1, 3])
+def test_as_much_is_kept_whatever_the_messages_on_the_link_hold(frames_per_message: int) -> None:
+    world = World(make(frames_per_message=frames_per_message, recording_messages=20))
+    world.run(np.concatenate([noise(0.5), speech(3.0)]))
+    world.link(True)
+    world.run(noise(2.0))
+    assert world.questions[0][1] == pytest.approx(60, abs=1)
 
 
 @pytest.mark.parametrize(

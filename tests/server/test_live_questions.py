@@ -12,13 +12,15 @@ from streamsplit.codec.opus_stream import OpusEncoderStream, OpusSettings
 from streamsplit.codec.pcm import pack_pcm
 from streamsplit.errors import ProtocolError
 from streamsplit.server.connection import Connection, Link
+from streamsplit.server.dialogue import exchange
 from streamsplit.server.dialogue.exchange import Dialogues
 from streamsplit.server.dialogue.question import Named, Question
+from streamsplit.server.dialogue.responders import Echo
 from streamsplit.server.dialogue.settings import DialogueSettings
 from streamsplit.server.fleet import Device
 from streamsplit.server.precedence import Precedence
-from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance
-from streamsplit.wire.frame import Frame
+from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance, unpack_utterance
+from streamsplit.wire.frame import Frame, decode_frame
 from streamsplit.wire.messages import Hello
 from streamsplit.wire.session import ClientSession, ServerSession
 from streamsplit.wire.types import FrameFlag, FrameType
@@ -49,7 +51,7 @@ def open_session() -> ServerSession:
 
 def in_loop(scenario: Callable[[], Awaitable[None]]) -> None:
     async def run() -> None:
-        await scenario()
+        await asyncio.wait_for(scenario(), 30.0)
 
     asyncio.run(run())
 
@@ -123,8 +125,10 @@ def test_a_live_piece_that_cannot_be_is_refused(wrong: Utterance, text: str) -> 
     in_loop(scenario)
 
 
-def test_what_follows_an_answer_that_ended_early_is_not_asked_again() -> None:
-    """A responder that has heard enough: live messages behind that begin nothing, and the next question is asked."""
+@pytest.mark.parametrize("live", [True, False])
+def test_what_follows_an_answer_that_ended_early_is_not_asked_again(live: bool) -> None:
+    """A responder that has heard enough: messages behind that begin nothing and fail nothing, the question's end is
+    acknowledged, also if all of it comes once more, and the next question is asked."""
     asked: list[int] = []
 
     class Impatient:
@@ -135,10 +139,10 @@ def test_what_follows_an_answer_that_ended_early_is_not_asked_again() -> None:
     async def scenario() -> None:
         link = Link(Device("pi"), open_session(), stream=None)  # type: ignore[arg-type]  # no windows here
         link.connection = Connection(None, link.session, Precedence())  # type: ignore[arg-type]  # nothing is written here
-        dialogues = Dialogues(DialogueSettings(learn=False), Impatient(), lambda device, sound: unnamed(sound))
+        dialogues = Dialogues(DialogueSettings(learn=False), Impatient(), lambda *_: unnamed(SOUND[0]))
 
         def say(number: int, place: int, flags: FrameFlag = FrameFlag.NONE) -> None:
-            payload = pack_utterance(piece(place, pack_pcm(SOUND[0]))._replace(utterance=number))
+            payload = pack_utterance(piece(place, pack_pcm(SOUND[0]), live=live)._replace(utterance=number))
             dialogues.on_frame(link, Frame(FrameType.DIALOGUE, flags, 1, 0, payload))
 
         for number in (7, 8):
@@ -148,12 +152,80 @@ def test_what_follows_an_answer_that_ended_early_is_not_asked_again() -> None:
             for place in (1, 2, 3):
                 say(number, place)
                 await asyncio.sleep(0)
+            before = _ends(link, number)
             say(number, 4, FrameFlag.FINAL)
+            assert _ends(link, number) == before + 1
+        say(7, 0)  # once more, from its beginning: its answer was lost
+        say(7, 1, FrameFlag.FINAL)
+        assert _ends(link, 7) == 3 and dialogues.failures == 0
         await asyncio.sleep(0)
         dialogues.close()
 
     in_loop(scenario)
     assert asked == [7, 8]
+
+
+def test_a_question_whose_device_vanished_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "ABANDONED_S", 0.05)
+    closed = asyncio.Event()
+
+    class Patient:
+        async def respond(self, question: Question) -> AsyncIterator[str]:
+            try:
+                yield str(len(await question.whole()))
+            finally:
+                closed.set()
+
+    async def scenario() -> None:
+        link = Link(Device("pi"), open_session(), stream=None)  # type: ignore[arg-type]  # no windows here
+        link.connection = Connection(None, link.session, Precedence())  # type: ignore[arg-type]  # nothing is written here
+        dialogues = Dialogues(DialogueSettings(learn=False), Patient(), lambda *_: unnamed(SOUND[0]))
+        payload = pack_utterance(piece(0, pack_pcm(SOUND[0]), live=False))
+        dialogues.on_frame(link, Frame(FrameType.DIALOGUE, FrameFlag.NONE, 1, 0, payload))
+        await asyncio.wait_for(closed.wait(), 20.0)
+        while not dialogues.idle:
+            await asyncio.sleep(0.001)
+        assert dialogues.failures == 1
+        dialogues.on_frame(link, Frame(FrameType.DIALOGUE, FrameFlag.FINAL, 2, 0, payload))  # it is back, and asks anew
+        while not dialogues.answers:
+            await asyncio.sleep(0.001)
+
+    in_loop(scenario)
+
+
+def test_a_refused_question_that_comes_again_from_its_beginning_is_asked() -> None:
+    async def scenario() -> None:
+        link = Link(Device("pi"), open_session(), stream=None)  # type: ignore[arg-type]  # no windows here
+        link.connection = Connection(None, link.session, Precedence())  # type: ignore[arg-type]  # nothing is written here
+        dialogues = Dialogues(DialogueSettings(learn=False), Echo(), lambda *_: unnamed(SOUND[0]))
+
+        def say(place: int, frame: bytes, flags: FrameFlag = FrameFlag.NONE) -> None:
+            payload = pack_utterance(piece(place, frame, live=False))
+            dialogues.on_frame(link, Frame(FrameType.DIALOGUE, flags, 1, 0, payload))
+
+        say(0, b"\x00\x00")  # no frame of PCM
+        say(1, pack_pcm(SOUND[0]))
+        assert dialogues.failures == 1 and dialogues.idle
+        say(0, pack_pcm(SOUND[0]))
+        say(1, pack_pcm(SOUND[1]), FrameFlag.FINAL)
+        while not dialogues.answers:
+            await asyncio.sleep(0)
+        assert dialogues.failures == 1
+
+    in_loop(scenario)
+
+
+def _ends(link: Link, number: int) -> int:
+    """How many answers with FINAL to a question are on their way to the device, or were."""
+    for data in link.session.bytes_to_send():
+        frame = decode_frame(data)
+        if frame.type is FrameType.DIALOGUE and frame.flags & FrameFlag.FINAL:
+            ended = unpack_utterance(frame.payload).utterance
+            _ENDED.setdefault(link, []).append(ended)
+    return _ENDED.get(link, []).count(number)
+
+
+_ENDED: dict[Link, list[int]] = {}
 
 
 def test_without_the_mark_a_hole_is_refused_as_ever() -> None:

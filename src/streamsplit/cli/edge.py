@@ -156,11 +156,13 @@ def reached(settings: ServerLinkSettings, server: str | None, fingerprint: str |
     """The settings with what the command line says of the server in place of the file."""
     if server is not None:
         url = server_url(server)
-        kept = settings if url.startswith("quic://") else ServerLinkSettings()
+        none = ServerLinkSettings()
+        kept = settings if url.startswith("quic://") else none
+        authorities = settings if url.startswith(("quic://", "wss://")) else none
         settings = settings.replace(
             url=url,
             tls_fingerprint=kept.tls_fingerprint,
-            tls_ca_file=kept.tls_ca_file,
+            tls_ca_file=authorities.tls_ca_file,
             tls_unverified=kept.tls_unverified,
         )
     if fingerprint is not None:

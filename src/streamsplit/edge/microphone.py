@@ -56,7 +56,7 @@ class MicrophoneSource:
         fade = np.linspace(1.0, 0.0, self._size, dtype=np.float32)
         self._bell = bell = Bell()
         try:
-            self._stream.start()
+            self._start()
             while not self._closed:
                 active = self._stream.active
                 lost = self._ring.get(heard)
@@ -91,6 +91,14 @@ class MicrophoneSource:
             self._bell.ring()
         else:  # it was never listened to
             self._stream.close()
+
+    def _start(self) -> None:
+        pa = portaudio()
+        try:
+            self._stream.start()
+        except pa.PortAudioError as error:  # busy, or closed before it began
+            if not self._closed:
+                raise AudioError(f"{self.info.name}: cannot be recorded from ({error})") from error
 
     def _hear(self, heard: np.ndarray, frames: int, time_info: Any, status: Any) -> None:
         """PortAudio's callback, in its own thread: copies `heard` [frames, 1], which is only valid during the call."""

@@ -24,6 +24,7 @@ Floats = NDArray[np.float32]
 _LEAST_BPS, _MOST_BPS = 8_000, 32_000
 _LINK_SHARE = 0.25  # of the measured rate that speech may take
 _PCM_BPS = 256_000
+_MESSAGE_MS = 60.0  # of sound: what a kept message holds at least, however small those on the link are
 
 
 class Outgoing(NamedTuple):
@@ -57,11 +58,13 @@ class Questions:
         libopus is missing."""
         self._live = live
         self.delivered = self.forgotten = self.payload_bytes = 0
+        self.shortened = 0  # questions of which more had been said than is kept
         self.trace: Trace = untraced
         self._settings = settings
         self._encoder = OpusEncoderStream(settings.opus) if settings.codec == "opus" else None
         self._kind = Kind.OPUS if self._encoder is not None else Kind.PCM16
-        self._kept = settings.recording_messages * settings.frames_per_message
+        message = max(settings.frames_per_message, round(_MESSAGE_MS / settings.opus.frame_ms))
+        self._kept = settings.recording_messages * message  # frames
         self._number = secrets.randbits(31)
         self._sequence = 0
         self._present: _Question | None = None
@@ -152,6 +155,7 @@ class Questions:
         """Another connection: everything that is kept goes up once more, whole; what was not kept is cut off."""
         self._stops.clear()
         for question in self._waiting:
+            self.shortened += len(question.packets) > self._kept
             del question.packets[self._kept :]
             question.sent, question.closed, question.live = 0, False, False
         if self._present is not None:

@@ -249,9 +249,10 @@ class ServerLinkSettings(Settings):
             raise ConfigError(
                 f"'url': got '{self.url}', expected ws://host:port/v1/stream, wss://... or quic://host:port"
             )
-        given = [name for name in ("tls_fingerprint", "tls_ca_file", "tls_unverified") if getattr(self, name)]
-        if given and not self.lossy:
-            raise ConfigError(f"'{given[0]}': is for quic:// only, got the url '{self.url}'")
+        given = [name for name in ("tls_fingerprint", "tls_unverified", "tls_ca_file") if getattr(self, name)]
+        if given and not (self.lossy or (given == ["tls_ca_file"] and self.url.startswith("wss://"))):
+            allowed = "wss:// and quic://" if given == ["tls_ca_file"] else "quic://"
+            raise ConfigError(f"'{given[0]}': is for {allowed} only, got the url '{self.url}'")
         if len(given) > 1:
             raise ConfigError(f"'{given[0]}' and '{given[1]}': got both, expected one way to know the server")
         if self.tls_fingerprint and not re.fullmatch(r"[0-9a-f]{64}", self.fingerprint):

@@ -84,7 +84,8 @@ class TalkRuntime:
             connection.cancel()
             await asyncio.gather(connection, return_exceptions=True)
             await self.voice.close()
-            await asyncio.to_thread(listener.join, 2.0)
+            if listener.ident is not None:  # it listened
+                await asyncio.to_thread(listener.join, 2.0)
             self.queue.close()
         if self._error is not None:
             raise self._error

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from streamsplit.edge.activity import SpeechGate, make_detector
 from streamsplit.edge.answer import Answer, Heard, Trace
+from streamsplit.edge.question_store import KeptQuestion
 from streamsplit.edge.questions import Outgoing, Questions
 from streamsplit.edge.talk_settings import TalkSettings
 from streamsplit.errors import CutError, ProtocolError
@@ -65,7 +66,7 @@ class Talker:
         self.questions = Questions(settings, live=lossy)
         self.answer = Answer(settings)
         self._state = TalkState.IDLE
-        self._since_ms = self._sound_ms = 0.0
+        self._since_ms = self._sound_ms = self._pulled_ms = 0.0
         self._events: deque[TalkEvent] = deque(maxlen=10_000)
         self._detector = make_detector(settings.activity, self.frame_ms)
         self._gate = SpeechGate(settings.activity, self.frame_ms)
@@ -218,6 +219,11 @@ class Talker:
                 self._happened(TalkInput.SENT, now_ms)
             return ready
 
+    def waiting(self, known: frozenset[int], now_ms: float, unix_ms: float) -> tuple[list[int], list[KeptQuestion]]:
+        """Numbers of the questions that wait, and those that are not `known`, to be stored."""
+        with self._lock:
+            return self.questions.waiting_numbers(), self.questions.kept(known, now_ms, unix_ms)
+
     # -- the answer ----------------------------------------------------------------------------------------------
 
     def take(self, payload: bytes, final: bool, now_ms: float) -> Utterance | None:
@@ -255,12 +261,16 @@ class Talker:
                 self.questions.refused(number or self.answer.number)
             if number in (0, self.answer.number):
                 self.fail(detail, now_ms)
+            else:  # an earlier one, that went up again
+                self.counts.errors += 1
+                self._note("error", detail, now_ms)
 
     def play(self, now_ms: float, count: int = 0) -> Floats:
         """The next `count` samples for the speaker, a frame or an equal part of one; silence where there is nothing to
         say. In parts, an answer begins within one of them."""
         count = count or self.frame
         with self._lock:
+            self._pulled_ms = now_ms
             if not len(self._left):
                 self._left = self._next_frame(now_ms)
             out, self._left = self._left[:count], self._left[count:]
@@ -295,11 +305,13 @@ class Talker:
             if self._state is TalkState.ERROR and spent_s >= s.error_s:
                 self._happened(TalkInput.RECOVERED, now_ms)
             elif self._state is TalkState.PROCESSING and spent_s > s.processing_s:
-                self.refused(f"no answer within {s.processing_s:g} s", now_ms)
+                self.fail(f"no answer within {s.processing_s:g} s; the question is kept", now_ms)
             elif self._state is TalkState.RECEIVING and spent_s > s.receiving_s:
                 self.fail(f"the answer stopped before it could be played ({s.receiving_s:g} s)", now_ms)
             elif self._state is TalkState.PLAYING and self.answer.dry and self._quiet_s(now_ms) > s.stalled_s:
                 self.fail(f"the answer stopped in the middle ({s.stalled_s:g} s)", now_ms)
+            elif self._state is TalkState.PLAYING and now_ms - self._pulled_ms > 1000.0 * s.stalled_s:
+                self.fail(f"the loudspeaker takes no sound any more ({s.stalled_s:g} s)", now_ms)
 
     def _quiet_s(self, now_ms: float) -> float:
         """Since anything of an answer has come."""

@@ -117,7 +117,9 @@ class Voice:
     def status(self, link: LinkEstimate) -> TalkStatus:
         """One look; safe from any thread."""
         talker = self.talker
-        asked = {name: getattr(talker.questions, name) for name in ("delivered", "forgotten", "payload_bytes")}
+        asked = {
+            name: getattr(talker.questions, name) for name in ("delivered", "forgotten", "shortened", "payload_bytes")
+        }
         counts = {**vars(talker.counts), **asked}
         return TalkStatus(
             talker.state.name, self.client is not None and self.client.is_open, link.rtt_ms,
@@ -166,11 +168,10 @@ class Voice:
 
     async def _keep(self) -> None:
         """The store follows the questions that wait; a disk that fails costs their survival, not the dialogue."""
-        questions, known = self.talker.questions, self._store.numbers
-        waiting = questions.waiting_numbers()
-        if known.symmetric_difference(waiting):
+        known = self._store.numbers
+        waiting, fresh = self.talker.waiting(known, now_ms(), _unix_ms())
+        if fresh or known.difference(waiting):
             try:
-                fresh = questions.kept(known, now_ms(), _unix_ms())
                 await asyncio.to_thread(self._store.mirror, waiting, fresh)
             except CheckpointError as error:
                 self._trouble(f"a question is kept in memory only: {error}")

@@ -10,7 +10,14 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from streamsplit.errors import ConfigError
@@ -32,14 +39,27 @@ def certificate_files(certificate: str, key: str, folder: Path) -> CertificateFi
     paths = (
         (Path(certificate), Path(key)) if certificate else (folder / "quic-certificate.pem", folder / "quic-key.pem")
     )
+    there = [path for path in paths if path.exists()]
+    if not certificate and len(there) == 1:
+        raise ConfigError(
+            f"'server.quic_certificate': got {there[0]} without {next(p for p in paths if p != there[0])}; bring it "
+            "back, or delete the one for a new pair, whose fingerprint devices must be told"
+        )
     try:
-        if not certificate and not all(path.exists() for path in paths):
+        if not there and not certificate:
             folder.mkdir(parents=True, exist_ok=True)
             _make(*paths)
         first = x509.load_pem_x509_certificates(paths[0].read_bytes())[0]
+        key_of = load_pem_private_key(paths[1].read_bytes(), None).public_key()
     except (OSError, ValueError) as error:
         raise ConfigError(f"'server.quic_certificate': {paths[0]} cannot be read or made ({error})") from error
+    if _plain(key_of) != _plain(first.public_key()):
+        raise ConfigError(f"'server.quic_key': {paths[1]} is not the key of {paths[0]}")
     return CertificateFiles(*paths, first.fingerprint(hashes.SHA256()).hex())
+
+
+def _plain(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _make(certificate: Path, key: Path) -> None:

@@ -31,6 +31,7 @@ Floats = NDArray[np.float32]
 REMEMBERED = 64  # numbers of a device's questions that came whole
 MOST_DEVICES = 4096  # whose questions are remembered
 MOST_OPEN = 16  # questions of a device that are answered at once: as many as it keeps, and some
+ABANDONED_S = 60.0  # without a piece of a question that is not over
 _MOST_QUEUED_BYTES = 64 << 10
 _POLL_S = 0.01
 
@@ -41,7 +42,7 @@ class _Conversation:
     def __init__(self) -> None:
         self.open: dict[int, tuple[Question, asyncio.Task[None]]] = {}
         self.heard: deque[int] = deque(maxlen=REMEMBERED)
-        self.done: deque[int] = deque(maxlen=REMEMBERED)  # live questions that were over here before they ended
+        self.done: deque[int] = deque(maxlen=REMEMBERED)  # answered to the end, or not to be answered any more
         self.sequence = 0
         self.broken = -1  # number of a question that was refused: the rest of it is passed over
 
@@ -105,6 +106,7 @@ class Dialogues:
         number = piece.utterance
         if piece.kind is Kind.STOP:
             self._stop(conversation, number)
+            conversation.done.append(number)
             return
         question = conversation.open[number][0] if number in conversation.open else None
         live = question is not None and question.live and piece.live
@@ -113,9 +115,16 @@ class Dialogues:
                 self._send(link, conversation, Utterance(number, 0, piece.kind, piece.frame_ms, ()), final=True)
             return
         if number == conversation.broken:
+            if piece.first or piece.live:
+                return
+            conversation.broken = -1  # from its beginning: the device has not heard that it was refused
+        elif question is None and number in conversation.done:  # the rest of what nobody listens to any more
+            if final:
+                conversation.heard.append(number)
+                self._send(link, conversation, Utterance(number, 0, piece.kind, piece.frame_ms, ()), final=True)
             return
-        if piece.live and (number in conversation.done if question is None else not question.live):
-            return  # the rest of what nobody listens to any more; or of a connection before this one
+        if question is not None and piece.live and not question.live:
+            return  # of a connection before this one
         if question is None or (piece.first == 0 and question.frames and not live):  # new, or after a lost link again
             question = self._begin(link, conversation, piece)
         question.add(piece, now_ms())
@@ -167,7 +176,6 @@ class Dialogues:
     def _stop(self, conversation: _Conversation, number: int) -> None:
         held = conversation.open.pop(number, None)
         if held is not None:
-            conversation.done.append(number)
             held[1].cancel()
 
     def close(self) -> None:
@@ -199,6 +207,7 @@ class Dialogues:
                     await voice.say(reply)
             await voice.finish()
             self.answers += 1
+            conversation.done.append(question.number)
         except _Gone:  # nobody is there to hear it
             return
         except Exception as error:  # a responder is its user's code: whatever it raises, the server goes on
@@ -217,7 +226,6 @@ class Dialogues:
             held = conversation.open.get(question.number)
             if held is not None and held[0] is question:
                 del conversation.open[question.number]
-                conversation.done.append(question.number)
 
     def _fail(self, link: Link, conversation: _Conversation, code: str, detail: str, number: int) -> None:
         self.failures += 1
@@ -242,15 +250,23 @@ async def _in_time(replies: AsyncIterator[Reply], question: Question, answer_s: 
     """A responder's replies; each may take as long as it likes while the question is asked, and `answer_s` after it."""
     clock = asyncio.get_running_loop().time
     asking = asyncio.current_task()
-    since_s, expired = math.inf, False  # the wait for the present reply; inf: nobody waits
+    since_s, expired = math.inf, ""  # the wait for the present reply; inf: nobody waits
 
     async def watch() -> None:
         nonlocal expired
-        await question.over.wait()
+        while not question.over.is_set():  # nothing of it for so long: its device is gone, or the link hangs
+            left_s = ABANDONED_S - max(now_ms() - question.latest_ms, 0.0) / 1000.0
+            if left_s <= 0:
+                expired = f"nothing came of the question for {ABANDONED_S:g} s"
+                if asking is not None:
+                    asking.cancel()
+                return
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(question.over.wait(), left_s)
         over_s = clock()
         while (left_s := max(since_s, over_s) + answer_s - clock()) > 0:
             await asyncio.sleep(min(left_s, answer_s))
-        expired = True
+        expired = f"nothing said within {answer_s:g} s"
         if asking is not None:
             asking.cancel()
 
@@ -265,7 +281,7 @@ async def _in_time(replies: AsyncIterator[Reply], question: Question, answer_s: 
         return
     except asyncio.CancelledError:
         if expired:
-            raise ProtocolError("no_answer", f"nothing said within {answer_s:g} s") from None
+            raise ProtocolError("no_answer", expired) from None
         raise
     finally:
         watching.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ class Question:
         self.device, self.number, self.kind, self.frame_ms = device, first.utterance, first.kind, first.frame_ms
         self.frames = 0  # so far; of a live one, up to the newest that has come, or its end
         self.live = first.live
+        self.latest_ms = math.inf  # when a piece of it came last; inf: none has
         self.over = asyncio.Event()
         self._samples = OpusSettings(frame_ms=first.frame_ms).frame_samples
         self._decoder = OpusDecoderStream(first.frame_ms) if first.kind is Kind.OPUS else None
@@ -83,6 +85,7 @@ class Question:
 
     def add(self, piece: Utterance, now_ms: float) -> None:
         """The next frames. Raises ProtocolError for another kind, a hole, too much, or a frame that does not decode."""
+        self.latest_ms = now_ms
         if (piece.kind, piece.frame_ms) != (self.kind, self.frame_ms):
             raise ProtocolError("bad_dialogue", f"got {piece.kind.name} in the middle of {self.kind.name}")
         if self.live:

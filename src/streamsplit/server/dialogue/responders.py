@@ -7,9 +7,11 @@ import contextlib
 import http.client
 import io
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
-from typing import Protocol, TypeAlias
+from typing import ParamSpec, Protocol, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -22,9 +24,12 @@ from streamsplit.server.dialogue.question import RATE_HZ, Coded, Question
 from streamsplit.server.dialogue.settings import DialogueSettings
 
 Floats = NDArray[np.float32]
+P = ParamSpec("P")
+T = TypeVar("T")
 Reply: TypeAlias = "Floats | str | Coded"
 """Sound [n] at 16 kHz, text, or frames of the question as they came."""
 _PIECE_BYTES = 1_920  # of a command's output: 60 ms
+_HTTP_THREADS = 32
 _LARGEST_ANSWER = 64 << 20
 
 
@@ -76,7 +81,7 @@ class Command:
         )
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         feeding = asyncio.create_task(_feed(process.stdin, question))
-        errors = asyncio.create_task(process.stderr.read(4_096))
+        errors = asyncio.create_task(_tail(process.stderr))
         try:
             rest = b""
             while data := await process.stdout.read(_PIECE_BYTES):
@@ -108,6 +113,9 @@ class Http:
             good = False
         if not good:
             raise ConfigError(f"'dialogue.url': got '{url}', expected http://host[:port]/path")
+        self._threads = ThreadPoolExecutor(
+            _HTTP_THREADS, thread_name_prefix="hook"
+        )  # a slow hook keeps no other waiting
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by device
 
     async def respond(self, question: Question) -> AsyncIterator[Reply]:
@@ -117,12 +125,15 @@ class Http:
         if turn is None:
             turn = self._turns[question.device] = asyncio.Lock()
         async with turn:
-            connection = await asyncio.to_thread(self._post, sound, question.device)
-        kind, data = await asyncio.to_thread(self._answer, connection)
+            connection = await self._in_thread(self._post, sound, question.device)
+        kind, data = await self._in_thread(self._answer, connection)
         if kind.startswith("text/"):
             yield data.decode(errors="replace")
         else:
             yield await asyncio.to_thread(_samples, data)
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
 
     def _post(self, sound: Floats, device: str) -> http.client.HTTPConnection:
         secure = self._url.scheme == "https"
@@ -184,6 +195,14 @@ def word_tones(count: int) -> Floats:
     for place in range(count):
         parts += [0.2 * fade * np.sin(2 * np.pi * (440.0 + 40.0 * (place % 8)) * time_s), pause]
     return np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, np.float32)
+
+
+async def _tail(stream: asyncio.StreamReader) -> bytes:
+    """The end of what is written; all of it is taken, or the writer would stand still."""
+    tail = b""
+    while data := await stream.read(4_096):
+        tail = (tail + data)[-4_096:]
+    return tail
 
 
 async def _feed(stdin: asyncio.StreamWriter, question: Question) -> None:
