@@ -260,6 +260,7 @@ def test_a_device_gets_no_more_than_its_rate_and_does_not_slow_the_others(folder
     assert alone < both
 
 
+@pytest.mark.realtime
 def test_a_total_limit_is_shared_piece_by_piece(tmp_path: Path):
     manifest = folder_of_chunks(tmp_path / "chunks", count=2, size=2_000_000)
     with contextlib.ExitStack() as stack:
@@ -272,7 +273,7 @@ def test_a_total_limit_is_shared_piece_by_piece(tmp_path: Path):
             future.add_done_callback(lambda _: ends.append(time.monotonic()))
         for future in futures:
             future.result(20)
-    assert ends[1] - ends[0] < 0.3  # one after the other they would be 0.5 s apart
+    assert ends[1] - ends[0] < 0.4  # one after the other they would be 0.5 s apart
 
 
 def test_a_full_server_says_so(folder: Path):
@@ -375,6 +376,7 @@ def test_a_piece_that_does_not_unpack_to_what_it_says_is_refused(folder: Path, p
             device.fetch(chunk.digest, chunk.stored_bytes).result(20)
 
 
+@pytest.mark.realtime
 def test_windows_of_sound_are_answered_while_weights_travel(tmp_path: Path):
     manifest = folder_of_chunks(tmp_path / "chunks", count=3, size=12_000_000)
     settings = make_settings(

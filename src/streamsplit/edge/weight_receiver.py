@@ -54,7 +54,9 @@ class FrameReceiver(asyncio.BufferedProtocol):
         self._transport.set_protocol(self)
 
     def send(self, messages: list[bytes]) -> None:
-        """Binary messages; small ones, so nobody waits."""
+        """Binary messages; small ones, so nobody waits. Raises ConnectionError once the other end has said goodbye."""
+        if self._connection.protocol.state is not State.OPEN:
+            raise ConnectionError("the server closed the connection")
         for message in messages:
             self._connection.protocol.send_binary(message)
         self._flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 
@@ -21,21 +22,27 @@ class ServedModel:
         self.storage = storage
         self.revision = ""
         self.manifest_bytes = b""
+        self._renewing = asyncio.Lock()  # many clients may come at once after a publication
+        self._refused = False
         self._stored: deque[dict[str, int]] = deque(maxlen=revisions)  # digest -> bytes, the newest revision last
 
     async def open(self) -> None:
         """Reads the manifest and looks whether every chunk is there; raises ManifestError with what is wrong."""
         manifest = await self.storage.manifest()
         await self._check_chunks(manifest)
-        self._adopt(manifest)
+        if manifest.revision != self.revision:
+            self._adopt(manifest)
 
     async def renew(self) -> None:
         """Takes up a manifest that was written meanwhile; a bad one leaves the old one in force."""
-        try:
-            if await self.storage.changed():
-                await self.open()
-        except ManifestError as error:
-            LOG.error("the new manifest is not taken: %s", error)
+        async with self._renewing:
+            try:
+                if self._refused or await self.storage.changed():
+                    self._refused = True  # until all of it is there: chunks may come after their manifest
+                    await self.open()
+                    self._refused = False
+            except ManifestError as error:
+                LOG.error("the new manifest is not taken: %s", error)
 
     def size(self, digest: str) -> int | None:
         """Bytes of a chunk or delta; None where no revision of late names it."""

@@ -26,6 +26,7 @@ from streamsplit.wire.chunks import HEADER_BYTES, LONE_PIECE_BYTES, PIECE_BYTES,
 
 LOG = logging.getLogger(__name__)
 HELLO_TIMEOUT_S = 10.0
+_LEAST_PIECE_BYTES = 4_096
 BURST_S = 0.25  # of a rate limit that may go at once
 
 
@@ -166,8 +167,11 @@ class WeightStream:
 
     @property
     def _piece_bytes(self) -> int:
-        """Small where several take turns, large where nobody waits."""
-        return PIECE_BYTES if self._answering > 1 else LONE_PIECE_BYTES
+        """Small where several take turns, large where nobody waits, and never more than the limits give in half a
+        second: a client that hears nothing for long believes that the connection is lost."""
+        most = PIECE_BYTES if self._answering > 1 else LONE_PIECE_BYTES
+        limits = [mb for mb in (self._settings.device_mb_per_s, self._settings.total_mb_per_s) if mb > 0]
+        return max(_LEAST_PIECE_BYTES, min(most, round(0.5e6 * min(limits)))) if limits else most
 
     async def _take_turn(self, size_bytes: int, limit: RateLimit) -> None:
         """Waits for the limits, then for whatever goes before weights."""

@@ -180,6 +180,7 @@ def _plain(config: Any) -> dict[str, Any]:
 def _write_file(path: Path, data: bytes) -> None:
     """Whole or not at all; a chunk of that name and size that is there is the same chunk unless it was damaged."""
     if path.name != NAME and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == path.stem:
+        os.utime(path)  # as young as what is written now: needed by a manifest that is not there yet
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -28,8 +28,10 @@ from streamsplit.weights.streaming.manifest import (
     Manifest,
     encode_manifest,
     file_name,
+    read_manifest,
     sign,
 )
+from streamsplit.weights.streaming.publish import remember, write_whole
 from streamsplit.weights.streaming.quantise import Tensors, check_dtype, quantise
 
 MODEL_TYPE = "streamsplit-encoder"
@@ -48,8 +50,10 @@ def chunk_encoder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for digest, data in stored.items():
-        (folder / file_name(digest)).write_bytes(data)
-    (folder / NAME).write_bytes(encode_manifest(manifest))
+        write_whole(folder, file_name(digest), data)
+    if (folder / NAME).exists():
+        remember(folder, read_manifest(folder))
+    write_whole(folder, NAME, encode_manifest(manifest))
     return manifest
 
 

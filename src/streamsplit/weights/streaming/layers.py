@@ -129,8 +129,8 @@ class LayerStreamer:
         return max(slot.size_bytes for slot in self.slots.values())
 
     def begin(self) -> None:
-        """Before a pass: the first layer travels while something else is done."""
-        self._ask(next(iter(self.slots)))
+        """Before a pass: its first layer travels while something else is done."""
+        self._ask(self._after.get(self._last, next(iter(self.slots))))
 
     def enter(self, slot: Slot) -> None:
         """Before a layer: its weights are there when this returns; raises LayerUnavailable."""
