@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -62,3 +63,16 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return None
     return value
+
+
+def on_enter(loop: asyncio.AbstractEventLoop, pressed: Callable[[], None]) -> None:
+    """Has Enter at the terminal call `pressed`; without a terminal nothing does."""
+
+    def read() -> None:
+        if sys.stdin.readline():
+            pressed()
+        else:  # the terminal is gone
+            loop.remove_reader(sys.stdin)
+
+    if sys.stdin.isatty():
+        loop.add_reader(sys.stdin, read)

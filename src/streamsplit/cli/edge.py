@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
+from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, on_enter, print_json, set_up_logging
 from streamsplit.cli.settings_files import load_device_settings
 from streamsplit.edge.settings import EdgeSettings, ServerLinkSettings
 from streamsplit.errors import ConfigError
@@ -189,6 +189,8 @@ async def _run(runtime: EdgeRuntime, args: argparse.Namespace) -> RunSummary:
         with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
             loop.add_signal_handler(number, _stopper(runtime))
             installed.append(number)
+    if runtime.voice is not None and runtime.settings.talk.activity.kind == "push":
+        on_enter(loop, runtime.voice.press)
     view = asyncio.create_task(_watch(runtime, max(args.interval, 0.1), args.json))
     try:
         return await runtime.run(args.duration)

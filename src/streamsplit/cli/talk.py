@@ -6,11 +6,10 @@ import argparse
 import asyncio
 import contextlib
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, print_json, set_up_logging
+from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, on_enter, print_json, set_up_logging
 from streamsplit.cli.edge import reached
 from streamsplit.cli.settings_files import load_device_settings
 from streamsplit.edge.settings import EdgeSettings
@@ -97,13 +96,8 @@ async def _run(runtime: TalkRuntime, args: argparse.Namespace, shown: list[str])
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
             loop.add_signal_handler(number, runtime.stop)
-    if runtime.settings.talk.activity.kind == "push" and sys.stdin.isatty():
-
-        def pressed() -> None:
-            sys.stdin.readline()
-            runtime.voice.press()
-
-        loop.add_reader(sys.stdin, pressed)
+    if runtime.settings.talk.activity.kind == "push":
+        on_enter(loop, runtime.voice.press)
     talking = asyncio.create_task(runtime.run(args.duration))
     if args.json or not is_terminal():
         return await talking
