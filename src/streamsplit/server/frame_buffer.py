@@ -5,7 +5,9 @@ The library copies a message several times on its way, each time into fresh memo
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -64,18 +66,46 @@ def websocket_protocol() -> Any:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
     class FrameProtocol(WebSocketsSansIOProtocol):
-        """Takes frames that are made already, one at a time, and lets go of their memory before `send` returns."""
+        """Takes frames that are made already, one at a time, and lets go of their memory before `send` returns. What
+        else is to be said waits for the end of a frame."""
+
+        _under_way = False
 
         async def run_asgi(self) -> None:
+            self._sending = asyncio.Lock()
+            self._later: list[Callable[[], None]] = []
             extensions: Any = self.scope.setdefault("extensions", {})
             extensions[EXTENSION] = {}
             await super().run_asgi()
 
         async def send(self, message: Any) -> None:
             frame = message.get("frame")
-            if frame is None:
-                await super().send(message)
-                return
+            async with self._sending:
+                if frame is None:
+                    await super().send(message)
+                    return
+                self._under_way = True
+                try:
+                    await self._send_frame(frame)
+                finally:
+                    self._under_way = False
+                    later, self._later = self._later, []
+                    for work in later:
+                        work()
+
+        def shutdown(self) -> None:
+            self._then(super().shutdown)
+
+        def handle_ping(self) -> None:
+            self._then(super().handle_ping)
+
+        def _then(self, work: Callable[[], None]) -> None:
+            if self._under_way:
+                self._later.append(work)
+            else:
+                work()
+
+        async def _send_frame(self, frame: memoryview) -> None:
             self.transport.set_write_buffer_limits(high=0)  # 'writable' then means that nothing of it is left
             for at in range(0, len(frame), WRITE_BYTES):
                 await self.writable.wait()
