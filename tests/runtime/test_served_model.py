@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 from weight_stream_harness import client, folder_of_chunks, weight_server
@@ -44,6 +45,18 @@ def test_a_manifest_that_came_before_its_chunks_is_taken_once_they_are_there(tmp
         return seen
 
     assert asyncio.run(scenario()) == [old.revision]
+
+
+def test_a_device_that_connects_anew_does_not_begin_its_limit_anew(tmp_path: Path) -> None:
+    """The burst of half a second may go once; three connections of a burst each take the time of three."""
+    folder_of_chunks(tmp_path, count=3, size=500_000)
+    with weight_server(tmp_path, device_mb_per_s=1.0) as server:
+        began = time.monotonic()
+        for number in range(3):
+            with client(server.url, device_id="again") as device:
+                chunk = device.manifest().chunks[number]
+                device.fetch(chunk.digest, chunk.stored_bytes).result(30)
+        assert time.monotonic() - began > (1_500_000 - 500_000) / 1e6 - 0.1
 
 
 def test_below_a_piece_in_the_time_that_a_client_waits_bytes_still_come(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from streamsplit.wire.chunks import HEADER_BYTES, LONE_PIECE_BYTES, PIECE_BYTES,
 
 LOG = logging.getLogger(__name__)
 HELLO_TIMEOUT_S = 10.0
+MOST_LIMITS = 4_096  # of devices, connected or not, that are remembered
 _LEAST_PIECE_BYTES = 4_096
 BURST_S = 0.25  # of a rate limit that may go at once
 
@@ -73,9 +74,16 @@ class WeightStream:
                 await writer
             self._connected -= 1
             self._metrics.connections.dec()
-            limit, count = self._devices.pop(opened.device_id)
-            if count > 1:
-                self._devices[opened.device_id] = (limit, count - 1)
+            self._part(opened.device_id)
+
+    def _part(self, device: str) -> None:
+        """One connection less; a device's limit is remembered, or a reconnection would begin it anew."""
+        limit, count = self._devices.pop(device)
+        self._devices[device] = (limit, count - 1)
+        if len(self._devices) > MOST_LIMITS:
+            idle = next((name for name, (_, others) in self._devices.items() if not others), None)
+            if idle is not None:
+                del self._devices[idle]
 
     async def _greet(self, websocket: WebSocket, session: ChunkServer, model: ServedModel) -> tuple[Open, bytes]:
         opened = session.receive(await asyncio.wait_for(_message(websocket), HELLO_TIMEOUT_S))
@@ -112,9 +120,12 @@ class WeightStream:
         limit: RateLimit, manifest: bytes, compress: bool,
     ) -> None:  # fmt: skip
         """Answers requests in their order."""
-        buffer = FrameBuffer(HEADER_BYTES, LONE_PIECE_BYTES)
+        buffer: FrameBuffer | None = None
         while True:
+            if asked.empty():
+                buffer = None  # an idle connection holds no memory
             wanted = await asked.get()
+            buffer = buffer or FrameBuffer(HEADER_BYTES, LONE_PIECE_BYTES)
             self._answering += 1
             try:
                 await self._answer(websocket, session, wanted, model, limit, manifest, compress, buffer)

@@ -100,11 +100,12 @@ class StreamedModel:
                     owner.forward = table.look_up
                 else:
                     owner.register_forward_pre_hook(partial(table.give_whole, attribute))
+        self._modules = list(model.modules())
         model.register_forward_pre_hook(self._begin)
         model.register_forward_hook(self._end)
 
     def _begin(self, *_: Any) -> None:
-        if self.model.training:
+        if any(module.training for module in self._modules):
             self.model.eval()
         self.layers.begin()
 
