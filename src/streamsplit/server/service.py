@@ -16,7 +16,6 @@ from streamsplit.server.compute import BatchReport, ComputeWorker
 from streamsplit.server.dialogue.hearing import make_dialogues
 from streamsplit.server.encoder_storage import EncoderStorage
 from streamsplit.server.first_revision import first_revision
-from streamsplit.server.fleet import finite, percentiles
 from streamsplit.server.gateway import Gateway
 from streamsplit.server.jobs import Done, Sample
 from streamsplit.server.labels import LabelledPrototypes
@@ -36,6 +35,7 @@ from streamsplit.server.refiner_loop import (
 )
 from streamsplit.server.refiner_worker import RefinerWorker
 from streamsplit.server.settings import ServerSettings
+from streamsplit.server.status import status_of
 from streamsplit.server.store import Store
 from streamsplit.server.streamed_models import StreamedModels
 from streamsplit.server.weight_service import WeightService
@@ -46,7 +46,6 @@ from streamsplit.wire.messages import Prototypes
 LOG = logging.getLogger(__name__)
 LAG_PROBE_S = 0.1
 HOUSEKEEPING_S = 1.0
-MAX_HISTORIES = 32  # devices whose sparkline the status carries
 
 
 class StreamServer:
@@ -356,48 +355,4 @@ class StreamServer:
 
     async def status(self) -> dict[str, Any]:
         """The JSON of /api/status: devices, totals, latencies, revision, refiner, last events."""
-        events, totals = await asyncio.to_thread(lambda: (self.store.events(50), self.store.totals()))
-        devices = sorted(self.gateway.devices.values(), key=lambda d: (not d.connected, d.id))
-        progress = self.progress
-        not_ready = self.not_ready()
-        return {
-            "unix_s": time.time(),
-            "uptime_s": time.time() - self.started_unix_s,
-            "ready": not not_ready,
-            "not_ready": not_ready,
-            "revision": self.revision,
-            "space": self.space,
-            "policy_version": self.policies.version,
-            "revisions": int(self.metrics.revisions._value.get()),
-            "latency_ms": percentiles(self.gateway.latencies_ms),
-            "loop_lag_ms": round(self.loop_lag_ms, 3),
-            "compute_waiting": self.compute.waiting,
-            "totals": {
-                "devices": len(devices),
-                "devices_connected": self.gateway.connected,
-                "windows": sum(device.windows - device.rejected for device in devices),
-                "rejected": sum(device.rejected for device in devices),
-                "skipped": sum(device.skipped for device in devices),
-                "uplink_bytes": sum(device.uplink_bytes for device in devices),
-                "downlink_bytes": sum(device.downlink_bytes for device in devices),
-                "stored_windows": totals["windows"],
-                "stored_rejected": totals["rejected"],
-            },
-            "refiner": {
-                "state": self.refiner_state,
-                "steps": progress.step if progress else 0,
-                "loss": finite(progress.loss) if progress else None,
-                "task": finite(progress.task) if progress else None,
-                "wasserstein": finite(progress.wasserstein) if progress else None,
-                "laplacian": finite(progress.laplacian) if progress else None,
-                "effective_rank": finite(progress.effective_rank) if progress else None,
-                "alignment": {device: finite(distance) for device, distance in self.alignment.items()},
-                "step_ms": progress.step_ms if progress else None,
-                "collected": progress.collected if progress else 0,
-                "samples_dropped": self.refiner.dropped,
-                "last_checkpoint_unix_s": self.last_checkpoint_unix_s,
-            },
-            "dialogue": self.dialogues.status(),
-            "devices": [device.as_json(history=at < MAX_HISTORIES) for at, device in enumerate(devices)],
-            "events": events,
-        }
+        return status_of(self, *await asyncio.to_thread(lambda: (self.store.events(50), self.store.totals())))

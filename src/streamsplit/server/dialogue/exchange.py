@@ -247,17 +247,21 @@ class Dialogues:
 
 
 async def _in_time(replies: AsyncIterator[Reply], question: Question, answer_s: float) -> AsyncGenerator[Reply, None]:
-    """A responder's replies; each may take as long as it likes while the question is asked, and `answer_s` after it."""
+    """A responder's replies; each may take as long as it likes while the question is asked, and `answer_s` after it.
+
+    Raises _Gone where nothing comes of the question any more: its device is not told, and asks it anew when it is back.
+    """
     clock = asyncio.get_running_loop().time
     asking = asyncio.current_task()
-    since_s, expired = math.inf, ""  # the wait for the present reply; inf: nobody waits
+    since_s = math.inf  # the wait for the present reply; inf: nobody waits
+    expired: Exception | None = None
 
     async def watch() -> None:
         nonlocal expired
         while not question.over.is_set():  # nothing of it for so long: its device is gone, or the link hangs
             left_s = ABANDONED_S - max(now_ms() - question.latest_ms, 0.0) / 1000.0
             if left_s <= 0:
-                expired = f"nothing came of the question for {ABANDONED_S:g} s"
+                expired = _Gone()
                 if asking is not None:
                     asking.cancel()
                 return
@@ -266,7 +270,7 @@ async def _in_time(replies: AsyncIterator[Reply], question: Question, answer_s: 
         over_s = clock()
         while (left_s := max(since_s, over_s) + answer_s - clock()) > 0:
             await asyncio.sleep(min(left_s, answer_s))
-        expired = f"nothing said within {answer_s:g} s"
+        expired = ProtocolError("no_answer", f"nothing said within {answer_s:g} s")
         if asking is not None:
             asking.cancel()
 
@@ -280,8 +284,8 @@ async def _in_time(replies: AsyncIterator[Reply], question: Question, answer_s: 
     except StopAsyncIteration:
         return
     except asyncio.CancelledError:
-        if expired:
-            raise ProtocolError("no_answer", expired) from None
+        if expired is not None:
+            raise expired from None
         raise
     finally:
         watching.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from streamsplit.errors import CutError, ProtocolError
 from streamsplit.wire.dialogue import Kind, Utterance
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 RATE_HZ = 16_000
 _MOST_AHEAD_MS = 10_000.0  # by which live sound may be ahead of its time: what was recorded before the link was there
 
@@ -139,23 +140,21 @@ class Question:
 
     async def pieces(self) -> AsyncIterator[Coded]:
         """Its messages, as they come."""
-        at = 0
-        while True:
-            while at < len(self._coded):
-                at += 1
-                yield self._coded[at - 1]
-            if self.over.is_set():
-                return
-            self._changed.clear()
-            await self._changed.wait()
+        async for coded in self._following(self._coded):
+            yield coded
 
     async def sound(self) -> AsyncIterator[Floats]:
         """Its samples [n], 16 kHz, as they come."""
+        async for samples in self._following(self._sound):
+            yield samples
+
+    async def _following(self, kept: list[T]) -> AsyncIterator[T]:
+        """What is kept and what is added to it, until the question is over."""
         at = 0
         while True:
-            while at < len(self._sound):
+            while at < len(kept):
                 at += 1
-                yield self._sound[at - 1]
+                yield kept[at - 1]
             if self.over.is_set():
                 return
             self._changed.clear()
