@@ -9,16 +9,19 @@ DATA   ?=
 ARGS   ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS ?= 1
+# A container often sets it, and then each of the processes that demo and test start compiles torch anew, for 2 s.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint format bench system clean
 
 demo: $(VENV)/.server
 	$(BIN)/streamsplit demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-# Two at once, then one by one those that need the machine for themselves; ARGS runs what it names.
+# Three at once, for many wait for processes and sockets; then one by one those that need the machine for themselves.
+# ARGS runs what it names.
 test: $(VENV)/.dev
 ifeq ($(ARGS),)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not realtime"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not realtime"
 	$(BIN)/python -m pytest -m realtime tests/runtime
 else
 	$(BIN)/python -m pytest $(ARGS)

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.realtime
 
 
 def test_the_demo_learns_loses_nothing_and_leaves_a_report(tmp_path: Path):
     command = [sys.executable, "-m", "streamsplit.cli.main", "demo", "--quick", "--live-seconds", "10", "--json"]
-    command += ["--learn-seconds", "90"]
+    command += ["--learn-seconds", "60"]
     done = subprocess.run(
         [*command, "--output-dir", str(tmp_path)], capture_output=True, text=True, timeout=400, check=False
     )

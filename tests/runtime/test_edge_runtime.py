@@ -23,8 +23,6 @@ from streamsplit.splitting.table import CutRow, CutTable, make_table
 from streamsplit.wire.media import Encoding, unpack_media
 from streamsplit.wire.messages import Error, Policy, Result, Stats
 
-pytestmark = pytest.mark.realtime
-
 
 def table(num_blocks: int = 13) -> CutTable:
     rows = [
@@ -107,6 +105,7 @@ def test_a_rejected_window_makes_the_next_one_whole(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.realtime
 def test_real_time_is_real_time_and_latency_is_from_capture_to_result(tmp_path: Path) -> None:
     async def run() -> None:
         async with TinyServer().running() as server:

@@ -21,7 +21,6 @@ from streamsplit.edge.talker import TalkEvent
 from streamsplit.edge.voice import Voice
 from streamsplit.errors import ConfigError
 
-pytestmark = pytest.mark.realtime
 RATE = 16_000
 
 

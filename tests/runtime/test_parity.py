@@ -46,7 +46,7 @@ STRIDE_S = 0.5 / SPEED
 COUNT = int((SECONDS - 1.1) / 0.5) + 1  # windows of a stream; the live source's end gives one more, padded
 IN_TIME_MS = 60.0  # a quiet machine takes 10 to 25
 READINGS = Readings(0.2, 0.4)
-TRACE = make_trace([0.0, STEP_S], [2e6, 0.15e6], 40.0, duration_s=60.0, name="step down")
+TRACE = make_trace([0.0, STEP_S], [2e6, 0.1e6], 40.0, duration_s=60.0, name="step down")
 TABLE = packaged_table("mobilenet", "pi-zero-2w")  # a slow device, for which it pays to send features on a good link
 FASTER = TABLE.factor  # the live device is this machine: so much faster than the table that the policy reads
 AGENTS: dict[str, dict[str, Any]] = {
@@ -57,13 +57,15 @@ AGENTS: dict[str, dict[str, Any]] = {
         "cuts": ["0:logmel-fp16", "13:embedding-int8"],
         "greedy": {"assumed_bps": 4e6},
     },
-    "heuristic": {"policy": "heuristic", "heuristic": {"low_bps": 0.5e6, "high_bps": 1e6}},
+    # Its windows are of 1.5 kB, 6 ms of the link: the rates are so far below the link's that a window must be held up
+    # by another 42 ms to look like one after the step.
+    "heuristic": {"policy": "heuristic", "heuristic": {"low_bps": 0.15e6, "high_bps": 0.25e6}},
 }
 GATES: dict[str, dict[str, Any]] = {
     "greedy": {"enabled": False},
     # no threshold on uncertainty within the run, which would hang on the last bit of an embedding; the rules for a
     # poor link hold from the first window on
-    "heuristic": {"warm_up_windows": 10_000},
+    "heuristic": {"warm_up_windows": 10_000, "low_bps": 0.25e6, "critical_bps": 0.01e6},
 }
 
 
@@ -82,7 +84,7 @@ def edge_settings(folder: Path, policy: str, url: str = "ws://127.0.0.1:1/v1/str
         {
             "device": {"id": "edge-1", "state_dir": str(folder / "device")},
             "training": {"enabled": False},  # weights stay as they are; memory and uncertainty live
-            "splitting": {"agent": AGENTS[policy], "gate": GATES[policy], "link": {"smoothing": 0.9}},
+            "splitting": {"agent": AGENTS[policy], "gate": GATES[policy], "link": {"smoothing": 1.0}},
             "server": {"url": url, "drain_s": 5.0},
             "monitor": {"adapt_resolution": False},
         }
@@ -167,10 +169,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Live, Devi
 
 
 def undisturbed(run: tuple[Live, DeviceResult]) -> bool:
-    """Whether nothing came between the two worlds."""
-    lived, simulated = cuts(run)
+    """Whether no more came between the two worlds than they may differ by."""
     before = medians(run)
-    return lived == simulated and abs(before[0] - before[1]) < 15.0
+    return not strays(run) and abs(before[0] - before[1]) < 15.0 + run[0].late_ms
+
+
+def strays(run: tuple[Live, DeviceResult]) -> list[int]:
+    """Windows whose cuts differ and may not: all but two, if they are those that the step's acknowledgement comes
+    between. It may come a few milliseconds before a decision in one world and after it in the other; before the step
+    and well after it nothing hangs on that."""
+    lived, simulated = cuts(run)
+    different = [window for window in range(COUNT) if lived[window] != simulated[window]]
+    step = (STEP_S - run[0].first_window_s) / STRIDE_S
+    allowed = [window for window in different if step - 1 <= window <= step + 4]
+    return [window for window in different if window not in allowed[: int(0.05 * COUNT)]]
 
 
 def medians(run: tuple[Live, DeviceResult]) -> tuple[float, float]:
@@ -196,13 +208,9 @@ def alike(run: tuple[Live, DeviceResult]) -> list[int]:
 
 @pytest.mark.parametrize("policy", AGENTS)
 def test_cuts_are_those_of_the_live_device(runs: dict[str, tuple[Live, DeviceResult]], policy: str) -> None:
-    """95 %, which is all but two windows: the acknowledgement that shows the step may come a few milliseconds before a
-    decision in one world and after it in the other. Before the step and well after it nothing hangs on that."""
+    """95 %, which is all but two windows, and those at the step."""
     lived, simulated = cuts(runs[policy])
-    different = [window for window in range(COUNT) if lived[window] != simulated[window]]
-    assert len(different) <= 0.05 * COUNT, (lived, simulated)
-    step = (STEP_S - runs[policy][0].first_window_s) / STRIDE_S
-    assert all(step - 1 <= window <= step + 4 for window in different), (step, different)
+    assert not strays(runs[policy]), (lived, simulated)
     assert len(set(simulated)) >= 2 and simulated[5] != simulated[-1]  # the step made a difference at all
 
 

@@ -34,7 +34,6 @@ from streamsplit.wire.messages import Error, Hello, Result, Revision, WeightsReq
 from streamsplit.wire.session import ClientSession
 from streamsplit.wire.types import FrameFlag, FrameType
 
-pytestmark = pytest.mark.realtime
 DEADLINE_S = 15.0
 SILENCE = bytes(640)  # a frame of PCM
 

@@ -25,7 +25,6 @@ from streamsplit.wire.media import Encoding
 from streamsplit.wire.session import ClientSession
 from streamsplit.wire.types import FrameType
 
-pytestmark = pytest.mark.realtime
 CUT = 5
 WIDTH = 0.25  # a small encoder: the machine that runs the tests may be busy
 

@@ -35,8 +35,6 @@ from streamsplit.weights.delta import pack_full
 from streamsplit.weights.revision import encoder_weights, load_weights, revision_of
 from streamsplit.wire.media import Encoding
 
-pytestmark = pytest.mark.realtime
-
 SMALL = {"name": "mobilenet", "width": 0.25, "embedding_dim": 16, "bottlenecks": []}
 L = 13
 

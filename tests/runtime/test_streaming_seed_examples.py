@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,10 +104,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """Runs a script in the folder and gives what it printed; in this process, which has read transformers already."""
+    monkeypatch.chdir(folder)
+
+    def output(code: str) -> str:
+        capsys.readouterr()
+        exec(compile(code, "example.py", "exec"), {"__name__": "__main__"})
+        return capsys.readouterr().out
+
+    return output
 
 
 def is_free(port: int) -> bool:
@@ -119,10 +127,10 @@ def is_free(port: int) -> bool:
         return True
 
 
-def test_the_quick_start_chunks_serves_and_infers(folder: Path):
+def test_the_quick_start_chunks_serves_and_infers(folder: Path, run: Callable[[str], str]):
     if not is_free(8765):
         pytest.skip("port 8765, which the example names, is taken on this machine")
-    assert run(folder, CHUNK).startswith("Model chunked into ")
+    assert run(CHUNK).startswith("Model chunked into ")
     server = subprocess.Popen([sys.executable, "-c", SERVE], cwd=folder, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(10):  # the example does not wait for the server; the client tries again by itself
@@ -130,7 +138,7 @@ def test_the_quick_start_chunks_serves_and_infers(folder: Path):
                 break
             with pytest.raises(subprocess.TimeoutExpired):
                 server.wait(1.0)
-        assert "Output shape: torch.Size([1, 5, 128])" in run(folder, INFER)
+        assert "Output shape: torch.Size([1, 5, 128])" in run(INFER)
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
     finally:
@@ -138,6 +146,6 @@ def test_the_quick_start_chunks_serves_and_infers(folder: Path):
         server.communicate()
 
 
-def test_configuration_and_monitor_are_as_sketched(folder: Path):
-    assert run(folder, CONFIGURE) == ""
-    assert run(folder, MONITOR) == "Cache hit rate: 0.00%\n"
+def test_configuration_and_monitor_are_as_sketched(run: Callable[[str], str]):
+    assert run(CONFIGURE) == ""
+    assert run(MONITOR) == "Cache hit rate: 0.00%\n"

@@ -24,7 +24,6 @@ from streamsplit.edge.talk import TalkRuntime
 from streamsplit.edge.talker import TalkEvent
 from streamsplit.edge.voice import TalkStatus
 
-pytestmark = pytest.mark.realtime
 RATE = 16_000
 
 
@@ -291,6 +290,7 @@ def test_the_command_talks_with_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no such file" in capsys.readouterr().err
 
 
+@pytest.mark.realtime
 def test_an_echo_over_20_ms_each_way_is_heard_soon_after_it_is_said(tmp_path: Path) -> None:
     """The command's own measurement; its bounds are those of a busy machine, docs/dialogue.md has the figures."""
     out = tmp_path / "latency.json"

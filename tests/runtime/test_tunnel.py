@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.realtime
 ALONE = ["unshare", "--user", "--map-root-user", "--net"]
 # The far end sends back what it gets; the near end sends 60 KB, and says what it got and what the link lost.
 PROGRAM = """
