@@ -13,7 +13,7 @@ from streamsplit.evaluation.baselines.arrivals import Arrivals, Sent
 from streamsplit.evaluation.baselines.base import Budget, Outcome
 from streamsplit.evaluation.baselines.catalogue import NAMES, method, methods
 from streamsplit.evaluation.baselines.streamsplit import REFINER, SHARE_SENT
-from streamsplit.evaluation.corpus import Corpus, synthetic_corpus
+from streamsplit.evaluation.corpus import Corpus
 from streamsplit.evaluation.grid import GridSettings
 from streamsplit.refinement.refiner import Refiner
 
@@ -33,11 +33,6 @@ def arrivals_of(link: Arrivals, count: int) -> list[tuple[int, int]]:
             link.send(now, sent(now))
         seen += [(now, item.window) for item in link.due(now)]
     return seen
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return synthetic_corpus(10, 40.0)
 
 
 Run = tuple[Outcome, list[tuple[str, int]]]

@@ -20,7 +20,7 @@ from streamsplit.evaluation.baselines.fsl import split_step
 from streamsplit.evaluation.baselines.released import ReleasedMixture
 from streamsplit.evaluation.baselines.server_only import through_opus
 from streamsplit.evaluation.baselines.traffic import InputTraffic
-from streamsplit.evaluation.corpus import Corpus, synthetic_corpus
+from streamsplit.evaluation.corpus import Corpus
 from streamsplit.server.models import weights_file
 from streamsplit.splitting.cut import Cut
 from streamsplit.weights.revision import encoder_weights
@@ -28,11 +28,6 @@ from streamsplit.wire.frame import HEADER_BYTES
 from streamsplit.wire.media import MEDIA_HEADER_BYTES, Encoding
 
 BUDGET = Budget(heard=204, windows=64, updates=2, converge_updates=2, server_batch=16, devices=1)
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return synthetic_corpus(10, 40.0)
 
 
 HELD: dict[str, Outcome] = {}

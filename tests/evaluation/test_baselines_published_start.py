@@ -18,7 +18,7 @@ from streamsplit.errors import CheckpointError, ConfigError
 from streamsplit.evaluation.baselines import base, streamsplit
 from streamsplit.evaluation.baselines.base import Budget, Outcome, fitted_encoder
 from streamsplit.evaluation.baselines.catalogue import REFERENCES, START, method
-from streamsplit.evaluation.corpus import Corpus, synthetic_corpus
+from streamsplit.evaluation.corpus import Corpus
 from streamsplit.evaluation.grid import GridSettings, run_grid
 from streamsplit.learning import learner
 from streamsplit.refinement import refiner
@@ -32,11 +32,6 @@ CARD = {
     "metrics": {},
 }  # fmt: skip
 UNLEARNED = Budget(heard=72, windows=64, updates=1, converge_updates=1, server_batch=16, devices=3)
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return synthetic_corpus(10, 40.0)
 
 
 def publish(path: Path, corpus: Corpus, seed: int = 0) -> Path:

@@ -10,16 +10,11 @@ import pytest
 from streamsplit.evaluation.baselines import server_only, streamsplit
 from streamsplit.evaluation.baselines.base import Budget, heard_by
 from streamsplit.evaluation.baselines.catalogue import method
-from streamsplit.evaluation.corpus import Corpus, synthetic_corpus
+from streamsplit.evaluation.corpus import Corpus
 from streamsplit.refinement.refiner import Refiner
 from streamsplit.weights.revision import Weights, encoder_weights
 
 BUDGET = Budget(heard=96, windows=64, updates=3, converge_updates=3, server_batch=16, devices=2)
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return synthetic_corpus(10, 40.0)
 
 
 def quiet(share: float, text: str) -> None:

@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 
 from streamsplit.evaluation import theory_study
-from streamsplit.evaluation.corpus import Corpus, synthetic_corpus
+from streamsplit.evaluation.corpus import Corpus
 from streamsplit.evaluation.theory import TheorySettings
 from streamsplit.evaluation.theory_study import kept_study
 from streamsplit.learning.settings import LearnerSettings
 
 SETTINGS = TheorySettings(steps=60, seeds=2, percentile=75.0)
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return synthetic_corpus(10, 40.0)
 
 
 def test_a_study_is_measured_once_and_kept(corpus: Corpus, tmp_path: Path, monkeypatch) -> None:

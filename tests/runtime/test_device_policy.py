@@ -83,7 +83,7 @@ async def finished(device: EdgeRuntime) -> RunSummary:
 
 
 async def until(condition: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)

@@ -97,6 +97,7 @@ def sequences(server: TinyServer) -> list[int]:
 
 def test_windows_arrive_in_order_and_leave_the_queue_and_results_come_back(tmp_path: Path) -> None:
     async def run() -> None:
+        began_s = time.monotonic()
         async with TinyServer().running() as server, Rig(tmp_path, server.url) as rig:
             fill(rig.queue, 30)
             rig.client.wake()
@@ -104,7 +105,8 @@ def test_windows_arrive_in_order_and_leave_the_queue_and_results_come_back(tmp_p
             await until(lambda: sum(isinstance(m, Result) for m in rig.owner.messages) == 30)
             await until(lambda: rig.owner.acks[-1] == 30)  # told after the queue has forgotten them
             assert sequences(server) == list(range(1, 31)) and server.repeats == 0
-            assert rig.link.estimate(time.monotonic() * 1000).rtt_ms < 100
+            took_ms = (time.monotonic() - began_s) * 1000
+            assert 0 < rig.link.estimate(time.monotonic() * 1000).rtt_ms < took_ms
 
     asyncio.run(run())
 
@@ -116,13 +118,14 @@ def test_a_lost_connection_resumes_and_nothing_is_doubled_or_lost(tmp_path: Path
                 fill(rig.queue, 10)
                 rig.client.wake()
                 await until(lambda: len(server.windows) > 3)
+                opened = len(rig.owner.opened_at)
                 for connection in list(server.connections):
                     connection.transport.abort()
-                await asyncio.sleep(0.02)
+                await until(lambda opened=opened: len(rig.owner.opened_at) > opened)
             await until(lambda: rig.queue.pending == 0)
             await until(lambda: len({m.sequence for m in rig.owner.messages if isinstance(m, Result)}) == 60)
             assert sequences(server) == list(range(1, 61)) and server.repeats == 0
-            assert len(rig.owner.opened_at) >= 3 and len(server.sessions) == 1  # always the same session
+            assert len(server.sessions) == 1  # always the same session
 
     asyncio.run(run())
 

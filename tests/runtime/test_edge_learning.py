@@ -46,12 +46,12 @@ def run(config: EdgeSettings, spec: str = "synthetic:40", speed: float = 0.0, jo
     """A device and its run as a coroutine."""
     source = open_source(spec, speed=speed, seed=1)
     device = EdgeRuntime(config, source, speed=speed, journal=Journal(journal) if journal else None)
-    return device, asyncio.wait_for(device.run(**options), 60)
+    return device, asyncio.wait_for(device.run(**options), 200)
 
 
 async def until(condition, task: asyncio.Future) -> None:
     """Waits for something to become true while a device runs."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline and not task.done()
         await asyncio.sleep(0.02)

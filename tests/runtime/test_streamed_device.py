@@ -142,7 +142,7 @@ class Device:
         return counters.cut
 
     async def windows_until(self, cut: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while await self.window() != cut:
             assert time.monotonic() < deadline, self.cuts
             await asyncio.sleep(0.02)

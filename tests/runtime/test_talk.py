@@ -226,7 +226,7 @@ def test_questions_asked_without_a_server_are_answered_when_it_is_there(tmp_path
     runtime, events = talk(tmp_path, port, source)
     done = threading.Thread(target=lambda: asyncio.run(runtime.run()))
     done.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while runtime.talker.counts.stored < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     made = make_settings(tmp_path / "server", server={"port": port}, dialogue={"responder": "echo"})

@@ -74,7 +74,7 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
     )  # fmt: skip
     try:
         connection = redis.Redis(port=port)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 connection.ping()
