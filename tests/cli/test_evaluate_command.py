@@ -15,6 +15,7 @@ from streamsplit.cli import evaluate
 from streamsplit.cli.main import main
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.evaluation import theory_study
+from streamsplit.evaluation.corpus import synthetic_corpus
 from streamsplit.evaluation.speakers import speaker_folds
 from streamsplit.evaluation.theory import TheorySettings
 from streamsplit.learning.settings import LearnerSettings
@@ -25,8 +26,7 @@ FAST = ["--methods", "mean_std,five_statistics_pca,untrained_pca", "--quick"]
 SOUND = {"scenes": 20, "stream_s": 40.0}
 
 
-@pytest.fixture(autouse=True)
-def small_theory(monkeypatch) -> None:
+def make_theory_small(monkeypatch: pytest.MonkeyPatch) -> None:
     for place, name in ((evaluate, "QUICK_THEORY_WINDOWS"), (theory_study, "HEARD_WINDOWS")):
         monkeypatch.setattr(place, name, 64)
     monkeypatch.setattr(theory_study, "SETTINGS", TheorySettings(steps=20, seeds=1))
@@ -35,7 +35,21 @@ def small_theory(monkeypatch) -> None:
     monkeypatch.setattr(theory_study, "LearnerSettings", soon)
 
 
+@pytest.fixture(scope="module")
+def study() -> theory_study.TheoryStudy:
+    """One for all tests that are about something else."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_theory_small(patch)
+        return theory_study.study_theory(synthetic_corpus(10, 40.0), settings=theory_study.SETTINGS, heard=64)
+
+
+@pytest.fixture
+def one_study(study: theory_study.TheoryStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(theory_study, "kept_study", lambda corpus, folder, **options: study)
+
+
 def test_a_quick_comparison_leaves_results_and_a_report_and_goes_on(tmp_path: Path, capsys, monkeypatch) -> None:
+    make_theory_small(monkeypatch)
     monkeypatch.setattr(evaluate, "QUICK_SOUND", SOUND)
     words = ["evaluate", *FAST, "--plot", "--json", "--output-dir", str(tmp_path / "out")]
     assert main(words) == 0
@@ -73,6 +87,7 @@ def tones(root: Path, clips: int = 6) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("one_study")
 def test_a_labelled_folder_of_ones_own_is_compared_on(tmp_path: Path, capsys) -> None:
     words = ["evaluate", "--data", str(tones(tmp_path / "tones")), "--methods", "mean_std", "--seeds", "1"]
     assert main([*words, "--json", "--output-dir", str(tmp_path / "out")]) == 0
@@ -80,6 +95,7 @@ def test_a_labelled_folder_of_ones_own_is_compared_on(tmp_path: Path, capsys) ->
     assert row["data"] == "tones" and row["probe"]["mean"] == 1.0
 
 
+@pytest.mark.usefixtures("one_study")
 def test_prepared_data_are_compared_on_and_say_what_was_left_out(tmp_path: Path, capsys) -> None:
     root = tones(tmp_path / "tones", 20)
     write_tone(root / "low" / "still_a.wav", 2.0, level=0.0)
@@ -137,6 +153,7 @@ def parsed(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@pytest.mark.usefixtures("one_study")
 def test_a_common_start_is_a_row_of_its_own_and_stands_in_the_heading(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "QUICK_SOUND", SOUND)
     settings = EncoderSettings(seed=2)
@@ -175,6 +192,7 @@ def spoken(root: Path, speakers: tuple[str, ...] = ("ann", "bob", "eve")) -> Pat
     return root
 
 
+@pytest.mark.usefixtures("one_study")
 def test_asked_for_speakers_are_left_out_one_by_one_and_the_mean_over_them_is_reported(tmp_path: Path, capsys) -> None:
     spoken(tmp_path / "sound" / "fsdd")
     words = ["evaluate", "--data", str(tmp_path / "sound"), "--methods", "mean_std", "--seeds", "1"]
