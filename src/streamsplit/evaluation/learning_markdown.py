@@ -12,7 +12,19 @@ from streamsplit.evaluation.uncertainty_study import measures_of
 LEAST_SEEDS = 3  # for an interval: of two, Student's is 6 standard deviations wide on either side
 QUARTER = 0.25  # share sent at which the uncertainty's table looks
 
-_HEAD = ("method", "probe", "P@10", "P@10, all", "silhouette", "rank", "updates", "MB/h up", "sent")
+_HEAD = (
+    "method",
+    "probe",
+    "P@10",
+    "P@10, all",
+    "silhouette",
+    "rank",
+    "updates",
+    "server's",
+    "windows",
+    "MB/h up",
+    "sent",
+)
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
@@ -26,7 +38,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         f"{meta['machine']['processor']}, {_cpu(meta['cpu_s'])}. "
         + (f"What learns begins with the published encoder {results['start']}. " if results.get("start") else "")
         + "Means over seeds ± half of the 95 % interval; P@10 looks for neighbours among the test pieces, 'all' among "
-        "the training pieces too.", "",
+        "the training pieces too; updates of the devices and of the server, windows that either trained on.", "",
     ]  # fmt: skip
     for data in results["data"]:
         rows = [row for row in results["summary"] if row["data"] == data["name"]]
@@ -115,7 +127,7 @@ def _theory(study: Mapping[str, Any] | None) -> list[str]:
         return []
     run = study["convergence"]
     return [
-        f"Theory, a strongly convex head over {study['rows']} of these embeddings: the corrected bound "
+        f"Theory, a strongly convex head over {study['rows']} embeddings of an untrained network: the corrected bound "
         f"{'holds at every step' if run['holds'] else 'does NOT hold at every step'}; the smallest observed gradient "
         f"is above the bound as the paper writes it at {run['paper_violations']:.0%} of the steps.",
         "",
@@ -132,7 +144,8 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["method"],
         *(_spread(row[name], 3) for name in ("probe", "precision_at_10", "precision_at_10_all", "silhouette")),
-        _spread(row["effective_rank"], 0), f"{row['updates']:.0f}", f"{row['uplink_mb_per_h']:.1f}",
+        _spread(row["effective_rank"], 0), f"{row['updates']:.0f}", f"{row['server_updates']:.0f}",
+        f"{(row['windows'] + row['server_windows']) / 1000:.1f}k", f"{row['uplink_mb_per_h']:.1f}",
         f"{row['share_sent']:.0%}",
     )  # fmt: skip
 

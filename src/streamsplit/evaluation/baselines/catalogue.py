@@ -13,7 +13,7 @@ from streamsplit.evaluation.baselines.fedcl import FedCL
 from streamsplit.evaluation.baselines.fsl import SplitTraining
 from streamsplit.evaluation.baselines.handcrafted import Handcrafted
 from streamsplit.evaluation.baselines.heuristic_split import heuristic_split
-from streamsplit.evaluation.baselines.random_encoder import RandomEncoder
+from streamsplit.evaluation.baselines.random_encoder import PooledStart, RandomEncoder
 from streamsplit.evaluation.baselines.released import Released
 from streamsplit.evaluation.baselines.server_only import ServerOnly
 from streamsplit.evaluation.baselines.streamsplit import StreamSplit
@@ -27,6 +27,7 @@ METHODS: tuple[Method, ...] = (
     Handcrafted("course-pca"),
     RandomEncoder(start=False),
     RandomEncoder(start=True),
+    PooledStart(),
     Released(),
     EdgeOnly("edge_only", "edge only as published: batch 8, bank", AS_PUBLISHED),
     EdgeOnly("edge_only_same_memory", "edge only, StreamSplit's memory and loss", LearnerSettings()),
@@ -42,7 +43,7 @@ METHODS: tuple[Method, ...] = (
     ServerOnly("server_only_opus", "the same over Opus 24 kbit/s", "convergence", Encoding.OPUS24),
 )
 NAMES = tuple(method.name for method in METHODS)
-QUICK = ("five_statistics_pca", "untrained_pca", "released", "edge_only_same_memory", "streamsplit")
+QUICK = ("five_statistics_pca", "untrained_pca", "untrained_pooled", "released", "edge_only_same_memory", "streamsplit")
 OURS = ("streamsplit", "server_only")
 START = "start"  # the row of the budget's published start, judged as it is
 REFERENCES = ("five_statistics_pca", "fixed_course_pca", "untrained_pca", START, "server_only", "edge_only", "released")

@@ -1,4 +1,4 @@
-"""The untrained network, as it is or with the PCA start: what the architecture knows before any learning."""
+"""The untrained network, as it is, with the PCA start, or pooled: what the architecture knows before any learning."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from streamsplit.evaluation.baselines.base import (
     encoder_of,
     pca_started,
 )  # fmt: skip
+from streamsplit.evaluation.baselines.released import PooledEncoder
 from streamsplit.evaluation.corpus import Corpus
 
 
@@ -32,3 +33,15 @@ class RandomEncoder:
         if self.start:
             pca_started(encoder, corpus, seed)
         return Outcome(embedder(encoder), Effort(cpu_s=watch.read()), math.nan, math.nan, encoder=encoder)
+
+
+class PooledStart:
+    """What the negative control begins with: the same blocks, averaged over frequency and time, and a random layer."""
+
+    name, about = "untrained_pooled", "untrained encoder, average pooling"
+
+    def run(self, corpus: Corpus, budget: Budget, seed: int, progress: Progress) -> Outcome:
+        """Takes no optimiser step."""
+        watch = Stopwatch()
+        encoder = PooledEncoder(encoder_of(seed), seed)
+        return Outcome(embedder(encoder), Effort(cpu_s=watch.read()), math.nan, math.nan)
