@@ -6,7 +6,8 @@ from streamsplit.evaluation.learning_markdown import results_markdown
 from streamsplit.evaluation.learning_report import paired_rows, summarise
 
 EFFORT = {
-    "heard": 100, "heard_s": 50.0, "windows": 10, "updates": 3, "server_windows": 0, "server_updates": 0, "cpu_s": 1.5,
+    "heard": 100, "heard_s": 50.0, "windows": 1000, "updates": 3, "server_windows": 512, "server_updates": 2,
+    "cpu_s": 1.5,
     "uplink_bytes": 1000, "downlink_bytes": 0, "sent": 24, "uplink_mb_per_h": 1.25, "downlink_mb_per_h": 0.0,
     "share_sent": 0.24,
 }  # fmt: skip
@@ -37,7 +38,7 @@ def results(seeds: int) -> dict:
 def test_a_table_holds_means_with_half_intervals_and_paired_differences():
     page = results_markdown(results(3))
     assert "| streamsplit | 0.820 ± 0.050 | 0.500 ± 0.000 |" in page, "t(2) = 4.303, s = .02: half is .0497"
-    assert "| 3 | 1.2 | 24% |" in page
+    assert "| 3 | 2 | 1.5k | 1.2 | 24% |" in page
     assert "| streamsplit | edge_only | 11.0 ± 2.5 |" in page
     assert "P@10 can be 0.635 at most" in page
     assert "2.0 CPU hours" in page and "default@1234" in page and "- streamsplit: a note" in page
