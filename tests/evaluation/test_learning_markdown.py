@@ -63,8 +63,10 @@ def test_the_uncertainty_s_table_averages_over_seeds_and_counts_intervals_above_
             "curve": curve, "area_interval": {"mean": 0.03, "low": 0.01 - 0.02 * seed, "high": 0.05},
         }  # fmt: skip
         cell_["uncertainty"] = {"block": 4, **worth, "measures": {"v2": worth}}
-    held["theory"] = {"sounds": {"rows": 40, "convergence": {"holds": True, "paper_violations": 0.25}}}
+    run = {"holds": True, "paper_violations": 0.25, "sigma2": [0.5, 0.25], "bias2": [0.0, 0.125]}
+    held["theory"] = {"sounds": {"rows": 40, "convergence": run}}
     page = results_markdown(held)
     assert "| v2 | 0.65 | – | 0.20 | 0.10 | 0.710 | 3.00 | 1 of 2 |" in page
     assert "right on 0.500, the server on 0.800" in page and "0.575 at random and 0.750" in page
     assert "the corrected bound holds at every step" in page and "at 25% of the steps" in page
+    assert "sigma^2 is 0.5 at the first step and 0.25 at the last, epsilon^2 0 and 0.12." in page

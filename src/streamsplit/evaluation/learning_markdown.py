@@ -129,7 +129,9 @@ def _theory(study: Mapping[str, Any] | None) -> list[str]:
     return [
         f"Theory, a strongly convex head over {study['rows']} embeddings of an untrained network: the corrected bound "
         f"{'holds at every step' if run['holds'] else 'does NOT hold at every step'}; the smallest observed gradient "
-        f"is above the bound as the paper writes it at {run['paper_violations']:.0%} of the steps.",
+        f"is above the bound as the paper writes it at {run['paper_violations']:.0%} of the steps. sigma^2 is "
+        f"{run['sigma2'][0]:.2g} at the first step and {run['sigma2'][-1]:.2g} at the last, epsilon^2 "
+        f"{run['bias2'][0]:.2g} and {run['bias2'][-1]:.2g}.",
         "",
     ]
 
