@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from sound_files import write_tone
 
 from streamsplit.audio.logmel import StreamingLogMel
@@ -175,6 +176,19 @@ def test_no_recording_is_on_both_sides_of_the_real_data() -> None:
         pytest.skip("no ESC-10: there is no data folder (set STREAMSPLIT_DATA)")
     with pytest.raises(ConfigError, match="expected different ones of"):
         esc10_corpus(root / "esc10", (1, 2), 2)
+
+
+def test_a_raw_folder_says_which_classes_are_empty_and_which_rates_are_mixed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label, rate in (("low", 16_000), ("high", 44_100)):
+        (tmp_path / label).mkdir()
+        for number in range(6):
+            soundfile.write(tmp_path / label / f"{label}{number}_a.wav", rng.normal(0, 0.1, 2 * rate), rate)
+    (tmp_path / "nobody").mkdir()
+    assert folder_corpus(tmp_path).notes == (
+        "1 left out as they are: 1 class folder without audio",
+        "mixed sample rates, resampled when they are read: 6 of 16000 Hz, 6 of 44100 Hz",
+    )
 
 
 def test_folders_without_digits_and_unknown_speakers_are_refused(tmp_path) -> None:

@@ -16,6 +16,7 @@ from streamsplit.audio.logmel import LogMelSettings
 from streamsplit.audio.synth import LABELS, Soundscape, render_scene
 from streamsplit.audio.windows import Window, cut_windows
 from streamsplit.errors import AudioError, ConfigError
+from streamsplit.evaluation.data.folder import empty_labels
 from streamsplit.evaluation.data.inspect import WINDOW_S, inspect_clips
 from streamsplit.evaluation.data.manifest import load_card, load_prepared, read_clip
 from streamsplit.evaluation.data.stream import StreamSettings, directly_follows
@@ -172,6 +173,8 @@ def digits_corpus(root: Path, test_speaker: str | None = None) -> Corpus:
 def folder_corpus(root: Path, seed: int = 0) -> Corpus:
     """Any folder `<root>/<label>/*`, split so that no source recording is on both sides; raises AudioError."""
     clips, notes = usable(load_labelled_folder(root))
+    notes += _left_out_note(Counter(each.reason for each in empty_labels(root)), "as they are")
+    notes += _rates_note(clips)
     split = split_clips(clips, seed=seed)
     check_classes(split.train, split.test, str(root))
     check_tested(split.test, str(root))
@@ -266,6 +269,14 @@ def _left_out_note(counts: Mapping[str, int], of_what: str) -> tuple[str, ...]:
         return ()
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     return (f"{sum(counts.values())} left out {of_what}: {reasons}",)
+
+
+def _rates_note(clips: Sequence[Clip]) -> tuple[str, ...]:
+    rates = Counter(clip.rate_hz for clip in clips if clip.rate_hz)
+    if len(rates) < 2:
+        return ()
+    counts = ", ".join(f"{count} of {rate} Hz" for rate, count in sorted(rates.items()))
+    return (f"mixed sample rates, resampled when they are read: {counts}",)
 
 
 def _clips_part(clips: Sequence[Clip]) -> Part:

@@ -32,7 +32,7 @@ def audio_files(root: Path) -> list[Path]:
 def find_labelled(settings: PrepareSettings) -> Found:
     """Any `<label>/*` folder; sources as `load_labelled_folder` tells them, parts to be dealt out."""
     root = Path(settings.source)
-    found = Found(clips=load_labelled_folder(root), left_out=_empty_labels(root))
+    found = Found(clips=load_labelled_folder(root), left_out=empty_labels(root))
     nested = sorted({clip.label for clip in found.clips if clip.path.parent != root / clip.label})
     if nested:
         found.facts["folders in class folders"] = (
@@ -62,7 +62,7 @@ def find_esc(settings: PrepareSettings) -> Found:
     clips = load_labelled_folder(root)
     named = [clip._replace(source=clip.source.partition("-")[2]) for clip in clips if clip.fold is not None]
     odd = [LeftOut(clip.path.name, "not named <fold>-<source>-<take>") for clip in clips if clip.fold is None]
-    return Found(clips=named, left_out=_empty_labels(root) + odd)
+    return Found(clips=named, left_out=empty_labels(root) + odd)
 
 
 def find_digits(settings: PrepareSettings) -> Found:
@@ -105,6 +105,7 @@ def _find_original_esc(root: Path, settings: PrepareSettings) -> Found:
     return found
 
 
-def _empty_labels(root: Path) -> list[LeftOut]:
+def empty_labels(root: Path) -> list[LeftOut]:
+    """Class folders that hold no audio at all."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     return [LeftOut(f"{folder.name}/", "class folder without audio") for folder in folders if not audio_files(folder)]
