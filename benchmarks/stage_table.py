@@ -13,15 +13,18 @@ from streamsplit.evaluation.talk_stages import AIMS_MS, STAGES
 
 def row(stage: str, values: list[dict[str, float]], aim_ms: float) -> str:
     """p50 and p95 of one stage; a p95 that is not below the aim is bold."""
-    cells = [
-        f"{v['p50']:.0f}, " + (f"{v['p95']:.0f}" if v["p95"] < aim_ms else f"**{v['p95']:.0f}**") + " ms" for v in values
-    ]
+    cells = []
+    for spread in values:
+        p95 = f"{spread['p95']:.0f}"
+        cells.append(f"{spread['p50']:.0f}, {p95 if spread['p95'] < aim_ms else f'**{p95}**'} ms")
     return f"| {stage} | < {aim_ms:g} ms | " + " | ".join(cells) + " |"
 
 
 def title(found: dict[str, Any]) -> str:
     """What a column is of."""
     link = found["link"]
+    if isinstance(link, str):  # a server that was there already
+        return f"{found['message_ms']:g} ms, the link {link}"
     jitter = f", jitter {link['jitter_ms']:g}" if link["jitter_ms"] else ""
     name = "" if found["transport"] == "websocket" else "QUIC, "
     return f"{name}{found['message_ms']:g} ms over {link['one_way_ms']:g} ms{jitter}"
