@@ -292,6 +292,8 @@ def test_the_command_talks_with_files(tmp_path: Path, capsys: pytest.CaptureFixt
         assert main(words) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[-1]["event"] == "summary" and lines[-1]["counts"]["answers"] == 1
+    used = lines[-1]["bitrates"]
+    assert 8_000 <= used["least_bps"] <= used["mean_bps"] <= used["most_bps"] <= 32_000 and used["changes"] >= 0
     assert {"event", "value", "at_ms"} == set(lines[0])
     assert main(["talk", "--source", str(tmp_path / "none.wav"), "--sink", "none"]) == 1
     assert "no such file" in capsys.readouterr().err
