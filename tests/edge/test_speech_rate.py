@@ -79,7 +79,7 @@ def test_a_link_that_carries_some_of_it_is_used_without_swinging() -> None:
 def test_jitter_and_one_late_probe_change_nothing_and_a_stuck_one_does() -> None:
     rate = SpeechRate(BitrateSettings(), 24_000, 24_000)
     estimator = LinkEstimator()
-    for sample, rtt_ms in enumerate((40.0, 60.0, 230.0, 45.0, 90.0, 200.0, 40.0)):
+    for sample, rtt_ms in enumerate((40.0, 60.0, 900.0, 45.0, 90.0, 300.0, 40.0)):
         estimator.on_rtt(rtt_ms, 500.0 * sample)
         assert rate.follow(estimator.estimate(500.0 * sample), 500.0 * sample) == 24_000
     estimator.on_probe(3_500.0)

@@ -93,11 +93,11 @@ def _show(found: dict[str, Any]) -> None:
         table.add_row(name, *_spread(values), aim)
         for part, inside in found["parts"].get(name, {}).items():
             table.add_row(f"  {part}", *_spread(inside), "", style="dim")
-    used = found["bitrates"]
+    least, most = (f"{found['bitrates'][name] / 1000:.0f}" for name in ("least_bps", "most_bps"))
     table.caption = (
-        f"aims: the p95 stays below; {found['socket_bytes_s'] / 1000:.1f} kB/s up at {used['least_bps'] / 1000:.0f} to "
-        f"{used['most_bps'] / 1000:.0f} kbit/s; the client takes {100 * found['client_cpu_share']:.1f} % of a core; "
-        f"clocks: {found['clocks']}"
+        f"aims: the p95 stays below; {found['socket_bytes_s'] / 1000:.1f} kB/s up at "
+        f"{least if least == most else f'{least} to {most}'} kbit/s; the client takes "
+        f"{100 * found['client_cpu_share']:.1f} % of a core; clocks: {found['clocks']}"
     )
     Console(file=sys.stdout).print(table)
 

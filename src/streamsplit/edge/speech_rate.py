@@ -30,9 +30,10 @@ class SpeechRate:
         """`most_bps`: what the settings allow for messages of this size."""
         self.settings = settings
         self.bps = start_bps
-        self._most_bps = max(most_bps, start_bps)
+        self._least_bps, self._most_bps = min(settings.least_bps, start_bps), max(most_bps, start_bps)
         self._late = 0  # probes in a row that met a queue
         self._samples = 0  # round trips, as far as they have been looked at
+        self._sampled_ms = 0.0  # the queue that the last one met
         self._full = False  # a queue has not gone yet
         self._queued_bps = math.inf  # the last rate at which one began
         self._calm_ms = self._changed_ms = -math.inf  # since when there is no queue, and the last change
@@ -57,13 +58,13 @@ class SpeechRate:
     def _follow_queue(self, link: LinkEstimate, now_ms: float) -> None:
         s = self.settings
         if link.rtt_samples != self._samples:
-            self._samples = link.rtt_samples
+            self._samples, self._sampled_ms = link.rtt_samples, link.queue_ms
             self._late = self._late + 1 if link.queue_ms > s.queue_ms else 0
         if link.queue_ms > s.room_ms:
             self._calm_ms = now_ms
         else:
             self._full = False
-        overdue = link.queue_ms > _LATE_PROBES * s.queue_ms
+        overdue = link.queue_ms > max(_LATE_PROBES * s.queue_ms, self._sampled_ms)  # the probe that is under way
         if (self._late >= _LATE_PROBES or overdue) and now_ms - self._changed_ms >= s.settle_ms:
             self._late, self._changed_ms = 0, now_ms
             if not self._full:  # else it is the same queue, of a higher rate
@@ -79,4 +80,4 @@ class SpeechRate:
 
     def _held(self, bps: float) -> int:
         """Within bounds, in whole steps."""
-        return int(min(max(bps, self.settings.least_bps), self._most_bps)) // _STEP_BPS * _STEP_BPS
+        return int(min(max(bps, self._least_bps), self._most_bps)) // _STEP_BPS * _STEP_BPS
