@@ -17,6 +17,7 @@ from streamsplit.edge.activity import EnergyDetector, SpeechGate, make_detector
 from streamsplit.edge.talk_settings import ActivitySettings, TalkSettings
 from streamsplit.edge.talker import Talker, tones
 from streamsplit.errors import ConfigError, MissingExtraError
+from streamsplit.splitting.link import LinkEstimate
 from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance, unpack_utterance
 from streamsplit.wire.talk_states import TALK_TABLE, TalkState
 
@@ -146,7 +147,7 @@ def test_a_question_that_is_answered_while_it_is_asked_still_goes_up_to_its_end(
         for message in talker.outgoing(now_ms):
             piece = unpack_utterance(message.payload)
             sent.append((piece.first, len(piece.frames), message.final))
-            talker.take(pack_utterance(piece._replace(live=True)), False, now_ms)
+            talker.take(pack_utterance(piece._replace(live=True)), message.final, now_ms)
 
     for place in range(frames):
         now_ms = 20.0 * (place + 1)
@@ -155,6 +156,7 @@ def test_a_question_that_is_answered_while_it_is_asked_still_goes_up_to_its_end(
             talker.release(now_ms)
             late = pack_utterance(Utterance(talker.answer.number, 0, Kind.OPUS, 20.0, (b"\xfc",), 0, True))
             talker.take(late, False, now_ms)  # more of the echo, before the rest has gone up
+            assert talker.questions.waiting == 1
         pass_on(now_ms)
     assert sum(count for _, count, _ in sent) == frames and [final for *_, final in sent].count(True) == 1
     assert sent[-1][2] and talker.questions.waiting == 0
@@ -422,17 +424,29 @@ def test_pcm_works_without_opus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert piece.kind is Kind.PCM16 and {len(frame) for frame in piece.frames} == {640}
 
 
-def test_the_bitrate_follows_the_link_within_its_bounds() -> None:
-    talker = make()
+def test_speech_is_coded_for_the_link_while_it_goes_up_and_a_slow_one_is_waited_for_longer() -> None:
+    talker = make(activity={"kind": "push"})
+
+    def known(bps: float, rtt_ms: float = 20.0) -> LinkEstimate:
+        return LinkEstimate(bps, 0.0, rtt_ms, 0.0, 0)
+
+    talker.follow(known(20e3), 0.0)
+    assert talker.questions.bitrate_bps == 24_000 and talker.questions.bitrates.changes == 0  # nobody speaks
+    talker.link(True, 0.0)
+    talker.press(0.0)
     for bps, expected in ((20e3, 8_000), (64e3, 16_000), (10e6, 32_000), (float("nan"), 32_000)):
-        talker.rate(bps, 20.0)
+        talker.follow(known(bps), 0.0)
+        talker.hear(speech(0.04), 0.0)
         assert talker.questions.bitrate_bps == expected
-    fixed = make(adapt_bitrate=False)
-    fixed.rate(20e3, 20.0)
+    assert talker.questions.bitrates == (8_000, (8_000 + 16_000 + 2 * 32_000) / 4, 32_000, 3)
+    fixed = make(adapt_bitrate=False, activity={"kind": "push"})
+    fixed.link(True, 0.0)
+    fixed.press(0.0)
+    fixed.follow(known(20e3), 0.0)
     assert fixed.questions.bitrate_bps == 24_000
-    talker.rate(float("nan"), 150.0)
+    talker.follow(known(float("nan"), 150.0), 0.0)
     assert talker.answer.jitter.settings.least_ms == 100.0  # five frames on a slow link
-    talker.rate(float("nan"), 50.0)
+    talker.follow(known(float("nan"), 50.0), 0.0)
     assert talker.answer.jitter.settings.least_ms == 40.0
 
 

@@ -482,10 +482,38 @@ def test_a_port_where_nobody_answers_is_one_line() -> None:
         mute.bind(("127.0.0.1", 0))
         port = mute.getsockname()[1]
         settings = ServerLinkSettings(url=f"quic://127.0.0.1:{port}", tls_unverified=True, connect_timeout_s=0.3)
-        with pytest.raises(ConnectionError, match=r"no answer over UDP from .* does UDP get through\?"):
+        with pytest.raises(ConnectionError, match=r"127\.0\.0\.1: no answer over UDP within .* does UDP get through\?"):
             asyncio.run(open_pipe(settings, UdpByteCount()))
     with pytest.raises(ConnectionError, match=f"nobody listens on UDP port {port}"):
         asyncio.run(open_pipe(settings, UdpByteCount()))
+
+
+def test_every_address_of_a_host_is_tried_in_order_until_one_answers(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the resolver's answers are made up: nobody is at 127.0.0.3, and 127.0.0.2 says nothing."""
+    port = server.app.state.quic.port
+    addresses = ["127.0.0.3", "127.0.0.1"]
+
+    async def resolved(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+        assert host == "server.test"
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", resolved)
+    settings = link(server, url=f"quic://server.test:{port}")
+
+    async def reach() -> None:
+        async with device(settings, "many-homed") as made:
+            assert made.session.is_open and made.pipe.peer == "127.0.0.1"
+
+    asyncio.run(reach())
+    addresses[:] = ["127.0.0.2", "127.0.0.3"]
+    with socket.socket(type=socket.SOCK_DGRAM) as mute, pytest.raises(ConnectionError) as raised:
+        mute.bind(("127.0.0.2", port))
+        asyncio.run(open_pipe(settings.replace(connect_timeout_s=0.2), UdpByteCount()))
+    told = str(raised.value)
+    assert told.startswith(f"no QUIC connection to server.test:{port} (127.0.0.2: no answer over UDP within 0.1 s; ")
+    assert f"127.0.0.3: nobody listens on UDP port {port})" in told and "\n" not in told
 
 
 def test_a_taken_port_and_a_certificate_that_is_none_are_one_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from streamsplit.errors import ProtocolError
 from streamsplit.server.connection import Connection, Link
 from streamsplit.server.dialogue import exchange
 from streamsplit.server.dialogue.exchange import Dialogues
-from streamsplit.server.dialogue.question import Named, Question
+from streamsplit.server.dialogue.question import Coded, Named, Question
 from streamsplit.server.dialogue.responders import Echo
 from streamsplit.server.dialogue.settings import DialogueSettings
 from streamsplit.server.fleet import Device
@@ -163,6 +163,37 @@ def test_what_follows_an_answer_that_ended_early_is_not_asked_again(live: bool) 
 
     in_loop(scenario)
     assert asked == [7, 8]
+
+
+def test_an_echo_tells_when_it_left_and_how_long_it_was_held_which_is_when_it_came() -> None:
+    """A responder that takes 30 ms: by the header's time and the field `held_ms`, each in whole milliseconds."""
+
+    class Slow:
+        async def respond(self, question: Question) -> AsyncIterator[Coded]:
+            async for coded in question.pieces():
+                await asyncio.sleep(0.03)
+                yield coded
+
+    async def scenario() -> None:
+        link = Link(Device("pi"), open_session(), stream=None)  # type: ignore[arg-type]  # no windows here
+        link.connection = Connection(None, link.session, Precedence())  # type: ignore[arg-type]  # nothing is written here
+        link.session.bytes_to_send()
+        dialogues = Dialogues(DialogueSettings(learn=False), Slow(), lambda *_: unnamed(SOUND[0]))
+        before_ms = exchange.now_ms()
+        dialogues.on_frame(
+            link, Frame(FrameType.DIALOGUE, FrameFlag.NONE, 1, 0, pack_utterance(piece(0, pack_pcm(SOUND[0]))))
+        )
+        came_ms = exchange.now_ms()
+        while not (told := link.session.bytes_to_send()):
+            await asyncio.sleep(0.001)
+        echo = decode_frame(told[0])
+        held_ms = unpack_utterance(echo.payload).held_ms
+        left_ms = before_ms + (echo.timestamp_ms - before_ms) % 2.0**32
+        assert held_ms >= 29 and left_ms <= exchange.now_ms()
+        assert before_ms - 1.5 <= left_ms - held_ms <= came_ms + 0.5
+        dialogues.close()
+
+    in_loop(scenario)
 
 
 def test_a_question_whose_device_vanished_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

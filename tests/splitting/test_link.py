@@ -145,3 +145,17 @@ def test_memory_is_bounded_by_what_is_under_way():
     link, estimator = Link(1e6, 5, 5), LinkEstimator(LinkSettings(smoothing=0.5))
     run(link, estimator, [(i * 100.0, 3_000) for i in range(2_000)])
     assert len(estimator._sent) == 0
+
+
+def test_a_queue_is_what_the_newest_probe_or_one_under_way_waits_longer_than_the_least_of_its_connection():
+    estimator = LinkEstimator()
+    assert math.isnan(estimator.estimate(0.0).queue_ms) and estimator.estimate(0.0).rtt_samples == 0
+    for now_ms, rtt_ms in ((100.0, 60.0), (200.0, 40.0), (400.0, 190.0)):
+        estimator.on_rtt(rtt_ms, now_ms)
+    assert estimator.estimate(500.0).queue_ms == 150.0 and estimator.estimate(500.0).rtt_samples == 3
+    estimator.on_probe(600.0)
+    assert estimator.estimate(700.0).queue_ms == 150.0 and estimator.estimate(1_000.0).queue_ms == 360.0
+    estimator.lost()
+    assert math.isnan(estimator.estimate(1_000.0).queue_ms)
+    estimator.on_rtt(90.0, 1_100.0)
+    assert estimator.estimate(1_100.0).queue_ms == 0.0  # the new connection may go another way

@@ -15,12 +15,15 @@ from streamsplit.cli.settings_files import load_device_settings
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.errors import ConfigError
 
+_SHOWN = ("mean", "p50", "p95", "p99")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--iterations", type=int, default=100, help="messages that are measured (default 100)")
     parser.add_argument("--message-ms", type=int, default=60, choices=(20, 40, 60), help="of sound (default 60)")
     parser.add_argument("--one-way-ms", type=float, default=20.0, help="delay of the shaped link (default 20)")
+    parser.add_argument("--down-ms", type=float, help="its delay on the way back (default: the same)")
     parser.add_argument("--jitter-ms", type=float, default=0.0, help="its standard deviation (default 0)")
     parser.add_argument("--transport", choices=("websocket", "quic"), default="websocket")
     parser.add_argument(
@@ -41,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
             f"got --iterations {args.iterations}, --one-way-ms {args.one_way_ms:g}, --jitter-ms {args.jitter_ms:g}; "
             "expected at least 10, 0 and 0"
         )
+    if args.down_ms is not None and args.down_ms < 0:
+        raise ConfigError(f"got --down-ms {args.down_ms:g}, expected at least 0")
     if not 0 <= args.loss < 100 or (args.loss and args.transport != "quic"):
         raise ConfigError(
             f"got --loss {args.loss:g} with --transport {args.transport}, expected 0 to below 100, and with quic only: "
@@ -55,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     with Ticker("measure-latency") as tick:
         found = measure(
             settings, args.iterations, url=None if args.server is None else server_url(args.server),
-            transport=args.transport, one_way_ms=args.one_way_ms, jitter_ms=args.jitter_ms, loss=args.loss / 100.0,
-            seed=args.seed,
+            transport=args.transport, one_way_ms=args.one_way_ms, down_ms=args.down_ms, jitter_ms=args.jitter_ms,
+            loss=args.loss / 100.0, seed=args.seed,
             progress=lambda done, total: tick.show(done, total, "messages"),
         )  # fmt: skip
     found = {"command": _command(args), **found}
@@ -80,19 +85,30 @@ def _show(found: dict[str, Any]) -> None:
     table = Table(
         title=f"echo, messages of {found['message_ms']:g} ms ({found['codec']}), {found['frames']} frames, ms"
     )
-    for name in ("stage", "mean", "p50", "p95", "p99"):
+    for name in ("stage", *_SHOWN, "aim"):
         table.add_column(name, justify="left" if name == "stage" else "right")
-    for name, values in [*found["stages"].items(), ("all, with the codec's delay", found["total"])]:
-        table.add_row(name, *(f"{values[key]:.1f}" for key in ("mean", "p50", "p95", "p99")))
+    aims = found["aims_ms"]
+    for name, values in [*found["stages"].items(), ("total", found["total"])]:
+        aim = f"{aims[name]:.0f}" if values["p95"] < aims[name] else f"{aims[name]:.0f} missed"
+        table.add_row(name, *_spread(values), aim)
+        for part, inside in found["parts"].get(name, {}).items():
+            table.add_row(f"  {part}", *_spread(inside), "", style="dim")
+    least, most = (f"{found['bitrates'][name] / 1000:.0f}" for name in ("least_bps", "most_bps"))
     table.caption = (
-        f"codec's own delay {found['codec_delay_ms']:.1f} ms; {found['socket_bytes_s'] / 1000:.1f} kB/s up; the client "
-        f"takes {100 * found['client_cpu_share']:.1f} % of a core"
+        f"aims: the p95 stays below; {found['socket_bytes_s'] / 1000:.1f} kB/s up at "
+        f"{least if least == most else f'{least} to {most}'} kbit/s; the client takes "
+        f"{100 * found['client_cpu_share']:.1f} % of a core; clocks: {found['clocks']}"
     )
     Console(file=sys.stdout).print(table)
 
 
+def _spread(values: dict[str, float]) -> list[str]:
+    return [f"{values[key]:.1f}" for key in _SHOWN]
+
+
 def _command(args: argparse.Namespace) -> str:
     given = {"iterations": args.iterations, "message-ms": args.message_ms, "one-way-ms": args.one_way_ms}
-    given |= {name: value for name, value in (("jitter-ms", args.jitter_ms), ("loss", args.loss)) if value}
+    more = (("down-ms", args.down_ms), ("jitter-ms", args.jitter_ms or None), ("loss", args.loss or None))
+    given |= {name: value for name, value in more if value is not None}
     words = [word for name, value in given.items() for word in (f"--{name}", f"{value:g}")]
     return " ".join(["streamsplit measure-latency", *words, "--transport", args.transport])

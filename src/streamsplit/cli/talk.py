@@ -122,7 +122,7 @@ def view(status: TalkStatus, shown: list[str]) -> Table:
         ("frames of answers", ", ".join(f"{value} {name}" for name, value in frames.items() if value) or "none"),
         ("round trip", "-" if status.rtt_ms != status.rtt_ms else f"{status.rtt_ms:.0f} ms"),
         ("jitter buffer", f"{status.target_ms:.0f} ms, {status.underruns} underruns"),
-        ("speech", f"{status.bitrate_bps / 1000:.0f} kbit/s, {counts['payload_bytes'] / 1000:.1f} kB sent"),
+        ("speech", f"{_bitrates(status)}, {counts['payload_bytes'] / 1000:.1f} kB sent"),
         ("microphone", _microphone(counts)),
     ):
         table.add_row(name, value)
@@ -131,6 +131,14 @@ def view(status: TalkStatus, shown: list[str]) -> Table:
     if status.problem:
         table.add_row("problem", status.problem)
     return table
+
+
+def _bitrates(status: TalkStatus) -> str:
+    now, used = f"{status.bitrate_bps / 1000:.0f} kbit/s", status.bitrates
+    if not used["changes"]:
+        return now
+    least, mean, most = (f"{used[name] / 1000:.0f}" for name in ("least_bps", "mean_bps", "most_bps"))
+    return f"{now} ({least} to {most}, {mean} on average, {used['changes']:.0f} changes)"
 
 
 def _microphone(counts: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -21,10 +22,14 @@ _SLOW_RTT_MS = 100.0
 _SLOW_FRAMES = 5  # that an answer waits for on a slow link, at least
 
 Trace = Callable[[str, int, float], None]
-"""Told what happened to a frame: 'recorded', 'sent', 'received', 'held' (the server's ms), 'played'; index; ms."""
+"""Told what happens to a frame of a question and of its echo, when it does: what, which frame, and a number.
+
+'heard' (when its last sample was, ms), 'coded', 'sent' (the last frame of its message), 'received', 'held' (by the
+server, ms), 'left' (the server, on its clock, ms modulo 2^32), 'pulled', 'decoded'; without a number, nan.
+"""
 
 
-def untraced(what: str, index: int, at_ms: float) -> None:
+def untraced(what: str, index: int, number: float) -> None:
     """Nobody watches."""
 
 
@@ -79,15 +84,17 @@ class Answer:
         if least_ms != self.jitter.settings.least_ms:
             self.jitter.settings = self.jitter.settings.replace(least_ms=least_ms)
 
-    def take(self, piece: Utterance, final: bool, now_ms: float) -> bool:
-        """Frames of it; whether there is sound in it at all. Raises CutError for frames of another length."""
+    def take(self, piece: Utterance, final: bool, now_ms: float, left_ms: float = math.nan) -> bool:
+        """Frames of it, which left the server at `left_ms` of its clock; whether there is sound in it at all. Raises
+        CutError for frames of another length."""
         if piece.frames and piece.frame_ms != self.frame_ms:
             raise CutError(f"got frames of {piece.frame_ms} ms, expected {self.frame_ms}")
         self.jitter.live = piece.live
         for place, frame in enumerate(piece.frames):
             self.jitter.push(piece.first + place, frame, now_ms)
-            self.trace("received", piece.first + place, now_ms)
+            self.trace("received", piece.first + place, math.nan)
             self.trace("held", piece.first + place, float(piece.held_ms))
+            self.trace("left", piece.first + place, left_ms)
         if piece.frames and self._decoder is None and piece.kind is Kind.OPUS:
             self._decoder = OpusDecoderStream(self.frame_ms)
         if piece.frames:
@@ -111,9 +118,12 @@ class Answer:
         decision = self.jitter.pull(now_ms)
         if decision.play in (Play.NOTHING, Play.END):
             return Heard.NOTHING if decision.play is Play.NOTHING else Heard.END, silence
-        if decision.place >= 0:
-            self.trace("played", decision.place, now_ms)
-        return Heard.SOUND, self._decoded(decision.play, decision.data)
+        if decision.place < 0:
+            return Heard.SOUND, self._decoded(decision.play, decision.data)
+        self.trace("pulled", decision.place, math.nan)
+        frame = self._decoded(decision.play, decision.data)
+        self.trace("decoded", decision.place, math.nan)
+        return Heard.SOUND, frame
 
     def _decoded(self, play: Play, data: bytes) -> Floats:
         if self._kind is Kind.PCM16 and play is Play.PACKET:

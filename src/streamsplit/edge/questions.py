@@ -6,6 +6,7 @@ messages of a question are kept, and so many questions; older ones give way.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import deque
 from typing import NamedTuple
@@ -21,8 +22,6 @@ from streamsplit.edge.talk_settings import TalkSettings
 from streamsplit.wire.dialogue import Kind, Utterance, pack_utterance
 
 Floats = NDArray[np.float32]
-_LEAST_BPS, _MOST_BPS = 8_000, 32_000
-_LINK_SHARE = 0.25  # of the measured rate that speech may take
 _PCM_BPS = 256_000
 _MESSAGE_MS = 60.0  # of sound: what a kept message holds at least, however small those on the link are
 
@@ -34,6 +33,15 @@ class Outgoing(NamedTuple):
     sequence: int
     final: bool
     captured_ms: float  # when its last sample was heard
+
+
+class Bitrates(NamedTuple):
+    """What speech was coded at so far, over its frames; nan before the first."""
+
+    least_bps: float = math.nan
+    mean_bps: float = math.nan
+    most_bps: float = math.nan
+    changes: int = 0
 
 
 class _Packet(NamedTuple):
@@ -63,6 +71,8 @@ class Questions:
         self._settings = settings
         self._encoder = OpusEncoderStream(settings.opus) if settings.codec == "opus" else None
         self._kind = Kind.OPUS if self._encoder is not None else Kind.PCM16
+        self._coded: dict[int, int] = {}  # frames by what they were coded at, bit/s
+        self._changes = 0
         message = max(settings.frames_per_message, round(_MESSAGE_MS / settings.opus.frame_ms))
         self._kept = settings.recording_messages * message  # frames
         self._number = secrets.randbits(31)
@@ -102,6 +112,20 @@ class Questions:
         return self._encoder.bitrate_bps if self._encoder is not None else _PCM_BPS
 
     @property
+    def adapts(self) -> bool:
+        """Whether what speech is coded at follows the link."""
+        return self._encoder is not None and self._settings.adapt_bitrate
+
+    @property
+    def bitrates(self) -> Bitrates:
+        """What speech was coded at so far."""
+        frames = sum(self._coded.values())
+        if not frames:
+            return Bitrates()
+        mean_bps = sum(bps * count for bps, count in self._coded.items()) / frames
+        return Bitrates(min(self._coded), round(mean_bps, 1), max(self._coded), self._changes)
+
+    @property
     def lookahead_ms(self) -> float:
         """Delay of the encoder itself."""
         return self._encoder.lookahead / 16.0 if self._encoder is not None else 0.0
@@ -117,9 +141,12 @@ class Questions:
     def record(self, frame: Floats, now_ms: float) -> None:
         """A frame [n] of the present one."""
         if self._present is not None:
+            place = len(self._present.packets)
+            self.trace("heard", place, now_ms)
             data = self._encoder.encode(frame) if self._encoder is not None else pack_pcm(frame)
-            self.trace("recorded", len(self._present.packets), now_ms)
+            self.trace("coded", place, math.nan)
             self._present.packets.append(_Packet(data, now_ms))
+            self._coded[self.bitrate_bps] = self._coded.get(self.bitrate_bps, 0) + 1
 
     def end(self) -> None:
         """The present one is over, and kept until it is answered."""
@@ -191,10 +218,11 @@ class Questions:
             question.over = True
             self._waiting.append(question)
 
-    def rate(self, bps: float) -> None:
-        """What the link was measured to carry: speech takes a quarter of it, 8 to 32 kbit/s."""
-        if self._encoder is not None and self._settings.adapt_bitrate:
-            self._encoder.bitrate_bps = int(min(max(bps * _LINK_SHARE, _LEAST_BPS), _MOST_BPS)) // 1000 * 1000
+    def rate(self, bps: int) -> None:
+        """What speech is coded at from now on, where it adapts."""
+        if self._encoder is not None and self.adapts and bps != self._encoder.bitrate_bps:
+            self._encoder.bitrate_bps = bps
+            self._changes += 1
 
     @property
     def ready(self) -> bool:
@@ -225,7 +253,7 @@ class Questions:
                 question.number, question.sent, question.kind, question.frame_ms, frames, live=question.live
             )
             for place in range(len(packets)):
-                self.trace("sent", question.sent + place, now_ms)
+                self.trace("sent", question.sent + place, question.sent + len(packets) - 1)
             question.sent += len(packets)
             ready.append(self._message(piece, question.closed, packets[-1].captured_ms if packets else now_ms))
         return ready

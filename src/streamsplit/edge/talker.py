@@ -5,6 +5,7 @@ No socket, no clock, no thread: `hear`, `take`, `play` and `tick` say what happe
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -18,8 +19,10 @@ from streamsplit.edge.activity import SpeechGate, make_detector
 from streamsplit.edge.answer import Answer, Heard, Trace
 from streamsplit.edge.question_store import KeptQuestion
 from streamsplit.edge.questions import Outgoing, Questions
+from streamsplit.edge.speech_rate import SpeechRate
 from streamsplit.edge.talk_settings import TalkSettings
 from streamsplit.errors import CutError, ProtocolError
+from streamsplit.splitting.link import LinkEstimate
 from streamsplit.wire.dialogue import Kind, Utterance, text_of, unpack_utterance
 from streamsplit.wire.states import next_state
 from streamsplit.wire.talk_states import TALK_TABLE, TalkInput, TalkState
@@ -64,6 +67,7 @@ class Talker:
         self.frame_ms, self.frame = settings.opus.frame_ms, settings.opus.frame_samples
         self.counts = TalkCounts()
         self.questions = Questions(settings, live=lossy)
+        self._rate = SpeechRate(settings.bitrate, settings.opus.bitrate_bps, settings.most_bps)
         self.answer = Answer(settings)
         self._state = TalkState.IDLE
         self._since_ms = self._sound_ms = self._pulled_ms = 0.0
@@ -140,8 +144,8 @@ class Talker:
     def _begin(self, now_ms: float) -> None:
         if self._state in _ANSWERING:
             self.counts.barge_ins += self._state is TalkState.PLAYING
-            if self._state is TalkState.PROCESSING:
-                self._passed_over.append(self.answer.number)
+            if self.answer.number >= 0 and (self._state is TalkState.PROCESSING or not self._up):
+                self._passed_over.append(self.answer.number)  # the server may not have heard all of it
             elif self.answer.number >= 0:
                 self.questions.stop(self.answer.number)
         self._happened(TalkInput.SPEECH, now_ms)
@@ -195,13 +199,20 @@ class Talker:
             elif state is TalkState.PLAYING and not self.answer.local:
                 self.answer.cut_off()
 
-    def rate(self, bps: float, rtt_ms: float) -> None:
-        """What the link was measured to carry and how slow it is; nan where that is not known."""
+    @property
+    def speaks(self) -> bool:
+        """Whether a question is being asked, and goes up."""
+        return self._up and self.questions.asking
+
+    def follow(self, link: LinkEstimate, now_ms: float) -> None:
+        """What is known of the link: speech is coded for it, and a slow one is waited for longer."""
         with self._lock:
-            if bps == bps:
-                self.questions.rate(bps)
-            if rtt_ms == rtt_ms:
-                self.answer.rate(rtt_ms)
+            if self.speaks:
+                self.questions.rate(self._rate.follow(link, now_ms))
+            else:
+                self._rate.rest(now_ms)
+            if link.rtt_ms == link.rtt_ms:
+                self.answer.rate(link.rtt_ms)
 
     @property
     def ready(self) -> bool:
@@ -226,14 +237,15 @@ class Talker:
 
     # -- the answer ----------------------------------------------------------------------------------------------
 
-    def take(self, payload: bytes, final: bool, now_ms: float) -> Utterance | None:
-        """A DIALOGUE frame from the server; the piece, or None for one that nobody waits for, or that is none: the
-        dialogue is in ERROR then."""
+    def take(self, payload: bytes, final: bool, now_ms: float, left_ms: float = math.nan) -> Utterance | None:
+        """A DIALOGUE frame from the server, which left at `left_ms` of its clock; the piece, or None for one that
+        nobody waits for, or that is none: the dialogue is in ERROR then."""
         with self._lock:
             try:
                 piece = unpack_utterance(payload)
                 said = text_of(piece) if piece.kind is Kind.TEXT else ""
-                self.questions.answered(piece.utterance)
+                if final or not piece.live:  # an echo of what came early says nothing of the rest
+                    self.questions.answered(piece.utterance)
                 if piece.utterance in self._passed_over:  # it was heard; more of its answer is not wanted
                     self._passed_over.remove(piece.utterance)
                     if not final:
@@ -244,7 +256,7 @@ class Talker:
                 self._sound_ms = now_ms
                 if said:
                     self._note("text", said, now_ms)
-                elif self.answer.take(piece, final, now_ms):
+                elif self.answer.take(piece, final, now_ms, left_ms):
                     self._happened(TalkInput.ANSWER, now_ms)
                 elif final and self._state is TalkState.PROCESSING:  # an answer without sound
                     self.answer.expect(-1)

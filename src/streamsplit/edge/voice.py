@@ -41,6 +41,7 @@ class TalkStatus(NamedTuple):
     connected: bool
     rtt_ms: float
     bitrate_bps: int
+    bitrates: dict[str, float]  # of the questions' frames so far, see questions.Bitrates
     target_ms: float  # of the jitter buffer
     waiting: int  # questions that are kept
     counts: dict[str, int]
@@ -55,6 +56,7 @@ class Speaking(Protocol):
     @property
     def is_open(self) -> bool: ...
     def say(self, payload: bytes, sequence: int, captured_ms: float, *, final: bool) -> bool: ...
+    def probe(self) -> None: ...
 
 
 class Voice:
@@ -74,6 +76,7 @@ class Voice:
         self._device = settings.device.id
         self._watch = watch
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._probed_ms = -math.inf
         self._store = QuestionStore(settings.device.folder / "questions", most=talk.conversations)
         self.talker.questions.restore(self._store.load(), now_ms(), _unix_ms())
 
@@ -103,8 +106,9 @@ class Voice:
     async def step(self, link: LinkEstimate) -> None:
         """What time brings; every `STEP_S`."""
         self.talker.tick(now_ms())
-        self.talker.rate(link.bandwidth_bps, link.rtt_ms)
+        self.talker.follow(link, now_ms())
         self._send()
+        self._probe()
         await self._keep()
         self._report()
 
@@ -123,8 +127,9 @@ class Voice:
         counts = {**vars(talker.counts), **asked}
         return TalkStatus(
             talker.state.name, self.client is not None and self.client.is_open, link.rtt_ms,
-            talker.questions.bitrate_bps, talker.answer.jitter.target_ms, talker.questions.waiting, counts,
-            dict(vars(talker.answer.jitter.counts)), self.sink.underruns, self.problem,
+            talker.questions.bitrate_bps, talker.questions.bitrates._asdict(), talker.answer.jitter.target_ms,
+            talker.questions.waiting, counts, dict(vars(talker.answer.jitter.counts)), self.sink.underruns,
+            self.problem,
         )  # fmt: skip
 
     # -- what the connection brings ------------------------------------------------------------------------------
@@ -145,7 +150,8 @@ class Voice:
     def take(self, frame: Frame) -> None:
         """An answer; other frames are passed over."""
         if frame.type is FrameType.DIALOGUE:
-            self.talker.take(frame.payload, bool(frame.flags & FrameFlag.FINAL), now_ms())
+            final = bool(frame.flags & FrameFlag.FINAL)
+            self.talker.take(frame.payload, final, now_ms(), float(frame.timestamp_ms))
             self._report()
 
     def refused(self, error: Error) -> bool:
@@ -165,6 +171,15 @@ class Voice:
             return
         for out in self.talker.outgoing(now_ms()):
             client.say(out.payload, out.sequence, out.captured_ms, final=out.final)
+
+    def _probe(self) -> None:
+        """Among speech that goes up, a probe now and then shows the link's queue."""
+        talk = self.talker
+        if self.client is None or not (talk.speaks and talk.questions.adapts):
+            return
+        if now_ms() - self._probed_ms >= talk.settings.bitrate.probe_ms:
+            self._probed_ms = now_ms()
+            self.client.probe()
 
     async def _keep(self) -> None:
         """The store follows the questions that wait; a disk that fails costs their survival, not the dialogue."""

@@ -17,17 +17,16 @@ from streamsplit.edge.blocks import RATE_HZ, AudioBlock, Pacer, SourceInfo
 from streamsplit.edge.settings import EdgeSettings, ServerLinkSettings
 from streamsplit.edge.speaker import PacedSink
 from streamsplit.edge.talk import TalkRuntime
+from streamsplit.edge.voice import now_ms
 from streamsplit.errors import StreamSplitError
 from streamsplit.evaluation.echo_server import echo_server
 from streamsplit.evaluation.provenance import machine, revision_of_code
+from streamsplit.evaluation.talk_stages import FrameWatch, summary
 from streamsplit.network.bandwidth import constant_trace
 from streamsplit.network.packets import PacketLinkSettings
 from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.udp_shaper import LossyProxy
 
-Floats = NDArray[np.float64]
-STAGES = ("capture", "gathering", "uplink", "server", "downlink", "waiting")
-"""A frame's samples; until its message is whole; to the server; there; back; in the jitter buffer, until it plays."""
 _LINK_BPS = 10e6
 _WARM_UP = 250  # frames: what was said before the link was there has been caught up with
 
@@ -37,15 +36,16 @@ class _Buzz:
 
     info = SourceInfo("synthetic", "buzz", False, ())
 
-    def __init__(self, frame: int) -> None:
-        self._frame, self._pacer = frame, Pacer(1.0)
+    def __init__(self, frame: int, watch: FrameWatch) -> None:
+        self._frame, self._pacer, self._watch = frame, Pacer(1.0), watch
 
     def __iter__(self) -> Iterator[AudioBlock]:
-        at = 0
+        at, began_ms = 0, now_ms()
         while self._pacer.wait((at + self._frame) * 1000.0 / RATE_HZ):
             t = np.arange(at, at + self._frame) / RATE_HZ
             tone = np.sin(2 * np.pi * 140 * t) + 0.5 * np.sin(2 * np.pi * 280 * t)
             samples = (0.15 * tone * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
+            self._watch.begins(began_ms + at * 1000.0 / RATE_HZ)
             yield AudioBlock(samples, at * 1000.0 / RATE_HZ, None, None)
             at += self._frame
 
@@ -54,19 +54,16 @@ class _Buzz:
         self._pacer.close()
 
 
-class _Trace:
-    """When what happened to each frame, ms."""
+class _Heard(PacedSink):
+    """Nobody listens; when what is played is noted."""
 
-    def __init__(self) -> None:
-        self.at: dict[str, dict[int, float]] = {name: {} for name in ("recorded", "sent", "received", "held", "played")}
+    def __init__(self, watch: FrameWatch) -> None:
+        super().__init__()
+        self._watch = watch
 
-    def __call__(self, what: str, index: int, at_ms: float) -> None:
-        self.at[what].setdefault(index, at_ms)
-
-    def rows(self) -> Floats:
-        """[frames, (recorded, sent, received, held, played)] of the frames that were played, the first ones aside."""
-        whole = sorted(set(self.at["played"]).intersection(*self.at.values()))
-        return np.array([[self.at[name][index] for name in self.at] for index in whole if index >= _WARM_UP])
+    def take(self, samples: NDArray[np.float32]) -> None:
+        """A part of a frame."""
+        self._watch.plays()
 
 
 def measure(
@@ -76,13 +73,14 @@ def measure(
     url: str | None = None,
     transport: str = "websocket",
     one_way_ms: float = 20.0,
+    down_ms: float | None = None,
     jitter_ms: float = 0.0,
     loss: float = 0.0,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Latencies of `iterations` messages of an echo over a link of so many milliseconds each way; with `url`, of a
-    server that is there already, over whatever link leads to it.
+    """Latencies of `iterations` messages of an echo over a link of so many milliseconds each way, or `down_ms` on the
+    way back; with `url`, of a server that is there already, over whatever link leads to it.
 
     `transport` is 'websocket' or 'quic'. Over QUIC a share `loss` of packets is lost either way, in bursts of mean 2; a
     WebSocket's link has none. Raises StreamSplitError where the echo does not come back.
@@ -95,29 +93,36 @@ def measure(
         )
         settings = settings.replace(device=device, talk=talk)
         if url is not None:
-            return _run(settings.server.replace(url=url), settings, iterations, progress) | {"link": "as it is"}
+            there = settings.server.replace(url=url)
+            return _run(there, settings, iterations, progress, one_clock=False) | {"link": "as it is"}
+        down_ms = one_way_ms if down_ms is None else down_ms
         with (
             echo_server(folder, transport) as echo,
-            shaped(echo.port, transport, one_way_ms, jitter_ms, loss, seed) as proxy,
+            shaped(echo.port, transport, (one_way_ms, down_ms), jitter_ms, loss, seed) as proxy,
         ):
             server = reached(settings.server, folder, transport, proxy)
-            found = _run(server, settings, iterations, progress, aside_s=lambda: proxy.cpu_s)
-    link = {"one_way_ms": one_way_ms, "jitter_ms": jitter_ms, "mbit_s": _LINK_BPS / 1e6, "loss": loss}
+            found = _run(server, settings, iterations, progress, one_clock=True, aside_s=lambda: proxy.cpu_s)
+    link = {
+        "one_way_ms": one_way_ms, "down_ms": down_ms, "jitter_ms": jitter_ms, "mbit_s": _LINK_BPS / 1e6, "loss": loss,
+    }  # fmt: skip
     return found | {"transport": transport, "link": link, "seed": seed}
 
 
 @contextmanager
 def shaped(
-    port: int, transport: str, one_way_ms: float, jitter_ms: float, loss: float, seed: int
+    port: int, transport: str, one_way_ms: tuple[float, float], jitter_ms: float, loss: float, seed: int
 ) -> Iterator[LossyProxy | ShapedProxy]:
-    """A link to the server on this port (TCP and UDP), both ways alike."""
+    """A link to the server on this port (TCP and UDP); `one_way_ms` up and down, the ways alike but for that."""
     proxy: LossyProxy | ShapedProxy
     if transport == "quic":
-        way = PacketLinkSettings(one_way_ms=one_way_ms, jitter_ms=jitter_ms, loss=loss, rate_bps=_LINK_BPS)
-        proxy = LossyProxy(("127.0.0.1", port), way, seed=seed)
+        up, down = (
+            PacketLinkSettings(one_way_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, rate_bps=_LINK_BPS)
+            for delay_ms in one_way_ms
+        )
+        proxy = LossyProxy(("127.0.0.1", port), up, down, seed=seed)
     else:
-        link = constant_trace(_LINK_BPS, 2 * one_way_ms)
-        proxy = ShapedProxy(("127.0.0.1", port), link, link, jitter_ms=jitter_ms, seed=seed)
+        uplink, downlink = (constant_trace(_LINK_BPS, 2 * delay_ms) for delay_ms in one_way_ms)
+        proxy = ShapedProxy(("127.0.0.1", port), uplink, downlink, jitter_ms=jitter_ms, seed=seed)
     proxy.start_in_thread()
     try:
         yield proxy
@@ -142,13 +147,16 @@ def _run(
     settings: EdgeSettings,
     iterations: int,
     progress: Callable[[int, int], None],
+    *,
+    one_clock: bool,
     aside_s: Callable[[], float] = lambda: 0.0,
 ) -> dict[str, Any]:
-    """`aside_s`: processor time of this process so far that is none of the client's."""
+    """`one_clock`: the server runs on this machine; `aside_s`: processor time of this process so far that is none of
+    the client's."""
     settings = settings.replace(server=server)
-    trace = _Trace()
-    runtime = TalkRuntime(settings, _Buzz(settings.talk.opus.frame_samples), PacedSink())
-    runtime.talker.watch(trace)
+    watch = FrameWatch(now_ms)
+    runtime = TalkRuntime(settings, _Buzz(settings.talk.opus.frame_samples, watch), _Heard(watch))
+    runtime.talker.watch(watch)
     talk = runtime.talker.settings
     wanted = iterations * talk.frames_per_message + _WARM_UP
 
@@ -157,8 +165,8 @@ def _run(
         while not running.done() and not runtime.status().connected:
             await asyncio.sleep(0.01)
         runtime.voice.press()  # only now: what is said before the link is there is not live
-        while not running.done() and len(trace.at["played"]) < wanted:
-            progress(len(trace.at["played"]) // talk.frames_per_message, iterations)
+        while not running.done() and watch.played < wanted:
+            progress(watch.played // talk.frames_per_message, iterations)
             await asyncio.sleep(0.1)
         runtime.stop()
         await running
@@ -166,13 +174,14 @@ def _run(
     cpu_s, wall_s = time.process_time() - aside_s(), time.monotonic()
     asyncio.run(until_heard())
     cpu_s, wall_s = time.process_time() - aside_s() - cpu_s, time.monotonic() - wall_s
-    rows = trace.rows()
-    if len(rows) < max(1, (wanted - _WARM_UP) // 2):
+    moments = watch.moments(after=_WARM_UP)
+    if len(moments.played) < max(1, (wanted - _WARM_UP) // 2):
         raise StreamSplitError(
-            f"got {len(rows)} frames back of {wanted}: {runtime.voice.problem or 'is there an echo?'}"
+            f"got {len(moments.played)} frames back of {wanted}: {runtime.voice.problem or 'is there an echo?'}"
         )
-    return summary(rows, talk.opus.frame_ms, runtime.talker.questions.lookahead_ms) | {
+    return summary(moments, runtime.talker.questions.lookahead_ms, one_clock=one_clock) | {
         "messages": iterations, "message_ms": talk.frames_per_message * talk.opus.frame_ms, "codec": talk.codec,
+        "bitrates": runtime.talker.questions.bitrates._asdict(),
         "payload_bytes_s": round(runtime.talker.questions.payload_bytes / wall_s, 1),
         "socket_bytes_s": round((runtime.client.bytes.up if runtime.client else 0) / wall_s, 1),
         "link_bytes_s": _each(runtime.client.bytes.packet_bytes if runtime.client else (0, 0), wall_s),
@@ -184,25 +193,3 @@ def _run(
 def _each(sizes: tuple[int, int], wall_s: float) -> dict[str, float]:
     """Up and down a second, with headers of IP and TCP or UDP."""
     return {name: round(size / wall_s, 1) for name, size in zip(("up", "down"), sizes, strict=True)}
-
-
-def summary(rows: Floats, frame_ms: float, lookahead_ms: float) -> dict[str, Any]:
-    """Stages and totals from [frames, (recorded, sent, received, held, played)] in ms: from a frame's first sample to
-    the playout of what was made of it, the codec's own delay included."""
-    recorded, sent, received, held, played = rows.T
-    link = np.maximum(received - sent - held, 0.0) / 2  # both ways alike
-    stages = {
-        "capture": np.full(len(rows), frame_ms), "gathering": sent - recorded, "uplink": link, "server": held,
-        "downlink": link, "waiting": played - received,
-    }  # fmt: skip
-    total = frame_ms + played - recorded + lookahead_ms
-    return {
-        "frames": len(rows), "codec_delay_ms": round(lookahead_ms, 2),
-        "stages": {name: _spread(values) for name, values in stages.items()}, "total": _spread(total),
-    }  # fmt: skip
-
-
-def _spread(values: Floats) -> dict[str, float]:
-    p50, p95, p99 = np.percentile(values, [50, 95, 99])
-    return {"mean": round(float(values.mean()), 2), "p50": round(float(p50), 2), "p95": round(float(p95), 2),
-            "p99": round(float(p99), 2)}  # fmt: skip

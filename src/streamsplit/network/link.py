@@ -25,13 +25,17 @@ class LinkDirection:
 
     def __init__(self, trace: BandwidthTrace, jitter_ms: float = 0.0, seed: int = 0, start_s: float = 0.0) -> None:
         """`start_s` is where in the trace the clock's 0 lies."""
-        self.trace = trace
         self.jitter_ms = jitter_ms
         self.bytes = 0  # handed over at the far end, counted by whoever hands them over
         self._offset_s = start_s
         self._free_at_s = -math.inf
         self._arrived_s = -math.inf
         self._random = random.Random(seed)
+        self.change(trace)
+
+    def change(self, trace: BandwidthTrace) -> None:
+        """The link is another one from now on; what was scheduled before stays as it was."""
+        self.trace = trace
         self._duration_s = float(trace.duration_s)
         self._starts: list[float] = trace.t_s.tolist()
         self._ends = [*self._starts[1:], self._duration_s]

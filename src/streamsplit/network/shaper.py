@@ -96,6 +96,13 @@ class ShapedProxy(InThread):
             raise StreamSplitError("the shaped link has not been started; start it before cutting it")
         self._loop.call_soon_threadsafe(self._cut, seconds, reset)
 
+    def change(self, uplink: BandwidthTrace, downlink: BandwidthTrace | None = None) -> None:
+        """Another link from now on, for what is not under way yet; safe from any thread."""
+        if self._loop is None:
+            raise StreamSplitError("the shaped link has not been started; start it before changing it")
+        self._loop.call_soon_threadsafe(self._up.change, uplink)
+        self._loop.call_soon_threadsafe(self._down.change, downlink or uplink.scaled(DOWNLINK_FACTOR))
+
     async def start(self) -> ShapedProxy:
         """Opens the listening socket; raises PortInUseError."""
         self._loop = asyncio.get_running_loop()

@@ -31,6 +31,8 @@ class LinkEstimate(NamedTuple):
     outstanding_bytes: int  # sent, not yet acknowledged
     waiting_ms: float = 0.0  # since the oldest of it, or a probe, was handed to the link: how long it is stuck, if so
     last_rtt_ms: float = math.nan  # the newest sample, as it was
+    queue_ms: float = math.nan  # by which it, or the wait for a probe under way, is above the connection's least
+    rtt_samples: int = 0  # so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class LinkEstimator:
         self._bandwidth_at_ms = -math.inf
         self._rtt_ms = math.nan
         self._last_rtt_ms = math.nan
+        self._least_rtt = _RecentMinimum(self.settings.memory_ms)  # of this connection
+        self._rtt_samples = 0
         self._probing_since_ms: float | None = None
         self._rtt_at_ms = -math.inf
         self._held_ms = 0.0
@@ -99,6 +103,8 @@ class LinkEstimator:
         if not (math.isfinite(rtt_ms) and rtt_ms >= 0):
             return
         self._base_rtt.add(rtt_ms, now_ms)
+        self._least_rtt.add(rtt_ms, now_ms)
+        self._rtt_samples += 1
         a = self.settings.smoothing
         self._last_rtt_ms = rtt_ms
         self._rtt_ms = rtt_ms if math.isnan(self._rtt_ms) else a * rtt_ms + (1 - a) * self._rtt_ms
@@ -137,6 +143,7 @@ class LinkEstimator:
         self._probing_since_ms = None
         self._link_free_ms = -math.inf
         self._offset = _RecentMinimum(self.settings.memory_ms)  # the next peer may have another clock
+        self._least_rtt = _RecentMinimum(self.settings.memory_ms)
 
     def estimate(self, now_ms: float) -> LinkEstimate:
         """The estimates at `now_ms`; bytes that have been waiting too long already lower the rate."""
@@ -154,8 +161,17 @@ class LinkEstimator:
         stuck_ms = max(now_ms - since_ms, 0.0)
         rtt_age_ms = now_ms - self._rtt_at_ms
         return LinkEstimate(
-            bandwidth, now_ms - seen_ms, self._rtt_ms, rtt_age_ms, outstanding, stuck_ms, self._last_rtt_ms
-        )
+            bandwidth, now_ms - seen_ms, self._rtt_ms, rtt_age_ms, outstanding, stuck_ms, self._last_rtt_ms,
+            self._queue_ms(now_ms), self._rtt_samples,
+        )  # fmt: skip
+
+    def _queue_ms(self, now_ms: float) -> float:
+        """How long a probe waited, or has been waiting already, behind what is queued; nan before the first one."""
+        if not math.isfinite(self._least_rtt.value):
+            return math.nan
+        since_ms = self._probing_since_ms
+        under_way_ms = 0.0 if since_ms is None else now_ms - since_ms
+        return max(self._last_rtt_ms, under_way_ms) - self._least_rtt.value
 
     def _sample(self, covered: list[tuple[int, int, float]], end_ms: float, now_ms: float) -> None:
         total = sum(size for _, size, _ in covered)

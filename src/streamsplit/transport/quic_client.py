@@ -7,7 +7,7 @@ import socket
 import ssl
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
@@ -31,16 +31,45 @@ class Trust(NamedTuple):
 
 
 async def open_quic(host: str, port: int, trust: Trust, count: ByteCount, timeout_s: float) -> QuicPipe:
-    """Connects; raises ConnectionRefused and ConfigError where trying again cannot help, OSError where it may."""
+    """Connects to the first of the host's addresses that answers, tried in the resolver's order; each gets an equal
+    part of the time that is left. Raises ConnectionRefused and ConfigError where trying again cannot help, OSError
+    where it may: its text names every address that was tried."""
     loop = asyncio.get_running_loop()
-    family, kind, protocol, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM))[0]
-    quic = QuicConnection(configuration=_configured(trust, host))
-    opened = socket.socket(family, kind, protocol)
+    found = dict.fromkeys(await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM))
+    configured = _configured(trust, host)
+    deadline_s = loop.time() + timeout_s
+    failures: list[str] = []
+    for tried, (family, _, protocol, _, address) in enumerate(found):
+        share_s = max(deadline_s - loop.time(), 0.0) / (len(found) - tried)
+        try:
+            pipe = await _connected(family, protocol, address, configured, count, share_s)
+        except (OSError, asyncio.TimeoutError) as error:
+            failures.append(f"{address[0]}: {str(error) or type(error).__name__}")
+            continue
+        if trust.fingerprint and pipe.fingerprint != trust.fingerprint:
+            got = pipe.fingerprint
+            pipe.abort()
+            raise ConnectionRefused(
+                f"{host}:{port}: got a certificate with the fingerprint {got}, expected {trust.fingerprint}; set "
+                "server.tls_fingerprint to what the server prints, if it is yours"
+            )
+        return pipe
+    raise ConnectionError(
+        f"no QUIC connection to {host}:{port} ({'; '.join(failures)}); is server.quic_port set at the server, and does "
+        "UDP get through? ws:// goes over TCP"
+    )
+
+
+async def _connected(
+    family: int, protocol: int, address: Any, configured: QuicConfiguration, count: ByteCount, timeout_s: float
+) -> QuicPipe:
+    """A connection to one address; raises as `_explain`, and OSError where there is no way there."""
+    opened = socket.socket(family, socket.SOCK_DGRAM, protocol)
     try:
         opened.setblocking(False)
         opened.connect(address)  # so that a closed port is heard of
-        transport, pipe = await loop.create_datagram_endpoint(
-            partial(QuicPipe, quic, count=count, connected_socket=True), sock=opened
+        transport, pipe = await asyncio.get_running_loop().create_datagram_endpoint(
+            partial(QuicPipe, QuicConnection(configuration=configured), count=count, connected_socket=True), sock=opened
         )
     except BaseException:
         opened.close()
@@ -48,16 +77,11 @@ async def open_quic(host: str, port: int, trust: Trust, count: ByteCount, timeou
     try:
         pipe.connect(address)
         await asyncio.wait_for(pipe.wait_connected(), timeout_s)
-        if trust.fingerprint and pipe.fingerprint != trust.fingerprint:
-            raise ConnectionRefused(
-                f"{host}:{port}: got a certificate with the fingerprint {pipe.fingerprint}, expected "
-                f"{trust.fingerprint}; set server.tls_fingerprint to what the server prints, if it is yours"
-            )
     except BaseException as error:
         pipe.abort()
         transport.close()
         if isinstance(error, (asyncio.TimeoutError, ConnectionError)):
-            _explain(pipe, host, port, timeout_s)
+            _explain(pipe, address, timeout_s)
         raise
     return pipe
 
@@ -77,8 +101,9 @@ def _configured(trust: Trust, host: str) -> QuicConfiguration:
     return made
 
 
-def _explain(pipe: QuicPipe, host: str, port: int, timeout_s: float) -> NoReturn:
+def _explain(pipe: QuicPipe, address: Any, timeout_s: float) -> NoReturn:
     """Says in one line why there is no connection."""
+    host, port = address[:2]
     if pipe.error_code in _DISTRUST:
         raise ConnectionRefused(
             f"{host}:{port}: the server's certificate is not trusted ({pipe.ended}); set server.tls_fingerprint to "
@@ -87,10 +112,7 @@ def _explain(pipe: QuicPipe, host: str, port: int, timeout_s: float) -> NoReturn
     if pipe.error_code == _NO_PROTOCOL:
         raise ConnectionRefused(f"{host}:{port}: another program answers there; check server.quic_port at the server")
     if pipe.refused:
-        raise ConnectionError(f"nobody listens on UDP port {port} of {host}; is server.quic_port set at the server?")
+        raise ConnectionError(f"nobody listens on UDP port {port}")
     if pipe.ended:
-        raise ConnectionError(f"no QUIC connection ({pipe.ended})")
-    raise ConnectionError(
-        f"no answer over UDP from {host}:{port} within {timeout_s:g} s; is server.quic_port set at the "
-        "server, and does UDP get through? ws:// goes over TCP"
-    )
+        raise ConnectionError(pipe.ended)
+    raise ConnectionError(f"no answer over UDP within {timeout_s:.3g} s")

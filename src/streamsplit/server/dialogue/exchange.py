@@ -240,7 +240,7 @@ class Dialogues:
         conversation.sequence = conversation.sequence % 0xFFFF_FFFF + 1
         flags = FrameFlag.FINAL if final else FrameFlag.NONE
         sent = link.session.send_media(
-            FrameType.DIALOGUE, pack_utterance(piece), flags=flags, sequence=conversation.sequence
+            FrameType.DIALOGUE, pack_utterance(piece), now_ms(), flags, conversation.sequence
         )
         link.wake()
         return sent
