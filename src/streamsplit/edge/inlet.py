@@ -25,8 +25,7 @@ class Heard(NamedTuple):
 class AudioInlet:
     """Reads `source` in a thread. With `paced` audio that nobody takes in time is dropped, oldest first, and counted;
     without, the source waits.
-    A block that begins later than the one before it ended says that the source lost some; behind an outage, there was
-    none to be dropped.
+    A block that begins later than the one before it ended says that the source lost some.
 
     An error of the source ends it and is kept in `error`.
     """
@@ -113,8 +112,10 @@ class AudioInlet:
             if self._closed:
                 return False
             missing_ms = block.start_ms - self._end_ms
-            if missing_ms > _JUMP_MS:  # lost before it came here; False at the beginning
-                self.dropped_ms += 0.0 if block.outage else missing_ms
+            if block.outage:  # of the device: nothing was there to be dropped
+                self._gap = True
+            elif missing_ms > _JUMP_MS:  # lost before it came here; False at the beginning
+                self.dropped_ms += missing_ms
                 self._gap = True
             self._end_ms = block.start_ms + length_ms
             while self._blocks and self._held_ms + length_ms > self._limit_ms:
