@@ -284,7 +284,7 @@ class FakePortAudio(types.ModuleType):
         self.held = threading.Event()  # cleared: streams never end
         self.held.set()
         self._initialized = 1
-        self._exit_handler = lambda: None
+        self._exit_handler, self._libname = lambda: None, None
 
     def query_devices(self, device: object, kind: str) -> dict[str, object]:
         if device not in (None, 3, "usb"):

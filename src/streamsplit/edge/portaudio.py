@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import threading
 from types import ModuleType
@@ -11,7 +12,7 @@ from typing import Any
 from streamsplit.errors import AudioError, DriverError, MissingExtraError
 
 _log = logging.getLogger(__name__)
-_END_S = 5.0  # that the end of a stream may take
+_END_S = 3.0  # that the end of a stream may take
 _MOST_STUCK = 3  # streams that never end; more, and only a new process helps
 
 
@@ -67,7 +68,7 @@ def open_stream(kind: str, **words: Any) -> Any:
 
 
 def end_stream(stream: Any) -> None:
-    """Ends a stream in order, within 5 s; one that its driver does not let go of is left behind.
+    """Ends a stream in order, within 3 s; one that its driver does not let go of is left behind.
 
     Closing one that runs cancels its thread, in the middle of Python at worst, whose lock nobody gets any more then.
     """
@@ -92,7 +93,9 @@ def end_stream(stream: Any) -> None:
             return
         stuck = True
         _streams.stuck += 1
-    atexit.unregister(portaudio()._exit_handler)  # it would wait for the stream
+    pa = portaudio()
+    atexit.unregister(pa._exit_handler)  # it would wait for the stream
+    ctypes.CDLL(pa._libname)  # its thread is inside the library, which the binding's end would unload
     _log.warning("the sound driver does not let go of a stream whose device is gone; it is left behind")
 
 

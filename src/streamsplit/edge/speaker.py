@@ -25,7 +25,7 @@ Pull = Callable[[float], Floats]
 _log = logging.getLogger(__name__)
 _AHEAD_MS = 40.0  # of sound that wait in the ring of a loudspeaker
 _LOOK_S = 0.1  # whether it is closed or gone, while nothing is played
-_ENDED_S = 10.0  # by then its thread has ended
+_ENDED_S = 5.0  # by then its thread has ended
 _STALLED_S = 5.0  # without a frame taken: it is gone, whatever its driver says
 
 
