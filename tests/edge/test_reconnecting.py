@@ -1,4 +1,4 @@
-"""A microphone that goes away and comes back: time goes on behind the gap, it is said once, and nothing is left over."""
+"""A microphone that goes away and comes back: time goes on behind the gap, it is said once, nothing is left over."""
 
 from __future__ import annotations
 
