@@ -1,5 +1,6 @@
 """How an echo sounds over a link that loses packets in bursts of mean 2: the voice client's own talker, frames, link,
-jitter buffer and decoder, in virtual time. `python -m benchmarks.lossy_dialogue FOLDER` (utterances; extra 'codec').
+jitter buffer and decoder, in virtual time. `python -m benchmarks.lossy_dialogue FOLDER` (utterances; extra 'codec');
+with `--frames` only what became of the frames, without judging the sound, in a file of its own.
 
 What may be lost goes as datagrams, one packet each; the rest is repeated until it arrives. Rows: loss on the way up
 only, which is what a single stream would meet, and on both.
@@ -118,7 +119,7 @@ def aligned(heard: Floats, said: Floats) -> Floats:
 
 
 def row(
-    utterances: list[Floats], loss: float, *, both: bool, lossy: bool, least_ms: float, seeds: range
+    utterances: list[Floats], loss: float, *, both: bool, lossy: bool, least_ms: float, seeds: range, judged: bool
 ) -> dict[str, Any]:
     """Means over utterances and seeds."""
     found: dict[str, list[float]] = {}
@@ -126,7 +127,7 @@ def row(
     for seed, (place, said) in itertools.product(seeds, enumerate(utterances)):
         up, down = Way(loss, 1_000 * seed + 2 * place), Way(loss if both else 0.0, 1_000 * seed + 2 * place + 1)
         heard, became = converse(said, up, down, lossy=lossy, least_ms=least_ms)
-        for name, value in speech_quality(said, aligned(heard, said)).items():
+        for name, value in (speech_quality(said, aligned(heard, said)) if judged else {}).items():
             found.setdefault(name, []).append(value)
         found.setdefault("lost_up", []).append(up.lost / max(1, up.sent))
         counts = {name: counts.get(name, 0) + value for name, value in became.items()}
@@ -141,23 +142,26 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of utterances (.flac, .wav)")
     parser.add_argument("--utterances", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--frames", action="store_true", help="count frames only")
     args = parser.parse_args()
     paths = sorted(path for path in args.folder.iterdir() if path.suffix in (".flac", ".wav"))[: args.utterances]
     utterances = [np.asarray(read_audio(path, RATE_HZ), np.float32) for path in paths]
-    seeds = range(args.seeds)
+    seeds, judged = range(args.seeds), not args.frames
     rows = []
     for least_ms in LEAST_MS:
-        rows.append(row(utterances, 0.0, both=False, lossy=False, least_ms=least_ms, seeds=range(1)))
+        rows.append(row(utterances, 0.0, both=False, lossy=False, least_ms=least_ms, seeds=range(1), judged=judged))
         for loss in LOSSES:
             for both in (False, True) if loss else (False,):
                 drawn = seeds if loss else range(1)
-                rows.append(row(utterances, loss, both=both, lossy=True, least_ms=least_ms, seeds=drawn))
+                rows.append(
+                    row(utterances, loss, both=both, lossy=True, least_ms=least_ms, seeds=drawn, judged=judged)
+                )
                 print(rows[-1], flush=True)
     settings = {
         "utterances": [path.name for path in paths], "burst": 2.0, "one_way_ms": ONE_WAY_MS, "jitter_ms": JITTER_MS,
         "talk": client_settings(LEAST_MS[0]).over_lossy_link().as_dict(),
     }  # fmt: skip
-    record("lossy_dialogue", {"rows": rows}, settings, seeds)
+    record("lossy_dialogue" if judged else "lossy_dialogue_frames", {"rows": rows}, settings, seeds)
 
 
 if __name__ == "__main__":

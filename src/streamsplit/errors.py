@@ -30,6 +30,10 @@ class AudioError(StreamSplitError):
     """Audio could not be opened, read or decoded, or has the wrong shape or rate."""
 
 
+class DriverError(StreamSplitError):
+    """A sound driver holds on to the streams of devices that are gone; only a new process helps."""
+
+
 class EncoderError(StreamSplitError):
     """An encoder was given an input, block index or state that it cannot take."""
 

@@ -10,7 +10,7 @@ from streamsplit.codec.reorder import ReorderBuffer
 
 
 def packet(index: int) -> bytes:
-    return b"packet %d" % index
+    return b"\x48\x40packet %d" % index  # of Opus, 20 ms, with a copy of the frame before it
 
 
 def test_what_comes_in_order_goes_out_at_once() -> None:

@@ -50,6 +50,43 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
         QuestionStore(tmp_path / "file" / "questions", most=3).mirror([1], [question(1)])
 
 
+def test_an_answered_question_that_cannot_be_deleted_is_said_tried_again_and_never_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = QuestionStore(tmp_path, most=10)
+    store.mirror([1, 2], [question(1, 1_000), question(2, 2_000)])
+    first = sorted(tmp_path.iterdir())[0]
+    with monkeypatch.context() as patched:
+
+        def locked(path: Path, missing_ok: bool = False) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        patched.setattr(Path, "unlink", locked)
+        for waiting, fresh in (([2], []), ([2, 3], [question(3, 3_000)])):  # said each time, and disturbs no other
+            with pytest.raises(CheckpointError, match=r"not deleted \(Permission denied\); marked as answered"):
+                store.mirror(waiting, fresh)
+        assert store.numbers == {2, 3} and store.behind and first.exists()
+        again = QuestionStore(tmp_path, most=1)
+        assert again.load() == [question(3, 3_000)] and again.behind  # no error at the start
+    again.mirror([3], [])
+    assert not again.behind and [path.name for path in tmp_path.iterdir()] == ["000000000003000-0000000003.question"]
+
+
+def test_one_that_cannot_even_be_marked_says_what_that_means_until_it_can_be_deleted(tmp_path: Path) -> None:
+    store = QuestionStore(tmp_path, most=10)
+    store.mirror([1], [question(1)])
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    (path / "inside").mkdir(parents=True)  # deleting a folder as a file fails for anybody, and writing into it, too
+    with pytest.raises(CheckpointError, match="would be asked again at the next start"):
+        store.mirror([], [])
+    (path / "inside").rmdir()
+    path.rmdir()
+    path.write_bytes(b"")
+    store.mirror([], [])
+    assert list(tmp_path.iterdir()) == [] and not store.behind
+
+
 def test_questions_of_an_earlier_run_go_up_as_they_were_before_new_ones() -> None:
     settings = TalkSettings(codec="pcm16")
     first = Questions(settings)

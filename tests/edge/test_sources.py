@@ -18,7 +18,8 @@ from streamsplit.audio.files import read_audio
 from streamsplit.audio.synth import LABELS, Soundscape
 from streamsplit.edge.blocks import AudioBlock, Pacer
 from streamsplit.edge.sources import find_clips, open_source
-from streamsplit.errors import AudioError, MissingExtraError
+from streamsplit.edge.speaker import open_sink
+from streamsplit.errors import AudioError, DriverError, MissingExtraError
 
 
 def tone(seconds: float, rate_hz: int = 16_000, hz: float = 440.0) -> np.ndarray:
@@ -279,17 +280,30 @@ class FakePortAudio(types.ModuleType):
     def __init__(self, own_rate_hz: float = 48_000.0, takes_16_khz: bool = True, seconds: float = 1.0) -> None:
         super().__init__("sounddevice")
         self.own_rate_hz, self.takes_16_khz, self.seconds = own_rate_hz, takes_16_khz, seconds
-        self.closed = self.stopped = 0
+        self.opened = self.closed = self.stopped = self.looks = 0
+        self.held = threading.Event()  # cleared: streams never end
+        self.held.set()
+        self._initialized = 1
+        self._exit_handler, self._libname = lambda: None, None
 
     def query_devices(self, device: object, kind: str) -> dict[str, object]:
         if device not in (None, 3, "usb"):
             raise ValueError(f"No input device matching {device!r}")
         return {"name": "Fake microphone", "default_samplerate": self.own_rate_hz}
 
+    def _terminate(self) -> None:
+        assert self.opened == self.closed  # it would close them
+        self._initialized -= 1
+
+    def _initialize(self) -> None:
+        self._initialized += 1
+        self.looks += 1
+
     def InputStream(self, *, samplerate, blocksize, device, channels, dtype, callback):
         if samplerate == 16_000 and not self.takes_16_khz:
             raise self.PortAudioError("Invalid sample rate")
         library = self
+        library.opened += 1
 
         class Stream:
             active = True
@@ -304,6 +318,7 @@ class FakePortAudio(types.ModuleType):
                 self.active = False
 
             def stop(self) -> None:
+                library.held.wait()
                 library.stopped += 1
 
             def close(self) -> None:
@@ -351,6 +366,102 @@ def test_closing_a_microphone_ends_it_and_gives_the_device_back(monkeypatch):
         if number == 2:
             source.close()
     assert number == 2 and library.closed
+
+
+def test_an_unplugged_microphone_is_looked_for_anew_and_its_streams_are_ended(monkeypatch):
+    library = FakePortAudio()
+    monkeypatch.setitem(sys.modules, "sounddevice", library)
+    threads, source, blocks = threading.active_count(), open_source("mic", retry_s=0.001), []
+    for block in source:
+        blocks.append(block)
+        if len(blocks) == 50:
+            source.close()
+    assert library.opened == library.closed == 5 and library.looks == 4 and threading.active_count() == threads
+    assert [block.outage for block in blocks] == [False] * 10 + ([True] + [False] * 9) * 4
+    starts = [block.start_ms for block in blocks]
+    assert starts == sorted(starts) and source.outages.figures["microphone_outages"] == 4
+
+
+def test_streams_that_a_driver_does_not_let_go_of_are_few_and_then_the_run_ends(monkeypatch, caplog):
+    library = FakePortAudio()
+    monkeypatch.setitem(sys.modules, "sounddevice", library)
+    monkeypatch.setattr("streamsplit.edge.portaudio._END_S", 0.01)
+    library.held.clear()
+    threads = threading.active_count()
+    with pytest.raises(DriverError, match="does not let go of 3 streams"):
+        list(open_source("mic", retry_s=0.001))
+    assert library.opened == 3 and library.looks == 0 and caplog.text.count("it is left behind") == 3
+    library.held.set()
+    while threading.active_count() > threads:
+        threading.Event().wait(0.001)
+    assert library.closed == 3
+    source = open_source("mic")  # and all is well again
+    source.close()
+
+
+class Loudspeakers:
+    """Two that fail after they were looked at twice, one that cannot be opened, and one that stays."""
+
+    def __init__(self, library: FakePortAudio) -> None:
+        self.library, self.left = library, [2, 2, None, 10**9]
+
+    def __call__(self, *, samplerate, blocksize, device, channels, dtype, callback):
+        left = self.left.pop(0)
+        if left is None:
+            raise self.library.PortAudioError("Device unavailable")
+        library = self.library
+        library.opened += 1
+
+        class Stream:
+            looked = 0
+
+            @property
+            def active(self) -> bool:
+                self.looked += 1
+                return self.looked <= left
+
+            def start(self) -> None:
+                pass
+
+            def stop(self) -> None:
+                pass
+
+            def close(self) -> None:
+                library.closed += 1
+
+        return Stream()
+
+
+def test_a_lost_loudspeaker_is_opened_again_and_nothing_is_pulled_meanwhile(monkeypatch):
+    library, pulled = FakePortAudio(), []
+    library.OutputStream = Loudspeakers(library)
+    monkeypatch.setitem(sys.modules, "sounddevice", library)
+    monkeypatch.setattr("streamsplit.edge.speaker._LOOK_S", 0.001)
+    sink, told, stayed = open_sink("speaker:usb", retry_s=0.001), [], threading.Event()
+    pulls_at = []
+
+    def changed(change) -> None:
+        told.append(bool(change.reason))
+        pulls_at.append(len(pulled))
+        if told == [True, False, True, False]:
+            stayed.set()
+
+    def pull(now_ms: float) -> np.ndarray:
+        pulled.append(now_ms)
+        return np.zeros(160, np.float32)
+
+    sink.outages.watch(changed)
+    sink.start(pull, 160)
+    assert stayed.wait(20.0)
+    sink.close()
+    assert told == [True, False, True, False] and pulls_at == [4, 4, 8, 8]  # 40 ms ahead each time
+    assert library.opened == library.closed == 3 and library.looks == 3 and sink.error is None
+
+    library.OutputStream = Loudspeakers(library)
+    sink = open_sink("speaker:usb")  # never again
+    sink.start(pull, 160)
+    sink._thread.join(20.0)
+    assert "loudspeaker: the device stopped playing" in str(sink.error) and library.opened == library.closed == 4
 
 
 def test_a_microphone_that_is_not_there_is_named(monkeypatch):

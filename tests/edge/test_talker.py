@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from streamsplit.codec.opus_stream import OpusEncoderStream, OpusSettings
 from streamsplit.edge.activity import EnergyDetector, SpeechGate, make_detector
+from streamsplit.edge.outages import LOUDSPEAKER, MICROPHONE, DeviceChange
 from streamsplit.edge.talk_settings import ActivitySettings, TalkSettings
 from streamsplit.edge.talker import Talker, tones
 from streamsplit.errors import ConfigError, MissingExtraError
@@ -337,6 +338,58 @@ def test_a_loudspeaker_that_takes_nothing_any_more_is_an_error() -> None:
         world.talker.tick(world.now_ms)
     said = [event.value for event in world.talker.events() if event.kind == "error"]
     assert said == ["the loudspeaker takes no sound any more (0.5 s)"] and world.talker.state is TalkState.IDLE
+
+
+@pytest.mark.parametrize("heard_s", [0.2, 0.6, 1.0, 1.4, 1.6])  # a pause, speech, its end, the answer
+@pytest.mark.parametrize("device", [MICROPHONE, LOUDSPEAKER])
+def test_a_device_that_goes_away_in_any_state_is_an_error_with_its_reason_and_idle_again(
+    heard_s: float, device: str
+) -> None:
+    world = World(make(error_s=0.2))
+    world.link(True)
+    world.run(np.concatenate([noise(0.5), speech(0.6), noise(1.0)])[: round(heard_s * RATE)])
+    world.talker.changed(DeviceChange(device, "unplugged"), world.now_ms)
+    assert world.talker.state is TalkState.ERROR
+    for _ in range(15):  # no sound comes
+        world.now_ms += 20.0
+        world.step()
+    assert world.states[-2:] == ["ERROR", "IDLE"]
+    assert [text for kind, text in world.events if kind == "error"] == [f"{device}: unplugged"]
+    world.talker.changed(DeviceChange(device, "", 12.34), world.now_ms)
+    answers, asked = world.talker.counts.answers, len(world.questions)
+    world.run(np.concatenate([noise(0.5), speech(0.6), noise(2.5)]))
+    assert world.talker.counts.answers == answers + 1 and len(world.questions) == asked + 1
+    assert [text for kind, text in world.events if kind == "device"] == [f"{device}: back after 12.3 s"]
+    assert world.talker.counts.errors == 1 and world.talker.state is TalkState.IDLE
+
+
+def test_no_sound_from_before_an_outage_is_joined_to_a_question_behind_it() -> None:
+    world = World(make(codec="pcm16", activity={"kind": "push", "lead_ms": 200.0}))
+    world.link(True)
+    world.serve = lambda piece, final: None  # type: ignore[method-assign]
+    world.talker.hear(np.full(10 * FRAME + 100, 0.5, np.float32), 200.0)
+    world.talker.changed(DeviceChange(MICROPHONE, "unplugged"), 300.0)
+    world.talker.tick(1_400.0)
+    world.talker.press(1_400.0)  # with no microphone there is nothing to ask
+    assert world.talker.state is TalkState.ERROR and not world.talker.questions.asking
+    world.talker.tick(2_500.0)
+    world.talker.changed(DeviceChange(MICROPHONE, "", 3.0), 3_000.0)
+    world.talker.press(3_000.0)
+    world.now_ms = 3_000.0
+    world.run(np.full(30 * FRAME, 0.25, np.float32))
+    heard = np.frombuffer(b"".join(frame for _, piece, _ in world.sent for frame in piece.frames), "<i2")
+    assert len(heard) == 30 * FRAME and (np.abs(heard / 32_768 - 0.25) < 1e-3).all()
+
+
+def test_an_answer_without_a_loudspeaker_is_an_error_the_server_may_stop_and_nothing_was_played() -> None:
+    world = World(make(error_s=0.2), answer=lambda n: 100)
+    world.link(True)
+    world.talker.changed(DeviceChange(LOUDSPEAKER, "unplugged"), 0.0)
+    world.run(np.concatenate([noise(0.5), speech(0.5), noise(1.0)]))
+    said = [text for kind, text in world.events if kind == "error"]
+    assert said == ["loudspeaker: unplugged"] * 2 and world.talker.counts.answers == 0
+    assert world.stops == [world.questions[0][0]] and world.talker.questions.waiting == 0
+    assert not np.abs(np.concatenate(world.out)).max() and world.talker.state is TalkState.IDLE
 
 
 def test_a_refusal_of_an_earlier_question_is_told_and_disturbs_no_other() -> None:

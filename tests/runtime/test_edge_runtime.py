@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny_server import TinyServer
 from streamsplit.edge.blocks import AudioBlock, SourceInfo
 from streamsplit.edge.journal import Journal, read_journal
 from streamsplit.edge.queue import OfflineQueue
+from streamsplit.edge.reconnecting import ReconnectingSource
 from streamsplit.edge.runtime import EdgeRuntime
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.sources import open_source
@@ -117,6 +119,56 @@ def test_real_time_is_real_time_and_latency_is_from_capture_to_result(tmp_path: 
             assert 3 <= summary.status.windows_seen <= 6
             assert 0 < summary.status.latency_ms < 500
             assert summary.status.results == summary.accepted_through
+
+    asyncio.run(run())
+
+
+def test_windows_of_an_outage_are_counted_and_those_behind_it_hold_no_sound_from_before(tmp_path: Path) -> None:
+    """Two seconds, three without a microphone, two seconds: of the windows that end half a second apart eight are
+    missed, and the next one is whole."""
+    now_s = 0.0
+
+    def microphone(level: float, *, lost: bool) -> Iterator[AudioBlock]:
+        nonlocal now_s
+        for place in range(20):
+            now_s += 0.1
+            yield AudioBlock(np.full(1_600, level, np.float32), 100.0 * place, None, None)
+        if lost:
+            now_s += 3.0
+            raise AudioError("pulled out")
+
+    class Microphone:
+        info = SourceInfo("microphone", "fake", False, ())
+
+        def __init__(self, level: float, lost: bool) -> None:
+            self._blocks = microphone(level, lost=lost)
+
+        def __iter__(self) -> Iterator[AudioBlock]:
+            return self._blocks
+
+        def close(self) -> None:
+            pass
+
+    async def run() -> None:
+        async with TinyServer().running() as server:
+            source = ReconnectingSource(
+                lambda: Microphone(0.1, True), lambda: Microphone(0.2, False), longest_s=0.001, clock_s=lambda: now_s
+            )
+            config = settings(tmp_path, server.url, splitting={"agent": {"policy": "fixed", "cut": "0:pcm16"}})
+            device = runtime(config, source, journal=tmp_path / "j")
+            status = (await asyncio.wait_for(device.run(), 30)).status
+            assert (status.windows_seen, status.windows_sent, status.windows_missed) == (5, 5, 8)
+            assert (status.microphone_outages, status.microphone_gone_s) == (1, 3.0)
+            assert status.dropped_audio_ms == 0 and status.problem == ""
+            pieces = [unpack_media(frame.payload) for _, frame in sorted(server.windows.items())]
+        assert [header.window for header, _ in pieces] == [0, 1, 2, 3, 4]
+        assert [(header.new_frames, header.flags) for header, _ in pieces[:4]] == [(100, 1), (50, 0)] * 2
+        levels = [set(np.round(np.frombuffer(sound, "<i2") / 32_768, 3)) for _, sound in pieces]
+        assert levels == [{0.1}] * 2 + [{0.2}] * 2 + [{0.2, 0.0}]  # the last one is filled up
+        rows = [row for row in read_journal(tmp_path / "j") if row["kind"] in ("device", "gap")]
+        said = [(row["kind"], row.get("gone"), row.get("gone_s"), row.get("outage")) for row in rows]
+        assert said == [("device", True, 0.0, None), ("device", False, 3.0, None), ("gap", None, None, True)]
+        assert rows[0]["reason"].startswith("pulled out")
 
     asyncio.run(run())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import soundfile
 from server_harness import make_settings, running
 
+from streamsplit.edge.blocks import AudioBlock, SourceInfo
+from streamsplit.edge.reconnecting import ReconnectingSource
 from streamsplit.edge.runtime import EdgeRuntime
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.sources import open_source
@@ -19,7 +22,7 @@ from streamsplit.edge.speaker import PacedSink, WavSink
 from streamsplit.edge.talk import TalkRuntime
 from streamsplit.edge.talker import TalkEvent
 from streamsplit.edge.voice import Voice
-from streamsplit.errors import ConfigError
+from streamsplit.errors import AudioError, ConfigError
 
 RATE = 16_000
 
@@ -52,11 +55,26 @@ def served(folder: Path) -> Any:
     return running(make_settings(folder / "server", encoder=encoder, dialogue={"responder": "echo"}))
 
 
-def test_a_device_listens_and_talks_through_one_microphone_and_one_connection(tmp_path: Path) -> None:
+class Unplugged:
+    """A little quiet, and it is gone."""
+
+    info = SourceInfo("microphone", "fake", False, ())
+
+    def __iter__(self) -> Iterator[AudioBlock]:
+        for place in range(10):
+            yield AudioBlock(np.zeros(320, np.float32), 20.0 * place, None, None)
+        raise AudioError("pulled out")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_device_listens_and_talks_through_one_microphone_that_was_gone_and_one_connection(tmp_path: Path) -> None:
     events: list[TalkEvent] = []
-    source = open_source(spoken(tmp_path / "in.wav"), block_ms=20.0)
+    file = open_source(spoken(tmp_path / "in.wav"), block_ms=20.0)
+    source = ReconnectingSource(Unplugged, lambda: file, longest_s=0.001, clock_s=lambda: 0.0)
     with served(tmp_path) as server:
-        made = settings(tmp_path, server.port)
+        made = settings(tmp_path, server.port, talk={"activity": {"end_ms": 300.0}, "error_s": 0.05})
         voice = Voice(made, WavSink(tmp_path / "out.wav"), watch=events.append)
         device = EdgeRuntime(made, source, voice=voice)
         summary = asyncio.run(asyncio.wait_for(device.run(), 60))
@@ -66,6 +84,9 @@ def test_a_device_listens_and_talks_through_one_microphone_and_one_connection(tm
     status = voice.status(device.link.estimate(0.0))
     assert status.counts["questions"] == status.counts["delivered"] == status.counts["answers"] == 1
     assert status.state == "IDLE" and status.problem == "" and [e.kind for e in events].count("answer") == 1
+    assert [e.kind for e in events if e.kind in ("error", "device")] == ["error", "device"]
+    assert status.microphone_outages == summary.status.microphone_outages == 1
+    assert summary.status.problem == "" and summary.status.windows_missed == 0
     heard, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
     assert np.abs(heard).max() > 0.1
     assert summary.status.windows_seen == summary.status.windows_sent == summary.status.results == 5

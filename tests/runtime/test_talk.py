@@ -20,12 +20,14 @@ from server_harness import make_settings, running
 
 from streamsplit.cli.main import main
 from streamsplit.edge.blocks import AudioBlock, Pacer
+from streamsplit.edge.reconnecting import ReconnectingSource
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.sources import open_source
 from streamsplit.edge.speaker import PacedSink, WavSink
 from streamsplit.edge.talk import TalkRuntime
 from streamsplit.edge.talker import TalkEvent
 from streamsplit.edge.voice import TalkStatus
+from streamsplit.errors import AudioError
 from streamsplit.network.packets import PacketLinkSettings
 from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.trace import constant_trace
@@ -264,22 +266,47 @@ def test_two_talkers_at_once_hear_each_their_own_echo(tmp_path: Path) -> None:
         assert own > 0.75 and own > others + 0.15, (own, others)
 
 
-def test_a_microphone_that_fails_is_an_error_with_its_reason(tmp_path: Path) -> None:
+def test_a_microphone_that_fails_is_an_error_with_its_reason_and_the_run_ends_only_if_it_cannot_come_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Unplugged:
         info = open_source("synthetic:1").info
 
+        def __init__(self) -> None:
+            self.error = errors.pop(0)
+
         def __iter__(self):
-            yield from open_source("synthetic:0.5", block_ms=20.0)
-            raise OSError("the device is gone")
+            yield from open_source("synthetic:0.3", block_ms=20.0)
+            if not errors:
+                idle_again.wait(20.0)
+            raise self.error
 
         def close(self) -> None:
             pass
 
+    errors = [AudioError("pulled out"), OSError("the device is gone")]
+    events: list[TalkEvent] = []
+    idle_again = threading.Event()
+
+    def watch(event: TalkEvent) -> None:
+        events.append(event)
+        if states(events)[-2:] == ["ERROR", "IDLE"]:
+            idle_again.set()
+
+    source = ReconnectingSource(Unplugged, Unplugged, longest_s=0.001)
     with server(tmp_path) as running_server:
-        runtime = TalkRuntime(settings(tmp_path, running_server.port), Unplugged(), PacedSink())  # type: ignore[arg-type]
+        made = settings(tmp_path, running_server.port, error_s=0.05)
+        runtime = TalkRuntime(made, source, PacedSink(), watch=watch)
         with pytest.raises(OSError, match="the device is gone"):
             asyncio.run(runtime.run())
     assert "microphone: the device is gone" in runtime.voice.problem
+    status = runtime.status()
+    assert (status.counts["errors"], status.microphone_outages, status.loudspeaker_outages) == (2, 1, 0)
+    said = [(event.kind, event.value.partition(";")[0]) for event in events if event.kind in ("error", "device")]
+    back = ("device", f"microphone: back after {source.outages.figures['microphone_gone_s']:.1f} s")
+    assert said == [("error", "microphone: pulled out"), back, ("error", "microphone: the device is gone")]
+    assert [text.count("pulled out") for text in caplog.messages if "pulled out" in text] == [1]
+    assert idle_again.is_set()
 
 
 def test_the_command_talks_with_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

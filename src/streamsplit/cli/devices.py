@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Lists what PortAudio finds; a number, or any part of a name, picks one as mic:X and speaker:X."""
-    from streamsplit.edge.microphone import portaudio
+    from streamsplit.edge.portaudio import portaudio
 
     found = [
         {

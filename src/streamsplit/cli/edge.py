@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from streamsplit.edge.counters import EdgeStatus, RunSummary
     from streamsplit.edge.runtime import EdgeRuntime
     from streamsplit.edge.talker import TalkEvent
-    from streamsplit.edge.voice import Voice
+    from streamsplit.edge.voice import TalkStatus, Voice
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
 
     audio = settings.audio
     block_ms = float(audio.block_ms) if args.talk is None else settings.talk.opus.frame_ms
-    source = open_source(audio.source, speed=args.speed, seed=audio.seed, loop=audio.loop, block_ms=block_ms)
+    source = open_source(
+        audio.source, speed=args.speed, seed=audio.seed, loop=audio.loop, block_ms=block_ms, retry_s=audio.retry_s
+    )
     with contextlib.ExitStack() as opened:
         opened.callback(source.close)
         voice = None
@@ -107,7 +109,7 @@ def _voice(settings: EdgeSettings, sink: str, *, as_json: bool) -> Voice:
         elif event.kind in ("text", "question", "answer"):
             log.info("%s: %s %s", settings.device.id, event.kind, event.value)
 
-    return Voice(settings, open_sink(sink), watch=watch)
+    return Voice(settings, open_sink(sink, retry_s=settings.audio.retry_s), watch=watch)
 
 
 def overridden(settings: EdgeSettings, args: argparse.Namespace) -> EdgeSettings:
@@ -249,9 +251,20 @@ def status_table(status: EdgeStatus) -> Table:
     )
     for name, text in rows:
         table.add_row(name, text)
+    if outages := outages_text(status):
+        table.add_row("devices", f"{outages}; {status.windows_missed} windows missed")
     if status.problem:
         table.add_row("problem", status.problem)
     return table
+
+
+def outages_text(status: EdgeStatus | TalkStatus) -> str:
+    """How often sound devices were gone, and how long; "" where none was."""
+    devices = (
+        ("microphone", status.microphone_outages, status.microphone_gone_s),
+        ("loudspeaker", status.loudspeaker_outages, status.loudspeaker_gone_s),
+    )
+    return ", ".join(f"{name} gone {count} times, {gone_s:.1f} s" for name, count, gone_s in devices if count)
 
 
 def _flat(summary: RunSummary) -> dict[str, Any]:
@@ -268,6 +281,8 @@ def _show_summary(summary: RunSummary) -> None:
         f"{status.downlink_bytes / 1e3:.1f} kB down; {status.learner_steps} learning steps; cuts: {cuts or 'none'}; "
         f"policy {status.policy or '-'}: {_judgement(status)}"
     )
+    if outages := outages_text(status):
+        print(f"{status.device_id}: {outages}; {status.windows_missed} windows missed")
     sys.stdout.flush()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamsplit.cli.console import LOG_LEVELS, console, is_terminal, on_enter, print_json, set_up_logging
-from streamsplit.cli.edge import reached
+from streamsplit.cli.edge import outages_text, reached
 from streamsplit.cli.settings_files import load_device_settings
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.talk_settings import ACTIVITIES
@@ -51,16 +51,19 @@ def run(args: argparse.Namespace) -> int:
     from streamsplit.edge.speaker import open_sink
     from streamsplit.edge.talk import TalkRuntime
 
-    source = open_source(args.source, speed=1.0, seed=settings.audio.seed, block_ms=settings.talk.opus.frame_ms)
+    audio = settings.audio
+    source = open_source(
+        args.source, speed=1.0, seed=audio.seed, block_ms=settings.talk.opus.frame_ms, retry_s=audio.retry_s
+    )
     try:
-        sink = open_sink(args.sink)
+        sink = open_sink(args.sink, retry_s=audio.retry_s)
         try:
             shown: list[str] = []
 
             def watch(event: TalkEvent) -> None:
                 if args.json:
                     print_json({"event": event.kind, "value": event.value, "at_ms": round(event.at_ms, 1)})
-                elif event.kind in ("text", "error"):
+                elif event.kind in ("text", "error", "device"):
                     shown.append(f"{event.kind}: {event.value}")
 
             runtime = TalkRuntime(settings, source, sink, watch=watch)
@@ -126,6 +129,8 @@ def view(status: TalkStatus, shown: list[str]) -> Table:
         ("microphone", _microphone(counts)),
     ):
         table.add_row(name, value)
+    if outages := outages_text(status):
+        table.add_row("devices", outages)
     for line in shown[-5:]:
         table.add_row("", line)
     if status.problem:

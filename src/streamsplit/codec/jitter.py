@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from streamsplit.codec.opus_packet import carries_copy
 from streamsplit.config import Settings, setting
 from streamsplit.errors import ConfigError
 
@@ -63,7 +64,7 @@ class JitterCounts:
     received: int = 0
     duplicates: int = 0
     played: int = 0
-    recovered: int = 0  # from the packet after them
+    recovered: int = 0  # from the copy in the packet after them
     concealed: int = 0  # frames of concealment or comfort silence that were played
     comfort: int = 0  # of those, frames of comfort silence
     late: int = 0  # came after their time
@@ -77,7 +78,7 @@ class JitterBuffer:
     def __init__(
         self, settings: JitterSettings = JitterSettings(), *, frame_ms: float = 20.0, fec: bool = False
     ) -> None:
-        """`frame_ms` of sound in a packet; `fec`: packets carry the one before them."""
+        """`frame_ms` of sound in a packet; `fec`: packets of Opus may carry a copy of the one before them."""
         self.settings, self.frame_ms, self.fec = settings, frame_ms, fec
         self.counts = JitterCounts()
         self.restart()
@@ -188,7 +189,7 @@ class JitterBuffer:
             return self._conceal()
         following = self._packets.get(self._next + 1)
         self._give_up()
-        if following is not None and self.fec:
+        if self.fec and following is not None and carries_copy(following):
             self._missing = 0
             self.counts.lost -= 1
             self.counts.recovered += 1

@@ -2,19 +2,21 @@
 
 The jitter buffer serves an ear: it waits, leaves out and makes up for lost time. Whoever only wants to know what was
 said wants frame i to be frame i: here a missing frame is waited for, for as long as the packets behind it may wait, and
-then recovered from the next packet or concealed. Time is an argument.
+then recovered from the copy in the next packet, or concealed. Time is an argument.
 """
 
 from __future__ import annotations
 
 from streamsplit.codec.jitter import Decision, JitterCounts, Play
+from streamsplit.codec.opus_packet import carries_copy
 
 
 class ReorderBuffer:
     """Of one stream."""
 
     def __init__(self, patience_ms: float, *, fec: bool = True) -> None:
-        """`patience_ms`: how long a packet waits for those before it; `fec`: packets may carry the one before them."""
+        """`patience_ms`: how long a packet waits for those before it; `fec`: packets of Opus may carry a
+        copy of the one before them."""
         self.patience_ms, self.fec = patience_ms, fec
         self.counts = JitterCounts()
         self._packets: dict[int, tuple[bytes, float]] = {}  # place -> packet, arrival
@@ -64,7 +66,7 @@ class ReorderBuffer:
             return None
         self._next += 1
         following = self._packets.get(self._next)
-        if following is not None and self.fec:
+        if self.fec and following is not None and carries_copy(following[0]):
             self.counts.recovered += 1
             return Decision(Play.RECOVER, following[0], self._next - 1)
         self._passed.add(self._next - 1)

@@ -48,6 +48,7 @@ class Answer:
         self.frame_ms, self.frame = settings.opus.frame_ms, settings.opus.frame_samples
         self.jitter = JitterBuffer(settings.jitter, frame_ms=self.frame_ms, fec=settings.opus.fec)
         self.number = -1  # of the question; -1: none is waited for
+        self._fec = settings.opus.fec
         self._least_ms = settings.jitter.least_ms
         self._most_ms = settings.jitter.most_ms
         self._local: deque[Floats] = deque()
@@ -90,6 +91,7 @@ class Answer:
         if piece.frames and piece.frame_ms != self.frame_ms:
             raise CutError(f"got frames of {piece.frame_ms} ms, expected {self.frame_ms}")
         self.jitter.live = piece.live
+        self.jitter.fec = self._fec and piece.kind is Kind.OPUS
         for place, frame in enumerate(piece.frames):
             self.jitter.push(piece.first + place, frame, now_ms)
             self.trace("received", piece.first + place, math.nan)

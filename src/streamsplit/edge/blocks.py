@@ -22,6 +22,7 @@ class AudioBlock(NamedTuple):
     start_ms: float  # stream time of the first sample, counted in samples, so it does not depend on the speed
     label: str | None  # ground truth where the source knows it
     clip: str | None  # name of the file; a change means that the sound is not continuous
+    outage: bool = False  # the device was gone before it: `start_ms` lies behind the gap
 
 
 class SourceInfo(NamedTuple):

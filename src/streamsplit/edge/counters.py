@@ -22,6 +22,7 @@ class Counters:
     windows_dropped: int = 0  # refused by a full queue or a full disk
     windows_failed: int = 0  # could not be processed or packed
     windows_rejected: int = 0  # the server recorded them as rejected
+    windows_missed: int = 0  # there was no sound for: it was dropped, or the microphone was gone
     results: int = 0
     cuts: Counter[str] = field(default_factory=Counter)
     energy_mj: float = 0.0
@@ -91,6 +92,11 @@ class EdgeStatus(NamedTuple):
     collapsed: bool = False  # the alarm is on: the embeddings fall onto few directions
     held_blocks: int = -1  # of the encoder, in memory; -1: all there are
     weight_bytes: int = 0  # received on the weight stream's sockets
+    windows_missed: int = 0  # there was no sound for: it was dropped, or the microphone is or was gone
+    microphone_outages: int = 0
+    microphone_gone_s: float = 0.0
+    loudspeaker_outages: int = 0
+    loudspeaker_gone_s: float = 0.0
 
 
 class RunSummary(NamedTuple):

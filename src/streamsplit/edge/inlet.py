@@ -112,7 +112,9 @@ class AudioInlet:
             if self._closed:
                 return False
             missing_ms = block.start_ms - self._end_ms
-            if missing_ms > _JUMP_MS:  # lost before it came here; False at the beginning
+            if block.outage:  # of the device: nothing was there to be dropped
+                self._gap = True
+            elif missing_ms > _JUMP_MS:  # lost before it came here; False at the beginning
                 self.dropped_ms += missing_ms
                 self._gap = True
             self._end_ms = block.start_ms + length_ms

@@ -58,6 +58,9 @@ class Listener:
         # a window that is decided on is better decided on if it is known whether the link is alive right now
         self._probe_after_ms = stride_ms - lead_ms if paced and 0 < lead_ms < stride_ms else math.inf
         self._since_window_ms = 0.0
+        self._stride_ms = stride_ms
+        self._last_end_ms = self._window_ms - stride_ms  # of the newest window
+        self._in_gap = False  # since then some sound was lost
         self._clip: str | None = None
         self._feature_ms = 0.0
         self._labels: deque[tuple[float, str | None]] = deque()  # (end of block, label) under the newest window
@@ -77,8 +80,10 @@ class Listener:
     def _hear(self, heard: Heard) -> None:
         block, resolution = heard.block, self._state().resolution
         if heard.gap:
-            self._problem("this device is too slow for its audio: some was dropped (see dropped_audio_ms)")
-            self._note("gap", dropped_ms=self._inlet.dropped_ms)
+            if not block.outage:
+                self._problem("this device is too slow for its audio: some was dropped (see dropped_audio_ms)")
+            self._note("gap", dropped_ms=self._inlet.dropped_ms, outage=block.outage)
+            self._in_gap = True
             self._stream.reset(block.start_ms)
             self._labels.clear()
         elif block.clip != self._clip:
@@ -109,8 +114,13 @@ class Listener:
 
     def _process(self, window: Window, captured_ms: int) -> None:
         counters = self._counters
+        missed = 0
+        if self._in_gap:  # their ends, a stride apart, between this one's and its
+            missed = max(0, round((window.end_ms - self._last_end_ms) / self._stride_ms) - 1)
+        self._in_gap, self._last_end_ms = False, window.end_ms
         with counters.lock:
             counters.windows_seen += 1
+            counters.windows_missed += missed
         try:
             outcome = self._pipeline.process(window, self._surroundings(), self._feature_ms)
         except StreamSplitError as error:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from streamsplit.audio.resample import StreamingResampler
 from streamsplit.edge.blocks import RATE_HZ, AudioBlock, SourceInfo
+from streamsplit.edge.portaudio import end_stream, find_device, open_stream, portaudio
 from streamsplit.edge.ring import Bell, BlockRing
-from streamsplit.errors import AudioError, MissingExtraError
+from streamsplit.errors import AudioError
 
 _log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5  # whether the device is still there, while nothing comes
+_STALLED_S = 5.0  # without a block: it is gone, whatever its driver says
 _HELD_S = 10.0  # of sound kept for a consumer that falls behind; older sound is lost, and said so
 
 
@@ -28,18 +30,12 @@ class MicrophoneSource:
     """
 
     def __init__(self, device: str | None = None, *, block_ms: float = 100.0) -> None:
-        pa = portaudio()
-        chosen: int | str | None = int(device) if device is not None and device.isdigit() else device
-        try:
-            description = pa.query_devices(chosen, "input")
-        except (ValueError, pa.PortAudioError) as error:
-            wanted = f"no input device '{device}'" if device else "no input device"
-            raise AudioError(f"{wanted} ({error}); `streamsplit devices` lists them") from error
+        chosen, description = find_device(device, "input")
         self.info = SourceInfo("microphone", str(description["name"]), True, ())
         self._lost = self._faults = 0  # blocks that nobody took in time; times the driver said that it lost some
         self._closed = False
         self._bell: Bell | None = None
-        self._stream, rate_hz = _open(pa, chosen, float(description["default_samplerate"]), block_ms, self._hear)
+        self._stream, rate_hz = _open(chosen, float(description["default_samplerate"]), block_ms, self._hear)
         self._size = round(block_ms * rate_hz / 1_000.0)
         self._ring = BlockRing(self._size, max(2, round(_HELD_S * 1_000.0 / block_ms)))
         self._resampler = StreamingResampler(rate_hz, RATE_HZ)
@@ -57,6 +53,7 @@ class MicrophoneSource:
         self._bell = bell = Bell()
         try:
             self._start()
+            heard_s = time.monotonic()
             while not self._closed:
                 active = self._stream.active
                 lost = self._ring.get(heard)
@@ -68,9 +65,12 @@ class MicrophoneSource:
                     told = self.overruns
                 if lost < 0:
                     if not active:
-                        raise AudioError(f"{self.info.name}: the device stopped recording; is it still plugged in?")
+                        raise AudioError(f"{self.info.name}: the device stopped recording (unplugged?)")
+                    if time.monotonic() - heard_s > _STALLED_S:
+                        raise AudioError(f"{self.info.name}: the device has given nothing for {_STALLED_S:g} s")
                     bell.wait(_LOOK_S)
                     continue
+                heard_s = time.monotonic()
                 for raw in (before * fade, heard.copy()) if lost else (heard.copy(),):
                     samples = self._resampler.push(raw)
                     if len(samples):
@@ -85,12 +85,12 @@ class MicrophoneSource:
             bell.close()
 
     def close(self) -> None:
-        """Ends the iteration, whose thread gives the device back; never waits."""
+        """Ends the iteration, whose thread gives the device back and is not waited for."""
         self._closed = True
         if self._bell is not None:
             self._bell.ring()
         else:  # it was never listened to
-            self._stream.close()
+            end_stream(self._stream)
 
     def _start(self) -> None:
         pa = portaudio()
@@ -108,37 +108,14 @@ class MicrophoneSource:
             self._bell.ring()
 
 
-def portaudio() -> ModuleType:
-    """The binding; raises MissingExtraError without it, AudioError without the library, saying what to install."""
-    try:
-        import sounddevice
-    except ImportError as error:
-        raise MissingExtraError("the microphone", "mic", str(error)) from error
-    except OSError as error:
-        raise AudioError(f"the microphone needs PortAudio ({error}): apt-get install libportaudio2") from error
-    module: ModuleType = sounddevice
-    return module
-
-
-def end_stream(stream: Any) -> None:
-    """Ends a stream of PortAudio in order. Closing one that runs cancels its thread, in the middle of Python at worst,
-    whose lock nobody gets any more then."""
-    stream.stop()
-    stream.close()
-
-
-def _open(
-    pa: ModuleType, device: int | str | None, own_rate_hz: float, block_ms: float, callback: Any
-) -> tuple[Any, float]:
+def _open(device: int | str | None, own_rate_hz: float, block_ms: float, callback: Any) -> tuple[Any, float]:
     """An input stream and its rate: 16 kHz where the device takes it, else its own."""
+    pa = portaudio()
     failure: Exception | None = None
     for rate_hz in (float(RATE_HZ), own_rate_hz):
         try:
-            stream = pa.InputStream(
-                samplerate=rate_hz, blocksize=round(block_ms * rate_hz / 1_000.0), device=device, channels=1,
-                dtype="float32", callback=callback,
-            )  # fmt: skip
-            return stream, rate_hz
+            size = round(block_ms * rate_hz / 1_000.0)
+            return open_stream("input", samplerate=rate_hz, blocksize=size, device=device, callback=callback), rate_hz
         except (ValueError, pa.PortAudioError) as error:
             failure = error
     raise AudioError(f"the microphone cannot be opened ({failure})") from failure

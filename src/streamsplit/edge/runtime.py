@@ -32,10 +32,12 @@ from streamsplit.edge.learning import LearningLoop
 from streamsplit.edge.listening import Listener
 from streamsplit.edge.model import DeviceModel, EncoderModel, make_model
 from streamsplit.edge.monitor import ResourceMonitor
+from streamsplit.edge.outages import DeviceChange
 from streamsplit.edge.payload import PieceChain
 from streamsplit.edge.pipeline import Surroundings, WindowPipeline
 from streamsplit.edge.policies import DevicePolicy
 from streamsplit.edge.queue import OfflineQueue
+from streamsplit.edge.reconnecting import ReconnectingSource
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.snapshot import load_snapshot, save_snapshot
 from streamsplit.edge.status import StatusView
@@ -81,10 +83,14 @@ class EdgeRuntime:
         self.settings = settings
         self.voice = voice
         self.paced = speed > 0 or source.info.live
+        self.outages = [source.outages] if isinstance(source, ReconnectingSource) else []
         if voice is not None:
             if speed != 1.0 or not settings.splitting.enabled:
                 raise ConfigError(f"a dialogue needs a server and real time: got speed {speed:g}, expected 1")
             source = Overheard(source, voice)
+            self.outages = voice.outages
+        for outages in self.outages:
+            outages.watch(self._device_changed)
         self.source = source
         self.counters = Counters()
         self._stop = threading.Event()
@@ -132,7 +138,7 @@ class EdgeRuntime:
         self._view = StatusView(
             settings.device.id, self.model, self.queue, self.inlet, self.monitor, self.policies, self.counters,
             client=lambda: self.client, link=lambda: self._link_estimate, ended=self._done.is_set,
-            elapsed_s=lambda: time.monotonic() - self._started_s,
+            elapsed_s=lambda: time.monotonic() - self._started_s, outages=self.outages, stride_ms=audio.stride_ms,
         )  # fmt: skip
         self.listener = Listener(
             settings, self.inlet, self.pipeline, self.queue, self.counters, self.learning, self.decisions,
@@ -228,6 +234,16 @@ class EdgeRuntime:
         if not repeated:
             log.warning("%s: %s", self.settings.device.id, text)
             self.note("problem", text=text)
+
+    def _device_changed(self, change: DeviceChange) -> None:
+        """A microphone or loudspeaker went away or is back: said by the voice where there is one."""
+        text = f"{change.device}: {change.reason or f'back after {change.gone_s:.1f} s'}"
+        with self.counters.lock:
+            if change.reason or self.counters.last_problem.startswith(f"{change.device}:"):
+                self.counters.last_problem = text if change.reason else ""
+        if self.voice is None:
+            log.warning("%s: %s", self.settings.device.id, text)
+        self.note("device", device=change.device, gone=bool(change.reason), reason=change.reason, gone_s=change.gone_s)
 
     def _restore_gate(self) -> None:
         try:

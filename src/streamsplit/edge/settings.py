@@ -90,6 +90,7 @@ class AudioSettings(Settings):
     stride_frames: int = setting(50, low=2, high=1_000)
     block_ms: int = setting(100, low=10, high=1_000)
     buffer_s: float = setting(5.0, low=1.0, high=600.0)  # audio that may wait for the encoder; then some is dropped
+    retry_s: float = setting(10.0, low=0.0, high=3_600.0)  # mic, speaker: longest wait between tries; 0 = lost: the end
     loop: bool = setting(False)
     seed: int = setting(0, low=0)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from streamsplit.audio.files import AUDIO_SUFFIXES, iter_audio
 from streamsplit.audio.synth import Soundscape
 from streamsplit.edge.blocks import RATE_HZ, AudioBlock, Pacer, Source, SourceInfo
+from streamsplit.edge.reconnecting import ReconnectingSource
 from streamsplit.errors import AudioError
 
 _log = logging.getLogger(__name__)
@@ -126,9 +127,12 @@ def find_clips(root: str | Path) -> list[LabelledClip]:
     return [LabelledClip(path, None if path.parent == root else path.parent.name) for path in paths]
 
 
-def open_source(spec: str, *, speed: float = 1.0, seed: int = 0, loop: bool = False, block_ms: float = 100.0) -> Source:
+def open_source(
+    spec: str, *, speed: float = 1.0, seed: int = 0, loop: bool = False, block_ms: float = 100.0, retry_s: float = 0.0
+) -> Source:
     """The source that `spec` names: 'synthetic[:seconds]', 'mic[:device]', a file, a folder of <label>/*.ext (played in
-    an order drawn from `seed`), or an rtsp://, http:// or https:// URL.
+    an order drawn from `seed`), or an rtsp://, http:// or https:// URL. A microphone that goes away is opened again,
+    with waits of at most `retry_s` between the tries; 0: its error ends the source.
 
     Raises AudioError if it does not exist or cannot be opened, MissingExtraError if it needs an extra.
     """
@@ -136,9 +140,7 @@ def open_source(spec: str, *, speed: float = 1.0, seed: int = 0, loop: bool = Fa
     if kind == "synthetic":
         return SyntheticSource(_seconds(rest), speed=speed, seed=seed, block_ms=block_ms)
     if kind == "mic":
-        from streamsplit.edge.microphone import MicrophoneSource
-
-        return MicrophoneSource(rest or None, block_ms=block_ms)
+        return _microphone(rest or None, block_ms, retry_s)
     if kind.lower() in ("rtsp", "rtsps", "http", "https") and rest.startswith("//"):
         from streamsplit.edge.media_url import UrlSource
 
@@ -158,6 +160,19 @@ def open_source(spec: str, *, speed: float = 1.0, seed: int = 0, loop: bool = Fa
     raise AudioError(
         f"got source '{spec}': no such file or folder; expected a path, 'synthetic[:seconds]', 'mic[:device]' or a URL"
     )
+
+
+def _microphone(device: str | None, block_ms: float, retry_s: float) -> Source:
+    from streamsplit.edge.microphone import MicrophoneSource
+    from streamsplit.edge.portaudio import look_again
+
+    def reopened() -> Source:
+        look_again()
+        return MicrophoneSource(device, block_ms=block_ms)
+
+    if not retry_s:
+        return MicrophoneSource(device, block_ms=block_ms)
+    return ReconnectingSource(lambda: MicrophoneSource(device, block_ms=block_ms), reopened, longest_s=retry_s)
 
 
 def _seconds(text: str) -> float | None:

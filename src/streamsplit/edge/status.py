@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Sequence
 
 from streamsplit.edge.client import EdgeClient
 from streamsplit.edge.counters import Counters, EdgeStatus, RunSummary
 from streamsplit.edge.inlet import AudioInlet
 from streamsplit.edge.model import DeviceModel
 from streamsplit.edge.monitor import ResourceMonitor
+from streamsplit.edge.outages import MICROPHONE, Outages
 from streamsplit.edge.policies import DevicePolicy
 from streamsplit.edge.queue import OfflineQueue
 from streamsplit.edge.readings import Readings
@@ -34,6 +36,8 @@ class StatusView:
         link: Callable[[], LinkEstimate],
         ended: Callable[[], bool],
         elapsed_s: Callable[[], float],
+        outages: Sequence[Outages] = (),
+        stride_ms: float = 500.0,
     ) -> None:
         self._device_id = device_id
         self._model = model
@@ -44,6 +48,7 @@ class StatusView:
         self._counters = counters
         self._client, self._link = client, link
         self._ended, self._elapsed_s = ended, elapsed_s
+        self._outages, self._stride_ms = outages, stride_ms
 
     def status(self) -> EdgeStatus:
         """One look at the device; safe from any thread."""
@@ -66,8 +71,15 @@ class StatusView:
             cut_changes=counters.cut_changes, fallbacks=self._policies.fallbacks, regret=counters.regret,
             gradients_asked=counters.gradients_asked, gradients_applied=counters.gradients_applied,
             collapsed=counters.collapsed, held_blocks=self._model.held_blocks,
-            weight_bytes=self._model.received_bytes,
+            weight_bytes=self._model.received_bytes, windows_missed=counters.windows_missed + self._missing,
+            **ChainMap(*(outages.figures for outages in self._outages)),
         )  # fmt: skip
+
+    @property
+    def _missing(self) -> int:
+        """Windows that the outage under way has cost so far; those of past ones are counted."""
+        gone_s = sum(outages.under_way_s for outages in self._outages if outages.device == MICROPHONE)
+        return int(1000.0 * gone_s / self._stride_ms)
 
     def stats(self) -> Stats:
         """The device's STATS message, as of now."""

@@ -39,6 +39,7 @@ class TalkRuntime:
         """Raises as `Voice`."""
         self.settings, self.source = settings, source
         self.voice = Voice(settings, sink, watch=watch)
+        self.voice.mind(source)
         self.talker = self.voice.talker
         self.queue = OfflineQueue(settings.queue_path, settings.queue)  # windows of another run go up as well
         self.link = LinkEstimator(settings.splitting.link)
@@ -53,7 +54,8 @@ class TalkRuntime:
         self.source.close()
 
     async def run(self, duration_s: float | None = None) -> TalkStatus:
-        """Raises ConnectionRefused when the server turns the device away for good, AudioError when the source fails."""
+        """Raises ConnectionRefused when the server turns the device away for good, AudioError when the source or the
+        loudspeaker fails and is not tried again."""
         self.client = EdgeClient(self.settings.server, self.queue, self, self.link, dialogue=True)
         self.voice.client = self.client
         listener = threading.Thread(target=self._listen, name="microphone", daemon=True)
@@ -101,7 +103,7 @@ class TalkRuntime:
                 if self._stop.is_set():
                     break
                 self.voice.hear(block.samples)
-        except Exception as error:  # an unplugged microphone: the dialogue says so, and the run ends with it
+        except Exception as error:  # for good: the dialogue says so, and the run ends with it
             self._error = error
             self.talker.fail(f"microphone: {error}", now_ms())
         finally:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from streamsplit.edge.activity import SpeechGate, make_detector
 from streamsplit.edge.answer import Answer, Heard, Trace
+from streamsplit.edge.outages import LOUDSPEAKER, MICROPHONE, DeviceChange
 from streamsplit.edge.question_store import KeptQuestion
 from streamsplit.edge.questions import Outgoing, Questions
 from streamsplit.edge.speech_rate import SpeechRate
@@ -36,7 +37,7 @@ _ANSWERING = (TalkState.PROCESSING, TalkState.RECEIVING, TalkState.PLAYING)
 class TalkEvent(NamedTuple):
     """For whoever watches."""
 
-    kind: str  # 'state', 'text', 'error', 'question', 'answer'
+    kind: str  # 'state', 'text', 'error', 'device' (one is back), 'question', 'answer'
     value: str
     at_ms: float
 
@@ -79,6 +80,7 @@ class Talker:
         self._left = np.zeros(0, np.float32)  # of the answer's frame that plays
         self._offline = _frames(tones() if offline_sound is None else offline_sound, self.frame)
         self._passed_over: deque[int] = deque(maxlen=64)  # questions whose answers nobody waited for
+        self._gone: dict[str, str] = {}  # devices that are gone, and why
         self._up = False
         self._lock = threading.RLock()
 
@@ -103,7 +105,11 @@ class Talker:
     def press(self, now_ms: float) -> None:
         """The button: somebody speaks from now on."""
         with self._lock:
-            if self._state not in (*_SPEAKING, TalkState.ERROR):
+            if self._state in (*_SPEAKING, TalkState.ERROR):
+                return
+            if MICROPHONE in self._gone:
+                self.fail(f"{MICROPHONE}: {self._gone[MICROPHONE]}", now_ms)
+            else:
                 self._begin(now_ms)
 
     def release(self, now_ms: float) -> None:
@@ -173,7 +179,7 @@ class Talker:
         self._happened(TalkInput.SILENCE, now_ms)
 
     def _answer_offline(self, now_ms: float) -> None:
-        if self._offline:
+        if self._offline and LOUDSPEAKER not in self._gone:
             self.answer.offline(self._offline)
             self._happened(TalkInput.ANSWER, now_ms)
 
@@ -257,6 +263,11 @@ class Talker:
                 if said:
                     self._note("text", said, now_ms)
                 elif self.answer.take(piece, final, now_ms, left_ms):
+                    if LOUDSPEAKER in self._gone:
+                        if not final:
+                            self.questions.stop(piece.utterance)
+                        self.fail(f"{LOUDSPEAKER}: {self._gone[LOUDSPEAKER]}", now_ms)
+                        return None
                     self._happened(TalkInput.ANSWER, now_ms)
                 elif final and self._state is TalkState.PROCESSING:  # an answer without sound
                     self.answer.expect(-1)
@@ -328,6 +339,21 @@ class Talker:
     def _quiet_s(self, now_ms: float) -> float:
         """Since anything of an answer has come."""
         return (now_ms - max(self._sound_ms, self._since_ms)) / 1000.0
+
+    def changed(self, change: DeviceChange, now_ms: float) -> None:
+        """A device went away: an error, and no sound from before the gap is joined to any behind it; or it is back."""
+        with self._lock:
+            if change.reason:
+                self._gone[change.device] = change.reason
+                if change.device == MICROPHONE:
+                    self._rest = np.zeros(0, np.float32)
+                    self._lead.clear()
+                else:
+                    self._left = np.zeros(0, np.float32)
+                self.fail(f"{change.device}: {change.reason}", now_ms)
+            else:
+                self._gone.pop(change.device, None)
+                self._note("device", f"{change.device}: back after {change.gone_s:.1f} s", now_ms)
 
     def fail(self, reason: str, now_ms: float) -> None:
         """Something failed; what was being asked or answered is given up."""

@@ -10,15 +10,18 @@ import contextlib
 import logging
 import math
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple, Protocol
 
 from streamsplit.audio.files import read_audio
 from streamsplit.edge.blocks import RATE_HZ, AudioBlock, Source
+from streamsplit.edge.outages import Outages
 from streamsplit.edge.question_store import QuestionStore
+from streamsplit.edge.reconnecting import ReconnectingSource
 from streamsplit.edge.settings import EdgeSettings
-from streamsplit.edge.speaker import Sink
+from streamsplit.edge.speaker import Sink, SpeakerSink
 from streamsplit.edge.talker import Floats, Talker, TalkEvent
 from streamsplit.errors import CheckpointError
 from streamsplit.splitting.link import LinkEstimate
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 STEP_S = 0.05
 _PLAYOUT_MS = 10.0  # of sound that the speaker asks for at once: an answer begins so much late at most
 _ABOUT_SPEECH = frozenset({"bad_dialogue", "no_answer"})
+_KEEP_AGAIN_MS = 5_000.0  # after the disk has failed
 _NO_LINK = "no link"
 _NOBODY = "the server answers nobody; set dialogue.responder there"
 
@@ -48,6 +52,10 @@ class TalkStatus(NamedTuple):
     frames: dict[str, int]  # of answers, see codec.jitter.JitterCounts
     underruns: int
     problem: str
+    microphone_outages: int = 0
+    microphone_gone_s: float = 0.0
+    loudspeaker_outages: int = 0
+    loudspeaker_gone_s: float = 0.0
 
 
 class Speaking(Protocol):
@@ -71,12 +79,16 @@ class Voice:
         sound = read_audio(talk.offline_sound) if talk.offline_sound else None
         self.talker = Talker(talk, offline_sound=sound, lossy=settings.server.lossy)
         self.sink = sink
+        self.outages: list[Outages] = []
+        if isinstance(sink, SpeakerSink):
+            self._watch_outages(sink.outages)
         self.client: Speaking | None = None
         self.problem = ""
         self._device = settings.device.id
         self._watch = watch
         self._loop: asyncio.AbstractEventLoop | None = None
         self._probed_ms = -math.inf
+        self._keep_from_ms = 0.0  # not before: the disk has just failed
         self._store = QuestionStore(settings.device.folder / "questions", most=talk.conversations)
         self.talker.questions.restore(self._store.load(), now_ms(), _unix_ms())
 
@@ -89,8 +101,14 @@ class Voice:
     async def close(self) -> None:
         """Gives the loudspeaker back; what waits stays on disk."""
         await asyncio.to_thread(self.sink.close)
+        self._keep_from_ms = 0.0
         await self._keep()
         self._report()
+
+    def mind(self, source: Source) -> None:
+        """Hears of the losses and returns of the microphone."""
+        if isinstance(source, ReconnectingSource):
+            self._watch_outages(source.outages)
 
     def press(self) -> None:
         """Push-to-talk: begins a question, or ends the one that is being asked."""
@@ -104,7 +122,9 @@ class Voice:
                 self._loop.call_soon_threadsafe(self._send)
 
     async def step(self, link: LinkEstimate) -> None:
-        """What time brings; every `STEP_S`."""
+        """What time brings; every `STEP_S`. Raises what ended the loudspeaker for good."""
+        if self.sink.error is not None:
+            raise self.sink.error
         self.talker.tick(now_ms())
         self.talker.follow(link, now_ms())
         self._send()
@@ -129,7 +149,7 @@ class Voice:
             talker.state.name, self.client is not None and self.client.is_open, link.rtt_ms,
             talker.questions.bitrate_bps, talker.questions.bitrates._asdict(), talker.answer.jitter.target_ms,
             talker.questions.waiting, counts, dict(vars(talker.answer.jitter.counts)), self.sink.underruns,
-            self.problem,
+            self.problem, **ChainMap(*(outages.figures for outages in self.outages)),
         )  # fmt: skip
 
     # -- what the connection brings ------------------------------------------------------------------------------
@@ -165,6 +185,10 @@ class Voice:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
+    def _watch_outages(self, outages: Outages) -> None:
+        self.outages.append(outages)
+        outages.watch(lambda change: self.talker.changed(change, now_ms()))
+
     def _send(self) -> None:
         client = self.client
         if client is None or not client.is_open:
@@ -185,17 +209,26 @@ class Voice:
         """The store follows the questions that wait; a disk that fails costs their survival, not the dialogue."""
         known = self._store.numbers
         waiting, fresh = self.talker.waiting(known, now_ms(), _unix_ms())
-        if fresh or known.difference(waiting):
+        if (fresh or known.difference(waiting) or self._store.behind) and now_ms() >= self._keep_from_ms:
             try:
                 await asyncio.to_thread(self._store.mirror, waiting, fresh)
             except CheckpointError as error:
-                self._trouble(f"a question is kept in memory only: {error}")
+                self._keep_from_ms = now_ms() + _KEEP_AGAIN_MS
+                self._trouble(f"questions on disk: {error}")
 
     def _report(self) -> None:
         for event in self.talker.events():
             if event.kind == "error":
                 self._trouble(event.value)
+            elif event.kind == "device":
+                self._back(event.value)
             self._watch(event)
+
+    def _back(self, text: str) -> None:
+        device, _, _ = text.partition(":")
+        if self.problem.startswith(f"{device}:"):
+            self.problem = ""
+        log.warning("%s: %s", self._device, text)
 
     def _trouble(self, text: str) -> None:
         if text != self.problem:
@@ -209,6 +242,7 @@ class Overheard:
     def __init__(self, source: Source, voice: Voice) -> None:
         self.info = source.info
         self._source, self._voice = source, voice
+        voice.mind(source)
 
     def __iter__(self) -> Iterator[AudioBlock]:
         for block in self._source:
