@@ -9,6 +9,7 @@ import logging
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+import uvicorn
 from weight_stream_harness import client, folder_of_chunks, weight_server
 
 from streamsplit.errors import ConfigError, ManifestError
@@ -45,22 +47,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bucket(folder: Path) -> Iterator[dict[str, str]]:
-    """A bucket of a local S3 server that holds the folder; options for obstore."""
-    moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+def bucket(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A bucket of a local S3 server, which checks signatures, that holds the folder; options for obstore."""
+    nanio = pytest.importorskip("nanio.app", reason="needs nanio, a small S3 server for Python 3.11 and later")
+    from nanio.auth.credentials import StaticCredentialResolver
+    from nanio.config import Settings
+
+    buckets = tmp_path_factory.mktemp("buckets")
+    (buckets / "weights").mkdir()
+    keys = StaticCredentialResolver({"key": "the secret of the key"})
+    app = nanio.build_app(Settings(data_dir=buckets, credentials=keys))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, http="h11", loop="asyncio", lifespan="off")
+    )
+    bound = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
+    thread.start()
     options = {
-        "endpoint": f"http://{host}:{port}", "access_key_id": "x", "secret_access_key": "x", "region": "us-east-1",
-        "virtual_hosted_style_request": "false",
+        "endpoint": f"http://127.0.0.1:{bound.getsockname()[1]}", "access_key_id": "key",
+        "secret_access_key": "the secret of the key", "region": "us-east-1", "virtual_hosted_style_request": "false",
+        "client_options": {"allow_http": True},
     }  # fmt: skip
-    assert httpx.put(f"{options['endpoint']}/weights").status_code == 200
-    store = obstore.store.from_url("s3://weights/models/tiny", **options, client_options={"allow_http": True})
+    store = obstore.store.from_url("s3://weights/models/tiny", **options)
     for path in folder.iterdir():
         obstore.put(store, path.name, path.read_bytes())
-    yield {**options, "client_options": {"allow_http": True}}
-    server.stop()
+    yield options
+    server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture
@@ -181,12 +194,16 @@ def test_a_model_runs_from_a_bucket_as_from_a_folder(folder: Path, bucket: dict[
 
 
 def test_a_bucket_or_object_that_is_missing_is_one_clear_error(bucket: dict[str, Any]):
-    for url in ("s3://weights/models/none", "s3://nothing/at-all"):
+    forged = {**bucket, "secret_access_key": "another secret"}
+    for url, options in (
+        ("s3://weights/models/none", bucket), ("s3://nothing/at-all", bucket), ("s3://weights/models/tiny", forged),
+    ):  # fmt: skip
         with (
-            pytest.raises(ManifestError, match=r"manifest\.json: cannot be read"),
-            weight_server(ObjectStorage(url, bucket)),
+            pytest.raises(ManifestError, match=r"manifest\.json: cannot be read") as said,
+            weight_server(ObjectStorage(url, options)),
         ):
             pass
+        assert "\n" not in str(said.value)
     with pytest.raises(ConfigError, match="expected a folder or s3://bucket/prefix"):
         open_storage("gopher://x")
 

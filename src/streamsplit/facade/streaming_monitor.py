@@ -68,7 +68,7 @@ class StreamingMonitor:
         except ImportError as error:
             raise MissingExtraError("the monitor's page", "server", str(error)) from error
         registry = CollectorRegistry()
-        registry.register(self)  # type: ignore[arg-type]
+        registry.register(self)
         self.stop_metrics()
         try:
             self._page, _ = start_http_server(port, address, registry)
