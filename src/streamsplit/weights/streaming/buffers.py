@@ -12,3 +12,10 @@ def aligned_buffer(size: int) -> np.ndarray:
     raw = np.empty(size + ALIGNMENT, np.uint8)
     shift = -raw.ctypes.data % ALIGNMENT
     return raw[shift : shift + size]
+
+
+def aligned_copy(data: bytes) -> np.ndarray:
+    """Bytes as an aligned array [size] uint8 of their own."""
+    buffer = aligned_buffer(len(data))
+    buffer[:] = np.frombuffer(data, np.uint8)
+    return buffer

@@ -8,10 +8,15 @@ from collections.abc import Mapping
 
 import msgspec
 import numpy as np
+import torch
 
 from streamsplit.errors import ManifestError, MissingExtraError, RevisionError
+from streamsplit.weights.delta import part_of_delta
+from streamsplit.weights.revision import Weights
+from streamsplit.weights.streaming.buffers import aligned_copy
+from streamsplit.weights.streaming.chunk_file import open_tensors
 from streamsplit.weights.streaming.manifest import Chunk, Delta, Manifest
-from streamsplit.weights.streaming.revision_delta import WORTH, applied, buffer_of, exact_delta, part_of_delta
+from streamsplit.weights.streaming.revision_delta import WORTH, applied, exact_delta
 
 LOG = logging.getLogger(__name__)
 
@@ -42,13 +47,13 @@ def _int8(base: Chunk, chunk: Chunk, chunks: Mapping[str, bytes], whole: bytes) 
     """The revision's own delta, as far as it is about this chunk: its steps lead to these very bits."""
     if not whole:
         return None
-    old, new = buffer_of(chunks[base.digest]), buffer_of(chunks[chunk.digest])
+    old, new = _weights(chunks[base.digest]), _weights(chunks[chunk.digest])
+    if old is None or new is None:
+        return None
     try:
         data = part_of_delta(whole, old, new)
-        if data is None:
-            return None
         delta = _delta(base, chunk, data, "int8")
-        applied(chunk, delta, old, np.frombuffer(data, np.uint8))
+        applied(chunk, delta, aligned_copy(chunks[base.digest]), np.frombuffer(data, np.uint8))
     except (ManifestError, RevisionError) as error:  # the revision itself is good without a delta
         LOG.warning("chunk '%s': no int8 delta (%s)", chunk.name, error)
         return None
@@ -66,3 +71,11 @@ def _exact(base: Chunk, chunk: Chunk, chunks: Mapping[str, bytes]) -> tuple[Delt
 def _delta(base: Chunk, chunk: Chunk, data: bytes, kind: str) -> Delta:
     digest = hashlib.sha256(data).hexdigest()
     return Delta(base=base.digest, target=chunk.digest, digest=digest, stored_bytes=len(data), kind=kind)  # type: ignore[arg-type]
+
+
+def _weights(data: bytes) -> Weights | None:
+    """A chunk's arrays; None where not all are float32."""
+    tensors = open_tensors(aligned_copy(data))
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        return None
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

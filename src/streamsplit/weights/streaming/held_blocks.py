@@ -16,12 +16,12 @@ import torch
 
 from streamsplit.encoders.crossing import Crossing
 from streamsplit.errors import LayerUnavailable, StreamSplitError
+from streamsplit.weights.streaming.buffers import aligned_copy
 from streamsplit.weights.streaming.chunk_file import pack_tensors
 from streamsplit.weights.streaming.encoder import EmptyEncoder, block_name
 from streamsplit.weights.streaming.layers import Arrival, Slot, Source, chunk_tensors
 from streamsplit.weights.streaming.manifest import Manifest
 from streamsplit.weights.streaming.quantise import Tensors
-from streamsplit.weights.streaming.revision_delta import buffer_of
 
 ON_THE_WAY = 2  # blocks that are to stay and are asked for at a time
 
@@ -264,4 +264,4 @@ class HeldBlocks:
 def _stored(digest: str, tensors: Tensors) -> np.ndarray | None:
     """The stored bytes of a chunk from its tensors; None where they were not stored as they are, as with int8."""
     data = pack_tensors(tensors)
-    return buffer_of(data) if hashlib.sha256(data).hexdigest() == digest else None
+    return aligned_copy(data) if hashlib.sha256(data).hexdigest() == digest else None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from streamsplit.errors import ManifestError, RevisionError
-from streamsplit.weights import delta as weight_delta
+from streamsplit.weights.delta import apply_delta, make_delta
 from streamsplit.weights.revision import Weights
 from streamsplit.weights.streaming.buffers import aligned_buffer
 from streamsplit.weights.streaming.chunk_file import open_tensors, pack_tensors
@@ -35,22 +35,13 @@ def exact_delta(base: bytes, new: bytes) -> bytes | None:
 
 def int8_delta(base: bytes, new: bytes) -> tuple[bytes, bytes] | None:
     """The bytes of an int8 delta, and of the chunk that it leads to; None for chunks that are not all float32."""
-    old, wanted = _weights(buffer_of(base)), _weights(buffer_of(new))
+    old, wanted = _weights(_buffer(base)), _weights(_buffer(new))
     if old is None or wanted is None or old.keys() != wanted.keys():
         return None
     if any(old[name].shape != wanted[name].shape for name in old):
         return None
-    packed = weight_delta.make_delta(old, wanted)
+    packed = make_delta(old, wanted)
     return packed.payload, pack_tensors({name: torch.from_numpy(array) for name, array in packed.result.items()})
-
-
-def part_of_delta(whole: bytes, base: np.ndarray, new: np.ndarray) -> bytes | None:
-    """The part of an encoder's int8 delta that leads from one chunk's bytes [size] uint8 to another's.
-
-    None for chunks that are not all float32; raises RevisionError where `whole` is no such delta.
-    """
-    old, result = _weights(base), _weights(new)
-    return None if old is None or result is None else weight_delta.part_of_delta(whole, old, result)
 
 
 def applied(chunk: Chunk, delta: Delta, base: np.ndarray, data: np.ndarray) -> np.ndarray:
@@ -65,21 +56,14 @@ def applied(chunk: Chunk, delta: Delta, base: np.ndarray, data: np.ndarray) -> n
         if old is None:
             raise ManifestError("got a base that is not all float32, expected one that the delta was made for")
         try:
-            new = weight_delta.apply_delta(old, memoryview(data))  # type: ignore[arg-type]
+            new = apply_delta(old, memoryview(data))  # type: ignore[arg-type]
         except RevisionError as error:
             raise ManifestError(f"the delta does not apply ({error})") from None
-        result = buffer_of(pack_tensors({name: torch.from_numpy(array) for name, array in new.items()}))
+        result = _buffer(pack_tensors({name: torch.from_numpy(array) for name, array in new.items()}))
     got = hashlib.sha256(result).hexdigest()  # type: ignore[arg-type]
     if got != chunk.digest:
         raise ManifestError(f"the delta leads to {got[:12]}, expected {chunk.digest[:12]}")
     return result
-
-
-def buffer_of(data: bytes) -> np.ndarray:
-    """Bytes as an aligned array [size] uint8 of their own."""
-    buffer = aligned_buffer(len(data))
-    buffer[:] = np.frombuffer(data, np.uint8)
-    return buffer
 
 
 def _patched(base: np.ndarray, data: np.ndarray, size: int) -> np.ndarray:
@@ -105,3 +89,9 @@ def _weights(buffer: np.ndarray) -> Weights | None:
     if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
         return None
     return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _buffer(data: bytes) -> np.ndarray:
+    buffer = aligned_buffer(len(data))
+    buffer[:] = np.frombuffer(data, np.uint8)
+    return buffer
