@@ -35,7 +35,7 @@ _HOMES = {
     "StreamingT5Model": "streamsplit.facade.streaming",
     "StreamingConfig": "streamsplit.facade.streaming_config",
     "StreamingEncoder": "streamsplit.facade.streaming_encoder",
-    "StreamingMonitor": "streamsplit.facade.streaming",
+    "StreamingMonitor": "streamsplit.facade.streaming_monitor",
     "WeightServer": "streamsplit.facade.weight_server",
     "AdvancedWeightServer": "streamsplit.facade.weight_server",
 }
@@ -88,11 +88,11 @@ if TYPE_CHECKING:
         StreamingGPT2Model,
         StreamingLlamaModel,
         StreamingModel,
-        StreamingMonitor,
         StreamingT5Model,
     )
     from streamsplit.facade.streaming_config import StreamingConfig
     from streamsplit.facade.streaming_encoder import StreamingEncoder
+    from streamsplit.facade.streaming_monitor import StreamingMonitor
     from streamsplit.facade.weight_server import AdvancedWeightServer, WeightServer
     from streamsplit.framework import StreamSplitFramework
     from streamsplit.weights.streaming.chunker import ModelChunker

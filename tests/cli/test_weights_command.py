@@ -77,6 +77,36 @@ def test_a_new_revision_is_published_into_the_served_folder(model: Path, capsys:
     assert "allowed exact, int8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["chunk", "encoder", "publish"])
+def test_a_signed_folder_stays_signed_unless_that_is_meant(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+):
+    monkeypatch.delenv("STREAMSPLIT_SIGNING_KEY", raising=False)
+    served, new = model.parent / "served", model.parent / "new"
+    source = ["default", "--encoder"] if command == "encoder" else [str(model)]
+    line = ["weights", "chunk", *source, "--output-dir", str(served)]
+    assert main([*line, "--signing-key", "01" * 32]) == 0
+    if command == "publish":
+        assert main(["weights", "chunk", str(model), "--output-dir", str(new)]) == 0
+        line = ["weights", "publish", str(new), "--chunks-dir", str(served)]
+    before, key = (served / "manifest.json").read_bytes(), read_manifest(served).signature.public_key
+    capsys.readouterr()
+    for options, words in (
+        ([], [f"signed by key {key[:16]}", "--signing-key", "--unsigned"]),
+        (["--signing-key", "02" * 32], [f"signed by key {key[:16]}", "--new-key"]),
+        (["--unsigned", "--signing-key", "01" * 32], ["--unsigned", "one of them"]),
+    ):
+        assert main([*line, *options]) != 0
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and all(word in said for word in words), said
+    assert (served / "manifest.json").read_bytes() == before
+    monkeypatch.setenv("STREAMSPLIT_SIGNING_KEY", "01" * 32)
+    assert main(line) == 0 and read_manifest(served).signature.public_key == key
+    assert main([*line, "--signing-key", "02" * 32, "--new-key"]) == 0
+    assert read_manifest(served).signature.public_key not in ("", key)
+    assert main([*line, "--unsigned"]) == 0 and read_manifest(served).signature is None
+
+
 def test_a_published_encoder_is_chunked_by_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     line = ["weights", "chunk", "default", "--encoder", "--output-dir", str(tmp_path / "chunks")]
     assert main([*line, "--json"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import queue
 import threading
 import time
@@ -12,27 +13,32 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from server_harness import RunningServer, make_settings, running
+from weight_stream_harness import weight_server
 
 from streamsplit.audio.windows import WindowStream
 from streamsplit.edge.blocks import AudioBlock, SourceInfo
 from streamsplit.edge.runtime import EdgeRuntime
 from streamsplit.edge.settings import EdgeSettings
+from streamsplit.edge.streamed_model import StreamedBlocksModel
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.trace import constant_trace
+from streamsplit.server.encoder_storage import EncoderStorage
 from streamsplit.server.models import weights_file
 from streamsplit.server.refiner_messages import NewRevision
 from streamsplit.splitting.cut import Cut
 from streamsplit.splitting.decision import Decision
 from streamsplit.splitting.steady import fetch_bytes
 from streamsplit.splitting.table import CutRow, CutTable, make_table
-from streamsplit.weights.delta import pack_full
+from streamsplit.weights.delta import make_delta, pack_full
 from streamsplit.weights.revision import encoder_weights, load_weights, revision_of
+from streamsplit.weights.streaming.manifest import Manifest
 from streamsplit.wire.media import Encoding
 
 SMALL = {"name": "mobilenet", "width": 0.25, "embedding_dim": 16, "bottlenecks": []}
@@ -220,8 +226,6 @@ def test_a_live_device_with_room_for_three_blocks_goes_through_cuts_2_6_and_1(tm
 @pytest.fixture
 def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The server's storage gives no block before the event is set."""
-    from streamsplit.server.encoder_storage import EncoderStorage
-
     may = threading.Event()
     read = EncoderStorage.read
 
@@ -254,14 +258,15 @@ def test_while_blocks_are_on_their_way_windows_go_up_shallower_and_deeper_when_t
 
 
 def publish(server: RunningServer, nudge: float) -> SplitEncoder:
-    """A new revision: the last block moved."""
+    """A new revision, as the refiner makes it: every weight moved a little, the delta rounded to int8."""
     backend, encoder = server.backend, plain_encoder()
-    weights = encoder_weights(encoder)
-    name = next(iter(encoder.block_weights(2)))
-    weights[name] = weights[name] + np.float32(nudge)
-    full, exact = pack_full(weights, "fp32")
+    rng = np.random.default_rng(3)
+    weights = backend.files.weights(backend.revision)
+    moved = {name: a + nudge * rng.standard_normal(a.shape).astype(np.float32) for name, a in weights.items()}
+    delta, exact = make_delta(weights, moved)
+    full, _ = pack_full(exact, "fp32")
     revision, base = revision_of(exact), backend.revision
-    backend.files.write(revision, weights_file(exact), full, None, "")
+    backend.files.write(revision, weights_file(exact), full, delta, base)
     new = NewRevision(
         revision=revision, base=base, breaks_space=False, space=backend.space, steps=1, effective_rank=1.0,
         merged_devices=0, mixture=None, alignment={},
@@ -271,20 +276,22 @@ def publish(server: RunningServer, nudge: float) -> SplitEncoder:
     return encoder
 
 
-def test_a_revision_of_the_server_reaches_the_device_as_chunks(tmp_path: Path) -> None:
+def test_a_revision_of_the_server_reaches_the_device_as_deltas_of_the_blocks_that_it_holds(tmp_path: Path) -> None:
     async def run(server: RunningServer) -> tuple[Device, int, SplitEncoder]:
         device = Device(tmp_path / "device", f"ws://127.0.0.1:{server.port}/v1/stream", wish=3)
         async with listening(device):
             await until(lambda: device.model.revision != "")
             await device.windows_until("3:fp32")
             first, received = device.model.revision, device.model.received_bytes
-            refined = publish(server, 0.25)
+            refined = publish(server, 0.01)
             await until(lambda: device.model.revision not in ("", first))
             assert device.model.revision == revision_of(encoder_weights(refined))
             changed = len(device.cuts)
             await device.windows_until("3:fp32")
-            fetched = device.model.received_bytes - received
-            assert block_bytes(2) < fetched - _first_bytes(server) < block_bytes(2) + 4096  # the others are the same
+            manifest = server.backend.encoder_chunks._newest
+            fetched = device.model.received_bytes - received - len(server.backend.streamed.encoder.manifest_bytes)
+            steps, held = held_sizes(manifest)
+            assert steps < 0.5 * held and steps < fetched < steps + 4096
             device.policy.block = 6
             await device.windows_until("6:fp32")
             assert not device.said
@@ -301,16 +308,68 @@ def test_a_revision_of_the_server_reaches_the_device_as_chunks(tmp_path: Path) -
     assert not np.array_equal(before[changed], after[changed])
 
 
-def _first_bytes(server: RunningServer) -> int:
-    """Of a manifest and of what belongs to no block."""
-    model = server.backend.streamed.encoder
-    resident = [size for digest, size in model._stored[-1].items() if digest in _resident(server)]
-    return len(model.manifest_bytes) + sum(resident)
+def held_sizes(manifest: Manifest) -> tuple[int, int]:
+    """Bytes of the deltas to what a device with three blocks holds; of the same as whole chunks."""
+    chunks = [chunk for chunk in manifest.chunks if chunk.name in ("resident", "block.1", "block.2", "block.3")]
+    steps = {delta.target: delta.stored_bytes for delta in manifest.deltas}
+    return sum(steps[chunk.digest] for chunk in chunks), sum(chunk.stored_bytes for chunk in chunks)
 
 
-def _resident(server: RunningServer) -> set[str]:
-    manifest = server.backend.encoder_chunks._newest
-    return {chunk.digest for chunk in manifest.of_role("resident")}
+def test_a_delta_that_leads_elsewhere_is_not_used_and_the_block_comes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = plain_encoder()
+    weights = encoder_weights(encoder)
+    storage = EncoderStorage(EncoderSettings.from_mapping(SMALL))
+    storage.adopt(weights, 0)
+    x = np.random.default_rng(1).normal(-6, 1, (128, 100)).astype(np.float32)
+    with weight_server(storage) as server:
+        model = StreamedBlocksModel(EdgeSettings.from_mapping({
+            "encoder": SMALL, "weights": {"cache_bytes": room_for_three(), "url": server.url},
+        }))  # fmt: skip
+        try:
+            for number in range(3):
+                before = model.received_bytes
+                fetched = model.fetch_revision()
+                old, _ = model.adopt_revision(fetched)
+                if old is not None:
+                    old.close()
+                deadline = time.monotonic() + 30
+                while model.reach(3) < 3:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)
+                with torch.no_grad():
+                    expected = encoder.forward_to(torch.from_numpy(x)[None], 3)
+                assert torch.equal(model.forward_to(x, 3).crossing.h, expected.h)
+                received = model.received_bytes - before
+                if number:
+                    steps, held = held_sizes(fetched.blocks.manifest)
+                    came = steps + (held if number == 2 else 0)
+                    assert steps < 0.5 * held and came < received < came + 30_000  # and the manifest
+                if number == 1:
+                    hand_out_wrong_deltas(monkeypatch)
+                revision = revision_of(weights)
+                delta, weights = make_delta(weights, {name: a + np.float32(0.01) for name, a in weights.items()})
+                storage.adopt(weights, 0, revision, delta)
+                load_weights(encoder, weights)
+        finally:
+            model.close()
+
+
+def hand_out_wrong_deltas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deltas of the size and hash that the manifest says, which lead elsewhere: as a faulty publisher would make."""
+    from streamsplit.server import encoder_storage
+
+    good = encoder_storage.with_deltas
+
+    def wrong(*args: Any) -> tuple[Manifest, dict[str, bytes]]:
+        manifest, stored = good(*args)
+        made, deltas = {}, []
+        for delta in manifest.deltas:
+            data = stored[delta.digest][:-1] + bytes([stored[delta.digest][-1] ^ 1])
+            deltas.append(msgspec.structs.replace(delta, digest=hashlib.sha256(data).hexdigest()))
+            made[deltas[-1].digest] = data
+        return msgspec.structs.replace(manifest, deltas=tuple(deltas)), made
+
+    monkeypatch.setattr(encoder_storage, "with_deltas", wrong)
 
 
 def test_a_lost_weight_stream_keeps_the_device_shallow_is_said_once_and_may_come_back(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from weight_stream_harness import lying, weight_server
@@ -21,9 +22,9 @@ from streamsplit.facade.streaming import (  # isort: skip
     StreamingGPT2Model,
     StreamingLlamaModel,
     StreamingModel,
-    StreamingMonitor,
     StreamingT5Model,
 )
+from streamsplit.facade.streaming_monitor import StreamingMonitor  # isort: skip
 
 NAMED = {
     "BertModel": StreamingBertModel, "GPT2LMHeadModel": StreamingGPT2Model, "LlamaForCausalLM": StreamingLlamaModel,
@@ -146,11 +147,22 @@ def test_a_layer_that_is_in_memory_is_not_fetched_again(bert):
     _, url, _ = bert
     monitor = StreamingMonitor()
     assert monitor.get_metrics()["cache_hit_rate"] == 0.0
+    page = f"http://127.0.0.1:{monitor.serve_metrics()}/metrics"
     with StreamingBertModel.open(url, monitor=monitor) as model:
+        assert "streamsplit_streaming_first_output_seconds" not in httpx.get(page).text
         model(**inputs_of("BertModel"))
         first = monitor.get_metrics()
         model(**inputs_of("BertModel"))
         second = monitor.get_metrics()
+        text = httpx.get(page).text
+    monitor.stop_metrics()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(page)
+    for sample, value in (
+        ("cache_hit_rate", 0.5), ("received_bytes_total", second["bytes_received"]), ("stalls_total", second["stalls"]),
+        ("stall_seconds_total", second["stall_s"]), ("first_output_seconds", first["time_to_first_output_s"]),
+    ):  # fmt: skip
+        assert f"streamsplit_streaming_{sample} {float(value)}\n" in text
     assert second["bytes_received"] == first["bytes_received"]
     assert (first["cache_misses"], first["cache_hits"], second["cache_hits"]) == (4, 0, 4)
     assert second["cache_hit_rate"] == 0.5

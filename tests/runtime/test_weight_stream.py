@@ -326,9 +326,8 @@ def test_a_taken_port_and_an_open_address_without_a_token_are_refused(folder: Pa
 
 
 def test_the_main_server_streams_weights_beside_its_devices_with_the_same_tokens(folder: Path, tmp_path: Path):
-    settings = make_settings(
-        tmp_path / "server", weights={"chunks_dir": str(folder)}, auth={"device_tokens": {"pi": "own"}}
-    )
+    weights = {"chunks_dir": str(folder), "redis_url": "redis://127.0.0.1:1"}  # where none is
+    settings = make_settings(tmp_path / "server", weights=weights, auth={"device_tokens": {"pi": "own"}})
     with running(settings) as server:
         url = f"ws://127.0.0.1:{server.port}"
         with client(url, device_id="pi", token="own") as device:
@@ -336,7 +335,9 @@ def test_the_main_server_streams_weights_beside_its_devices_with_the_same_tokens
             assert device.fetch(chunk.digest, chunk.stored_bytes).result(20).tobytes() == stored(folder, chunk)
         with client(url, device_id="pi") as device, pytest.raises(ConnectionRefused, match="bad_token"):
             device.manifest()
-        assert "streamsplit_weight_stream_bytes_total" in server.get("/metrics").text
+        page = server.get("/metrics").text
+        assert "streamsplit_weight_stream_bytes_total" in page
+        assert "streamsplit_weight_cache_redis_usable 0.0\n" in page
 
 
 @pytest.mark.parametrize("url", ["localhost:8765", "http://localhost", "ws://", ""])

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from streamsplit.cli.main import main
+from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import ConfigError, ManifestError
 from streamsplit.server.chunk_pruning import Pruned, prune
-from streamsplit.server.chunk_storage import FolderStorage
+from streamsplit.server.chunk_storage import FolderStorage, StoredFile
+from streamsplit.weights.streaming.encoder import chunk_encoder
+from streamsplit.weights.streaming.folder_lock import sole_writer
 from streamsplit.weights.streaming.history import NAME as HISTORY
 from streamsplit.weights.streaming.manifest import FORMAT, NAME, Chunk, Delta, Manifest, encode_manifest, file_name
-from streamsplit.weights.streaming.publish import read_history, remember
+from streamsplit.weights.streaming.publish import publish, read_history, remember
+
+SMALL = EncoderSettings(name="mobilenet", width=0.25, embedding_dim=16)
 
 
 def write(folder: Path, text: str) -> tuple[str, int]:
@@ -66,6 +77,10 @@ def needed(*manifests: Manifest) -> set[str]:
     return {file_name(digest) for manifest in manifests for digest in manifest.stored}
 
 
+def locked(folder: Path) -> AbstractContextManager[None]:
+    return sole_writer(folder, "weights publish")
+
+
 def pruned(folder: Path, keep: int, grace_s: float = 0.0) -> Pruned:
     return asyncio.run(prune(FolderStorage(folder), keep=keep, now_s=time.time() + 10, grace_s=grace_s))
 
@@ -105,6 +120,72 @@ def test_a_crash_in_the_middle_loses_nothing_that_is_needed(served, monkeypatch:
     assert needed(*manifests[-2:]) < names(folder)
     pruned(folder, 1)
     assert names(folder) == needed(*manifests[-2:])
+
+
+def test_who_publishes_while_a_place_is_pruned_is_told_and_no_manifest_names_a_chunk_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, other = make_encoder(SMALL), make_encoder(SMALL.replace(seed=1))
+    chunk_encoder(first, SMALL, tmp_path)
+    present = chunk_encoder(other, SMALL, tmp_path)  # the first's chunks are old now
+    listed, may_delete = threading.Event(), threading.Event()
+    delete = FolderStorage.delete
+
+    async def late(self: FolderStorage, name: str) -> None:
+        listed.set()
+        assert await asyncio.to_thread(may_delete.wait, 20)
+        await delete(self, name)
+
+    monkeypatch.setattr(FolderStorage, "delete", late)
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(pruned, tmp_path, 0)
+        try:
+            assert listed.wait(20)
+            with pytest.raises(ManifestError, match=rf"'weights prune', process {os.getpid()} on .* is changing it"):
+                chunk_encoder(first, SMALL, tmp_path)  # needs what is about to be deleted
+            with pytest.raises(ManifestError, match="is changing it"):
+                publish(tmp_path, tmp_path)
+        finally:
+            may_delete.set()
+        assert under_way.result(20).files > 10
+    manifest = chunk_encoder(first, SMALL, tmp_path)
+    assert needed(manifest) <= names(tmp_path)
+    assert [past.revision for past in read_history(tmp_path).revisions] == [present.revision]
+
+
+def test_what_is_published_past_the_lock_ends_a_pruning(served, monkeypatch: pytest.MonkeyPatch):
+    folder, manifests = served
+    listing = FolderStorage.files
+
+    async def then_another(self: FolderStorage) -> list[StoredFile]:
+        found = await listing(self)
+        (folder / "new").write_bytes(encode_manifest(manifests[0]))  # as a copy from elsewhere would
+        (folder / "new").replace(folder / NAME)
+        return found
+
+    monkeypatch.setattr(FolderStorage, "files", then_another)
+    with pytest.raises(ManifestError, match="replaced meanwhile"):
+        pruned(folder, 0)
+    assert needed(*manifests) == names(folder)
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path):
+    code = (
+        "import pathlib, sys, time\nfrom streamsplit.weights.streaming.folder_lock import sole_writer\n"
+        "with sole_writer(pathlib.Path(sys.argv[1]), 'weights chunk'):\n"
+        "    print('held', flush=True)\n    time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(ManifestError, match=f"'weights chunk', process {holder.pid} on"), locked(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert (tmp_path / ".lock").read_text()  # is left behind, and locks nothing
+    with locked(tmp_path), pytest.raises(ManifestError, match="is changing it"), locked(tmp_path):
+        pass
 
 
 def test_without_a_readable_manifest_or_history_nothing_is_deleted(served):

@@ -29,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--signing-key", default="", metavar="HEX",
         help=f"Ed25519 seed, 64 hex digits, that the manifest is signed with (or {KEY_VARIABLE})",
     )  # fmt: skip
+    _signer_arguments(chunk)
     publish = commands.add_parser("publish", help="make a served folder serve a new revision, with deltas")
     publish.add_argument("new", type=Path, help="folder of chunks of the new revision")
     publish.add_argument("--chunks-dir", type=Path, required=True, help="folder that is served")
     publish.add_argument("--delta", default="exact", help="exact (default), or int8: smaller, and the weights rounded")
     publish.add_argument("--signing-key", default="", metavar="HEX", help=f"as for chunk (or {KEY_VARIABLE})")
+    _signer_arguments(publish)
     prune = commands.add_parser("prune", help="throw away chunks that only older revisions need")
     prune.add_argument("--chunks-dir", required=True, help="folder of chunks, or s3://bucket/prefix")
     prune.add_argument("--keep", type=int, default=1, metavar="N", help="revisions before the present one (default: 1)")
@@ -45,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--chunks-dir", required=True, help="folder of chunks, or s3://bucket/prefix")
     serve.add_argument("--redis-url", default="", help="cache in front of it, as redis://host:port")
     serve.add_argument(
+        "--memory-mb", type=float, default=64.0, metavar="MB",
+        help="of chunks held in memory, in front of a bucket or a Redis (default: 64)",
+    )  # fmt: skip
+    serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than this machine need a token"
     )
     serve.add_argument("--port", type=int, default=8765, help="(default: 8765; 0: any free port)")
@@ -55,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--json", action="store_true", help="the result as a line of JSON")
 
 
+def _signer_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--unsigned", action="store_true", help="drop the signature that the folder has")
+    command.add_argument("--new-key", action="store_true", help="sign with another key than the folder was signed with")
+
+
 def run(args: argparse.Namespace) -> int:
     """Chunks or serves."""
     set_up_logging("INFO" if args.verbose else "WARNING")
@@ -62,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chunk(args: argparse.Namespace) -> int:
-    key = _key(args.signing_key or os.environ.get(KEY_VARIABLE, ""))
+    key = _key(args)
     if args.encoder:
         return _chunk_encoder(args, key)
     from streamsplit.weights.streaming.chunker import ModelChunker
@@ -70,7 +81,7 @@ def _chunk(args: argparse.Namespace) -> int:
     with _Progress(verbose=args.verbose) as progress:
         chunker = ModelChunker(
             args.model, args.output_dir, args.compress, dtype=args.dtype, architecture=args.architecture,
-            signing_key=key, progress=progress.show,
+            signing_key=key, replace_signer=args.unsigned or args.new_key, progress=progress.show,
         )  # fmt: skip
         result = chunker.chunk_model()
     return _report(args, result)
@@ -82,8 +93,9 @@ def _chunk_encoder(args: argparse.Namespace, key: bytes) -> int:
 
     found = read_pretrained(args.model)
     manifest = chunk_encoder(
-        pretrained_encoder(found), found.settings, args.output_dir, dtype=args.dtype, signing_key=key
-    )
+        pretrained_encoder(found), found.settings, args.output_dir, dtype=args.dtype, signing_key=key,
+        replace_signer=args.unsigned or args.new_key,
+    )  # fmt: skip
     return _report(args, {
         "model_name": manifest.model, "chunks": [chunk.name for chunk in manifest.chunks],
         "revision": manifest.revision, "stored_bytes": sum(chunk.stored_bytes for chunk in manifest.chunks),
@@ -103,10 +115,12 @@ def _report(args: argparse.Namespace, result: dict[str, Any]) -> int:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    key = _key(args.signing_key or os.environ.get(KEY_VARIABLE, ""))
+    key = _key(args)
     from streamsplit.weights.streaming.publish import publish
 
-    result = publish(args.chunks_dir, args.new, kind=args.delta, signing_key=key)
+    result = publish(
+        args.chunks_dir, args.new, kind=args.delta, signing_key=key, replace_signer=args.unsigned or args.new_key
+    )
     if args.json:
         print_json(result)
     else:
@@ -139,7 +153,9 @@ def _serve(args: argparse.Namespace) -> int:
     from streamsplit.server.settings import WeightStreamSettings
     from streamsplit.server.weight_app import serve_weights
 
-    settings = WeightStreamSettings(device_mb_per_s=args.device_mb_per_s, total_mb_per_s=args.total_mb_per_s)
+    settings = WeightStreamSettings(
+        memory_mb=args.memory_mb, device_mb_per_s=args.device_mb_per_s, total_mb_per_s=args.total_mb_per_s
+    )
 
     def ready(address: str, port: int) -> None:
         url = f"ws://[{address}]:{port}" if ":" in address else f"ws://{address}:{port}"
@@ -150,12 +166,15 @@ def _serve(args: argparse.Namespace) -> int:
 
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"'--port': got {args.port}, allowed 0..65535")
-    storage = open_storage(args.chunks_dir, args.redis_url)
+    storage = open_storage(args.chunks_dir, args.redis_url, settings.memory_mb)
     asyncio.run(serve_weights(storage, address=args.host, port=args.port, settings=settings, on_ready=ready))
     return 0
 
 
-def _key(text: str) -> bytes:
+def _key(args: argparse.Namespace) -> bytes:
+    if args.unsigned and (args.signing_key or args.new_key):
+        raise ConfigError("got --unsigned and a key to sign with, expected one of them")
+    text = "" if args.unsigned else args.signing_key or os.environ.get(KEY_VARIABLE, "")
     try:
         key = bytes.fromhex(text)
     except ValueError:

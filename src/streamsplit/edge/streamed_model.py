@@ -218,7 +218,11 @@ class StreamedBlocksModel:
             manifest = client.manifest()
             disk = DiskCache(settings.disk_cache_dir) if settings.disk_cache_dir else None
             source = RemoteSource(client, disk, manifest.deltas)
+            current = self._current
+            if current is not None:
+                source.bases = current.blocks.resident_bytes
             blocks = HeldBlocks(manifest, source, budget_bytes=settings.cache_bytes)
+            source.bases = blocks.old_bytes
             revision, space = self._identity(blocks)
         except BaseException:
             client.close()

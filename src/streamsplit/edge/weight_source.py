@@ -23,35 +23,38 @@ MAX_RANGE_BYTES = 1 << 20  # of rows in one request
 class RemoteSource:
     """Fetches through a WeightClient; `disk` keeps whole chunks, nothing is written without it.
 
-    Where the disk holds the chunk of an older revision that a delta of the manifest applies to, the delta travels.
+    Where the disk or `bases` (memory, by digest) holds the chunk of an older revision that a delta of the manifest
+    applies to, the delta travels.
     """
 
     def __init__(self, client: WeightClient, disk: DiskCache | None = None, deltas: Sequence[Delta] = ()) -> None:
         self.deltas_applied = 0
+        self.bases: Callable[[str], np.ndarray | None] = lambda digest: None
         self._client = client
         self._disk = disk
         self._deltas = tuple(deltas)
 
     def fetch(self, chunk: Chunk) -> Future[np.ndarray]:
         """The stored bytes of a chunk."""
-        if self._disk is None:
-            return self._client.fetch(chunk.digest, chunk.stored_bytes)
-        held = self._disk.read(chunk.digest, chunk.stored_bytes)
+        held = None if self._disk is None else self._disk.read(chunk.digest, chunk.stored_bytes)
         if held is not None:
             done: Future[np.ndarray] = Future()
             done.set_result(held)
             return done
         coming = self._by_delta(chunk) or self._client.fetch(chunk.digest, chunk.stored_bytes)
-        coming.add_done_callback(self._disk.keeper(chunk))
+        if self._disk is not None:
+            coming.add_done_callback(self._disk.keeper(chunk))
         return coming
 
     def _by_delta(self, chunk: Chunk) -> Future[np.ndarray] | None:
         """The chunk from an older one and a delta; where that fails, all of it, and the older one stays as it was."""
         disk = self._disk
         for delta in self._deltas:
-            if disk is None or delta.target != chunk.digest:
+            if delta.target != chunk.digest:
                 continue
-            base = disk.read(delta.base, disk.size(delta.base))
+            base = self.bases(delta.base)
+            if base is None and disk is not None:
+                base = disk.read(delta.base, disk.size(delta.base))
             if base is not None:
                 return self._apply(chunk, delta, base)
         return None

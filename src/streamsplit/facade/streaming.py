@@ -1,4 +1,4 @@
-"""Transformer models that the device does not store: StreamingModel, its named kinds and monitor."""
+"""Transformer models that the device does not store: StreamingModel and its named kinds."""
 
 from __future__ import annotations
 
@@ -14,40 +14,11 @@ from streamsplit.edge.weight_client import WeightClient
 from streamsplit.edge.weight_source import DiskCache, RemoteSource
 from streamsplit.errors import ConfigError, ManifestError, StreamSplitError
 from streamsplit.facade.streaming_config import StreamingConfig
+from streamsplit.facade.streaming_monitor import StreamingMonitor
 from streamsplit.weights.streaming.manifest import Manifest, verify
 from streamsplit.weights.streaming.model import COMPUTE, StreamedModel
 
 M = TypeVar("M", bound="StreamingModel")
-
-
-class StreamingMonitor:
-    """What a streaming model has cost so far; give it to the model, then ask `get_metrics`."""
-
-    def __init__(self) -> None:
-        self._model: StreamingModel | None = None
-
-    def get_metrics(self) -> dict[str, Any]:
-        """Counts since the model was opened; all zero before."""
-        streamed = None if self._model is None else self._model._streamed
-        client = None if self._model is None else self._model._client
-        source = None if self._model is None else self._model._source
-        cache, meter = (None, None) if streamed is None else (streamed.layers.cache, streamed.layers.meter)
-        return {
-            "cache_hit_rate": 0.0 if cache is None else cache.hit_rate,
-            "cache_hits": 0 if cache is None else cache.hits,
-            "cache_misses": 0 if cache is None else cache.misses,
-            "cache_bytes": 0 if cache is None else cache.used_bytes,
-            "cache_rule": "pin" if cache is None else cache.rule,
-            "bytes_received": 0 if client is None else client.count.down,
-            "bytes_sent": 0 if client is None else client.count.up,
-            "connections": 0 if client is None else client.connections,
-            "layers_prefetched": 0 if meter is None else meter.prefetched,
-            "stalls": 0 if meter is None else meter.stalls,
-            "stall_s": 0.0 if meter is None else meter.stall_s,
-            "deltas_applied": 0 if source is None else source.deltas_applied,
-            "forwards": 0 if meter is None else meter.forwards,
-            "time_to_first_output_s": None if meter is None else meter.first_output_s,
-        }
 
 
 class StreamingModel:

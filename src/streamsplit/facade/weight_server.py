@@ -59,7 +59,7 @@ class AdvancedWeightServer(WeightServer):
     ) -> None:  # fmt: skip
         """`chunks_dir` is a folder or a URL such as s3://bucket/prefix; see WeightServer for the rest."""
         super().__init__(".", port, host=host, token=token, settings=settings)
-        self._storage = open_storage(chunks_dir, redis_url)
+        self._storage = open_storage(chunks_dir, redis_url, self._settings.memory_mb)
 
     async def start_servers(self) -> None:
         """The seed's name of `start_server`."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamsplit.errors import ManifestError
+from streamsplit.weights.streaming.folder_lock import sole_writer
 from streamsplit.weights.streaming.history import NAME as HISTORY
 from streamsplit.weights.streaming.history import History
 from streamsplit.weights.streaming.manifest import NAME, Manifest, file_name, read_manifest
@@ -48,14 +50,19 @@ async def read_into(storage: ChunkStorage, digest: str, offset: int, view: memor
         raise ManifestError(f"chunk {digest[:12]} ends before {offset + len(view)}; chunk the model again")
 
 
-def open_storage(place: str | Path, redis_url: str = "") -> ChunkStorage:
-    """The storage of a folder or a URL such as s3://bucket/prefix, behind a Redis cache where one is named."""
-    storage: ChunkStorage = bare_storage(place)
-    if not redis_url:
-        return storage
-    from streamsplit.server.redis_cache import RedisCachedStorage
+def open_storage(place: str | Path, redis_url: str = "", memory_mb: float = 64.0) -> ChunkStorage:
+    """The storage of a folder or a URL such as s3://bucket/prefix, behind a Redis cache where one is named.
 
-    return RedisCachedStorage(storage, redis_url)
+    `memory_mb` of blocks are held in memory; not for a folder without Redis, whose pages the system holds.
+    """
+    storage = bare_storage(place)
+    if not redis_url and (isinstance(storage, FolderStorage) or not memory_mb):
+        return storage
+    from streamsplit.server.block_cache import BlockCachedStorage
+    from streamsplit.server.redis_cache import RedisBlocks
+
+    redis = RedisBlocks(redis_url) if redis_url else None
+    return BlockCachedStorage(storage, redis, memory_bytes=round(1e6 * memory_mb))
 
 
 def bare_storage(place: str | Path) -> FolderStorage | ObjectStorage:
@@ -146,6 +153,10 @@ class FolderStorage:
     async def files(self) -> list[StoredFile]:
         """Everything that lies in the folder."""
         return await asyncio.to_thread(self._files)
+
+    def sole_writer(self, what: str) -> AbstractContextManager[None]:
+        """Keeps others from changing the folder meanwhile; raises ManifestError on entering while another does."""
+        return sole_writer(self._folder, what)
 
     async def delete(self, name: str) -> None:
         """Deletes a file; one that is gone already is no fault. Raises ManifestError."""

@@ -9,6 +9,7 @@ from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import ManifestError
 from streamsplit.weights.revision import Weights, load_weights
 from streamsplit.weights.streaming.encoder import encoder_chunks
+from streamsplit.weights.streaming.encoder_delta import with_deltas
 from streamsplit.weights.streaming.manifest import Manifest
 
 KEPT = 3  # revisions whose blocks are held: devices go over to a new one when they can
@@ -16,7 +17,7 @@ KEPT = 3  # revisions whose blocks are held: devices go over to a new one when t
 
 class _Revision(NamedTuple):
     manifest: Manifest
-    chunks: dict[str, bytes]  # by digest; blocks that are equal in two revisions are held once
+    chunks: dict[str, bytes]  # and deltas, by digest; blocks that are equal in two revisions are held once
 
 
 class EncoderStorage:
@@ -27,12 +28,21 @@ class EncoderStorage:
         self._revisions: deque[_Revision] = deque(maxlen=KEPT)
         self._given = ""  # revision of the manifest that was given last
 
-    def adopt(self, weights: Weights, space: int) -> None:
-        """Makes a revision of the encoder the newest; raises RevisionError where the weights are of another one."""
+    def adopt(self, weights: Weights, space: int, base: str = "", delta: bytes = b"") -> None:
+        """Makes a revision of the encoder the newest, with deltas of the blocks that changed since the one before.
+
+        `delta` is the int8 delta that leads to it from revision `base`, where there is one. Raises RevisionError where
+        the weights are of another encoder.
+        """
         encoder = make_encoder(self._settings)
         load_weights(encoder, weights)
         manifest, chunks = encoder_chunks(encoder.eval(), self._settings, space=space)
         held = {digest: data for revision in self._revisions for digest, data in revision.chunks.items()}
+        if self._revisions:
+            before = self._revisions[-1].manifest
+            whole = delta if base and base == before.config["revision"] else b""
+            manifest, deltas = with_deltas(before, manifest, held | chunks, whole)
+            chunks |= deltas
         self._revisions.append(_Revision(manifest, {digest: held.get(digest, chunks[digest]) for digest in chunks}))
 
     async def manifest(self) -> Manifest:
@@ -46,11 +56,11 @@ class EncoderStorage:
         return self._newest.revision != self._given
 
     async def size(self, digest: str) -> int:
-        """Bytes of a block's chunk; raises ManifestError where it is no longer held."""
+        """Bytes of a block's chunk or delta; raises ManifestError where it is no longer held."""
         return len(self._chunk(digest))
 
     async def read(self, digest: str, offset: int, length: int) -> bytes:
-        """A range of a block's chunk; raises ManifestError where it is no longer held."""
+        """A range of a block's chunk or delta; raises ManifestError where it is no longer held."""
         return self._chunk(digest)[offset : offset + length]
 
     @property

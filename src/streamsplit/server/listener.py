@@ -55,6 +55,7 @@ def uvicorn_config(app: Any, max_message_bytes: int) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         lifespan="off",  # started by the caller, so that what stops it from starting is one line
+        http="h11",  # whatever else is installed: requests are few, and what is tested is what runs
         ws=websocket_protocol(),
         ws_max_size=max_message_bytes,
         ws_per_message_deflate=False,

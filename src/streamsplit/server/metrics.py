@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from streamsplit.server.block_cache import BlockCachedStorage
+from streamsplit.server.cache_metrics import CacheCollector
+
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -25,6 +28,20 @@ class WeightStreamMetrics:
             "streamsplit_weight_stream_first_piece_seconds", "Request taken up to its first bytes handed over",
             buckets=LATENCY_BUCKETS_S, registry=registry,
         )  # fmt: skip
+        self.waits = Histogram(
+            "streamsplit_weight_stream_wait_seconds",
+            "What a piece waited for: storage, limits, sound that goes first, or the client and its link (socket)",
+            ["reason"], buckets=LATENCY_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self.request = Histogram(
+            "streamsplit_weight_stream_request_seconds", "Request taken up to its last bytes handed over",
+            buckets=LATENCY_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+
+    def watch(self, storage: object) -> None:
+        """Shows what the caches in front of a storage do, where it has any."""
+        if isinstance(storage, BlockCachedStorage):
+            self.registry.register(CacheCollector(storage))
 
 
 class Metrics:

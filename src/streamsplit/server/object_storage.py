@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from streamsplit.errors import ConfigError, ManifestError, MissingExtraError
@@ -76,6 +77,10 @@ class ObjectStorage:
         except Exception as error:  # as in `_call`
             raise ManifestError(f"{self._url}: cannot be listed ({_reason(error)})") from None
         return found
+
+    def sole_writer(self, what: str) -> AbstractContextManager[None]:
+        """A bucket has no lock: whoever copies a folder into it must not prune it at the same time."""
+        return nullcontext()
 
     async def delete(self, name: str) -> None:
         """Deletes an object; raises ManifestError."""

@@ -71,6 +71,7 @@ class StreamServer:
         )
         self.encoder_chunks = EncoderStorage(settings.encoder)
         self.streamed = StreamedModels(settings.weights, self.encoder_chunks)
+        self.metrics.weight_stream.watch(self.streamed.chunks)
 
     async def start(self) -> None:
         """Opens the database, loads the current revision and starts the workers; raises StreamSplitError."""
@@ -97,6 +98,7 @@ class StreamServer:
             await asyncio.to_thread(self.refiner.stop)
         await asyncio.to_thread(self._write_mixture)
         last = await self.status()
+        await self.streamed.close()
         await asyncio.to_thread(self.store.close)
         return last
 
@@ -216,7 +218,7 @@ class StreamServer:
             weights = await asyncio.to_thread(self.files.weights, new.revision)
             self._note(new.revision, new.space)
             await asyncio.wrap_future(self.compute.call(lambda: self._switch(new, weights)))
-            await asyncio.to_thread(self.encoder_chunks.adopt, weights, new.space)
+            await asyncio.to_thread(self._adopt_chunks, new, weights)
             await asyncio.to_thread(self.weights.adopt, new.revision, new.base, new.space)
         except StreamSplitError as error:
             LOG.error("revision %s could not be taken up: %s", new.revision[:12], error)
@@ -241,6 +243,11 @@ class StreamServer:
         self.store.record_event(kind, f"{new.revision[:12]} after {new.steps} steps, rank {new.effective_rank:.1f}")
         kept = [row["revision"] for row in await asyncio.to_thread(self.store.revisions)]
         await asyncio.to_thread(self.files.prune, [r for r in kept if r != new.revision] + [new.revision])
+
+    def _adopt_chunks(self, new: NewRevision, weights: Weights) -> None:
+        """Blocks on the disk."""
+        delta = self.files.payload(new.revision, new.base) if new.base else None
+        self.encoder_chunks.adopt(weights, new.space, new.base, delta or b"")
 
     def _offer_prototypes(self) -> None:
         """Has the gateway send the newest prototypes; none while they are of another space than the revision."""

@@ -204,6 +204,7 @@ class WeightStreamSettings(Settings):
 
     chunks_dir: str = setting("")  # of `streamsplit weights chunk`, or s3://bucket/prefix; "" = no weight stream
     redis_url: str = setting("")  # of a cache in front of it, shared by servers; "" = none
+    memory_mb: float = setting(64.0, low=0.0)  # of its blocks held in memory, in front of a bucket or a Redis
     device_mb_per_s: float = setting(0.0, low=0.0)  # of one device, over all its connections; 0 = no limit
     total_mb_per_s: float = setting(0.0, low=0.0)  # of all together, shared piece by piece; 0 = no limit
     max_connections: int = setting(256, low=1)

@@ -13,6 +13,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from streamsplit.errors import ConfigError
+from streamsplit.server.block_cache import BlockCachedStorage
 from streamsplit.server.chunk_storage import ChunkStorage
 from streamsplit.server.listener import QuietServer, listen, serve_until_stopped, uvicorn_config
 from streamsplit.server.metrics import WeightStreamMetrics
@@ -64,7 +65,9 @@ async def serve_weights(
     if not is_loopback(address) and not auth.allow_open and not auth.token_for(""):
         raise ConfigError(f"'address': got {address} without a token; set {TOKEN_VARIABLE} or give one")
     registry = CollectorRegistry()
-    stream = WeightStream(settings, auth, WeightStreamMetrics(registry), Precedence().bulk_turn)
+    metrics = WeightStreamMetrics(registry)
+    metrics.watch(storage)
+    stream = WeightStream(settings, auth, metrics, Precedence().bulk_turn)
     model = ServedModel(storage)
     await model.open()
     bound = listen(address, port)
@@ -83,3 +86,5 @@ async def serve_weights(
         await serve_until_stopped(server, bound, ready=ready, closing=closing)
     finally:
         bound.close()
+        if isinstance(storage, BlockCachedStorage):
+            await storage.close()

@@ -10,7 +10,7 @@ import contextlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -159,7 +159,8 @@ class WeightStream:
             last, packed = at + length == end, None
             if wanted.digest:
                 payload = buffer.payload(length)
-                await read_into(model.storage, wanted.digest, at, payload)
+                with self._waiting("storage"):
+                    await read_into(model.storage, wanted.digest, at, payload)
             else:
                 payload = memoryview(manifest)[at : at + length]
             if compress:
@@ -168,13 +169,16 @@ class WeightStream:
             if packed is not None or not wanted.digest:
                 piece = payload if packed is None else packed
                 size = 0 if packed is None else length
-                await websocket.send_bytes(session.data(wanted.request, piece, last, packed_bytes=size))
+                with self._waiting("socket"):
+                    await websocket.send_bytes(session.data(wanted.request, piece, last, packed_bytes=size))
             else:
-                await send_frame(websocket, buffer, session.data_header(wanted.request, length, last), length)
+                with self._waiting("socket"):
+                    await send_frame(websocket, buffer, session.data_header(wanted.request, length, last), length)
             if at == wanted.offset:
                 self._metrics.first_piece.observe(time.monotonic() - started_s)
             self._metrics.bytes.inc(length if packed is None else len(packed))
             at += length
+        self._metrics.request.observe(time.monotonic() - started_s)
 
     @property
     def _piece_bytes(self) -> int:
@@ -189,8 +193,19 @@ class WeightStream:
         now_s = time.monotonic()
         wait_s = max(limit.wait_s(size_bytes, now_s), self._total.wait_s(size_bytes, now_s))
         if wait_s > 0:
-            await asyncio.sleep(wait_s)
-        await self._turn()
+            with self._waiting("limits"):
+                await asyncio.sleep(wait_s)
+        with self._waiting("sound"):
+            await self._turn()
+
+    @contextlib.contextmanager
+    def _waiting(self, reason: str) -> Iterator[None]:
+        """Counts how long a piece waits: as much of a client's stalls as can be seen from here."""
+        started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._metrics.waits.labels(reason).observe(time.monotonic() - started_s)
 
     async def _refuse(self, websocket: WebSocket, session: ChunkServer, code: str, detail: str) -> None:
         self._metrics.refused.labels(code).inc()

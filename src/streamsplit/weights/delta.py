@@ -76,6 +76,18 @@ def apply_delta(base: Weights, payload: bytes | bytearray | memoryview) -> Weigh
     return _verified(result, revision)
 
 
+def part_of_delta(payload: bytes, base: Weights, result: Weights) -> bytes:
+    """The delta `payload` as far as it is about the arrays of `base`, which it makes those of `result`.
+
+    Raises RevisionError where the payload is no delta.
+    """
+    arrays, record = unseal(payload)
+    _revision(record, _DELTA)
+    names = {part + name for name in base for part in (_STEPS, _SIZES)}
+    own = {"format": _DELTA, "base": revision_of(base), "revision": revision_of(result)}
+    return seal({name: array for name, array in arrays.items() if name in names}, own)
+
+
 def pack_full(weights: Weights, precision: Literal["fp16", "fp32"] = "fp16") -> Packed:
     """All weights; with 'fp16' the result is rounded to half precision (relative error at most 2^-11).
 

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import LayerUnavailable
+from streamsplit.weights.delta import make_delta
+from streamsplit.weights.revision import encoder_weights, load_weights
 from streamsplit.weights.streaming.buffers import aligned_buffer
 from streamsplit.weights.streaming.encoder import encoder_chunks
+from streamsplit.weights.streaming.encoder_delta import with_deltas
 from streamsplit.weights.streaming.held_blocks import HeldBlocks, plan_blocks
 from streamsplit.weights.streaming.manifest import Chunk
 
@@ -166,3 +169,60 @@ def test_another_revision_takes_over_the_blocks_that_are_the_same():
     assert post.asked == ["resident", "block.5"]
     with torch.no_grad():
         assert torch.equal(new.run_to(windows(), 13, lambda coming: False).h, plain(windows()))
+
+
+def test_old_blocks_that_a_delta_applies_to_stay_in_the_budget_until_their_successors_have_come():
+    plain = make_encoder(SETTINGS)
+    before, chunks = encoder_chunks(plain, SETTINGS)
+    budget = budget_for(plain, 4)
+    old = HeldBlocks(before, Post(chunks, at_once=True), budget_bytes=budget)
+    while old.reach(4) < 4:
+        pass
+    moved = {name: array + np.float32(1e-3) for name, array in encoder_weights(plain).items()}
+    whole, exact = make_delta(encoder_weights(plain), moved)
+    load_weights(plain, exact)
+    after, new_chunks = encoder_chunks(plain, SETTINGS)
+    after, deltas = with_deltas(before, after, chunks | new_chunks, whole)
+    assert {delta.kind for delta in after.deltas} == {"int8"} and len(after.deltas) == len(after.chunks)
+    assert sum(map(len, deltas.values())) < 0.35 * sum(map(len, new_chunks.values()))
+    post = Post(new_chunks)
+    new = HeldBlocks(after, post, budget_bytes=budget)
+    assert new.old_bytes(before.chunk("block.2").digest) is None
+    new.take_over(old)
+    for name in ("block.1", "block.4"):
+        assert new.old_bytes(before.chunk(name).digest).tobytes() == chunks[before.chunk(name).digest]
+    assert new.resident_bytes(after.chunk("resident").digest).tobytes() == new_chunks[after.chunk("resident").digest]
+    assert new.held == 0 and new.held_bytes == budget
+    for number in range(1, 5):
+        assert new.reach(4) == number - 1 and set(post.under_way) == {f"block.{number}"}  # one at a time
+        assert new.held_bytes == budget
+        post.deliver(f"block.{number}")
+    assert new.reach(4) == 4 and new.held_bytes == budget and new.old_bytes(before.chunk("block.1").digest) is None
+    with torch.no_grad():
+        assert torch.equal(new.run_to(windows(), 4, lambda coming: False).h, plain.forward_to(windows(), 4).h)
+
+
+def test_old_blocks_give_way_to_what_is_deeper_and_to_passing_ones():
+    plain = make_encoder(SETTINGS)
+    before, chunks = encoder_chunks(plain, SETTINGS)
+    budget = budget_for(plain, 4)
+    whole, exact = make_delta(
+        encoder_weights(plain), {name: array + np.float32(1e-3) for name, array in encoder_weights(plain).items()}
+    )
+    load_weights(plain, exact)
+    after, new_chunks = encoder_chunks(plain, SETTINGS)
+    after, _ = with_deltas(before, after, chunks | new_chunks, whole)
+    for cut in (2, 6):
+        old = HeldBlocks(before, Post(chunks, at_once=True), budget_bytes=budget)
+        while old.reach(4) < 4:
+            pass
+        post = Post(new_chunks, at_once=True)
+        new = HeldBlocks(after, post, budget_bytes=budget)
+        new.take_over(old)
+        with torch.no_grad():
+            while new.reach(cut) < cut:
+                assert new.held_bytes <= budget
+            crossing = new.run_to(windows(), cut, lambda coming: coming.done())
+            assert torch.equal(crossing.h, plain.forward_to(windows(), cut).h)
+        kept = [name for name in ("block.3", "block.4") if new.old_bytes(before.chunk(name).digest) is not None]
+        assert kept == (["block.3", "block.4"] if cut == 2 else [])

@@ -7,6 +7,13 @@ import numpy as np
 ALIGNMENT = 64  # kernels may round otherwise where data lies askew: equal alignment, equal bits
 
 
+def aligned_copy(data: bytes) -> np.ndarray:
+    """Bytes as an aligned array [size] uint8 of their own."""
+    buffer = aligned_buffer(len(data))
+    buffer[:] = np.frombuffer(data, np.uint8)
+    return buffer
+
+
 def aligned_buffer(size: int) -> np.ndarray:
     """Uninitialised bytes [size] uint8 that begin at a multiple of 64."""
     raw = np.empty(size + ALIGNMENT, np.uint8)

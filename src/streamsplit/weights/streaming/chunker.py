@@ -15,6 +15,7 @@ from torch import nn
 
 from streamsplit.errors import ManifestError
 from streamsplit.weights.streaming import chunk_file
+from streamsplit.weights.streaming.folder_lock import sole_writer
 from streamsplit.weights.streaming.graph import ROWS_OVER_BYTES, Group, LayerGraph, layer_graph, stored_tensors
 from streamsplit.weights.streaming.manifest import (
     FORMAT,
@@ -22,13 +23,13 @@ from streamsplit.weights.streaming.manifest import (
     Chunk,
     Manifest,
     RowBlocks,
-    encode_manifest,
     file_name,
     read_manifest,
     sign,
 )
-from streamsplit.weights.streaming.publish import remember
+from streamsplit.weights.streaming.publish import put_manifest
 from streamsplit.weights.streaming.quantise import check_dtype, pack_rows, quantise
+from streamsplit.weights.streaming.signer import check_signer
 from streamsplit.weights.streaming.skeleton import model_class, transformers_module
 
 BLOCK_BYTES = 16 << 10  # of an embedding's rows under one hash: what a single row costs
@@ -48,12 +49,14 @@ class ModelChunker:
         dtype: str = "fp32",
         architecture: str = "",
         signing_key: bytes = b"",
+        replace_signer: bool = False,
         rows_over_bytes: int = ROWS_OVER_BYTES,
         progress: Progress | None = None,
     ) -> None:
         """`model_name` is a folder with config.json and safetensors files, or a hub name where the hub is reachable.
 
-        `architecture` replaces the class that the configuration names; `signing_key` is an Ed25519 seed of 32 bytes;
+        `architecture` replaces the class that the configuration names; `signing_key` is an Ed25519 seed of 32 bytes,
+        and `replace_signer` says that a folder signed with another key, or with one at all, may lose that signature;
         `progress` is told (chunks done, of how many, the next one's name).
         """
         self.model_name = model_name
@@ -63,26 +66,36 @@ class ModelChunker:
         self.rows_over_bytes = rows_over_bytes
         self._architecture = architecture
         self._signing_key = signing_key
+        self._replace_signer = replace_signer
         self._progress = progress or (lambda done, total, name: None)
 
     def chunk_model(self) -> dict[str, Any]:
         """Writes chunks and manifest.json; gives 'chunks' (names), 'manifest' (path), 'revision' and sizes.
 
-        Raises ManifestError for a model that cannot be read, is not complete, or has layers that cannot be told apart.
+        Raises ManifestError for a model that cannot be read, is not complete, or has layers that cannot be told apart;
+        for a folder that was signed and would not be with the same key; and while another process changes the folder.
         """
+        self._check_signer()  # before the long work; again under the lock
         with _quiet():
             model, config = self._load()
         graph = layer_graph(model, config.model_type, rows_over_bytes=self.rows_over_bytes)
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        with sole_writer(self.output_dir, "weights chunk"):
+            self._check_signer()
+            return self._write_all(model, config, graph)
+
+    def _check_signer(self) -> None:
+        if (self.output_dir / NAME).is_file():
+            check_signer(self.output_dir, read_manifest(self.output_dir), self._signing_key, self._replace_signer)
+
+    def _write_all(self, model: nn.Module, config: Any, graph: LayerGraph) -> dict[str, Any]:
         tensors = {name: tensor.detach() for name, tensor in stored_tensors(model).items()}
         chunks = []
         for done, group in enumerate(graph.groups):
             self._progress(done, len(graph.groups), group.name)
             chunks.append(self._write(group, tensors))
         manifest = self._manifest(model, config, graph, chunks)
-        if (self.output_dir / NAME).is_file():
-            remember(self.output_dir, read_manifest(self.output_dir))
-        _write_file(self.output_dir / NAME, encode_manifest(manifest))
+        put_manifest(self.output_dir, manifest)
         self._progress(len(chunks), len(chunks), "")
         return {
             "model_name": manifest.model,
@@ -179,7 +192,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def _write_file(path: Path, data: bytes) -> None:
     """Whole or not at all; a chunk of that name and size that is there is the same chunk unless it was damaged."""
-    if path.name != NAME and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == path.stem:
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == path.stem:
         os.utime(path)  # as young as what is written now: needed by a manifest that is not there yet
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -19,6 +19,7 @@ from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import ConfigError, ManifestError
 from streamsplit.weights.revision import encoder_weights, revision_of
 from streamsplit.weights.streaming.chunk_file import pack_tensors
+from streamsplit.weights.streaming.folder_lock import sole_writer
 from streamsplit.weights.streaming.layers import LayerStreamer, Slot, Source, nothing, place, shape_of
 from streamsplit.weights.streaming.limits import check_sizes
 from streamsplit.weights.streaming.manifest import (
@@ -26,13 +27,13 @@ from streamsplit.weights.streaming.manifest import (
     NAME,
     Chunk,
     Manifest,
-    encode_manifest,
     file_name,
     read_manifest,
     sign,
 )
-from streamsplit.weights.streaming.publish import remember, write_whole
+from streamsplit.weights.streaming.publish import put_manifest, write_whole
 from streamsplit.weights.streaming.quantise import Tensors, check_dtype, quantise
+from streamsplit.weights.streaming.signer import check_signer
 
 MODEL_TYPE = "streamsplit-encoder"
 ARCHITECTURE = "SplitEncoder"
@@ -40,20 +41,21 @@ ARCHITECTURE = "SplitEncoder"
 
 def chunk_encoder(
     encoder: SplitEncoder, settings: EncoderSettings, folder: str | Path, *, dtype: str = "fp32",
-    signing_key: bytes = b"",
+    signing_key: bytes = b"", replace_signer: bool = False,
 ) -> Manifest:  # fmt: skip
     """Writes an encoder as one chunk a block, and one of what belongs to none (exit heads, bottlenecks).
 
-    `settings` are what `make_encoder` builds it from. `dtype` as of ModelChunker.
+    `settings` are what `make_encoder` builds it from; the others as of ModelChunker, and what is raised, too.
     """
     manifest, stored = encoder_chunks(encoder, settings, dtype=dtype, signing_key=signing_key)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for digest, data in stored.items():
-        write_whole(folder, file_name(digest), data)
-    if (folder / NAME).exists():
-        remember(folder, read_manifest(folder))
-    write_whole(folder, NAME, encode_manifest(manifest))
+    with sole_writer(folder, "weights chunk"):
+        if (folder / NAME).exists():
+            check_signer(folder, read_manifest(folder), signing_key, replace_signer)
+        for digest, data in stored.items():
+            write_whole(folder, file_name(digest), data)
+        put_manifest(folder, manifest)
     return manifest
 
 

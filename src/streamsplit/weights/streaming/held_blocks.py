@@ -6,17 +6,22 @@ ones. Blocks beyond the budget pass through one at a time while a window runs; t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from streamsplit.encoders.crossing import Crossing
 from streamsplit.errors import LayerUnavailable, StreamSplitError
+from streamsplit.weights.streaming.buffers import aligned_copy
+from streamsplit.weights.streaming.chunk_file import pack_tensors
 from streamsplit.weights.streaming.encoder import EmptyEncoder, block_name
 from streamsplit.weights.streaming.layers import Arrival, Slot, Source, chunk_tensors
 from streamsplit.weights.streaming.manifest import Manifest
+from streamsplit.weights.streaming.quantise import Tensors
 
 ON_THE_WAY = 2  # blocks that are to stay and are asked for at a time
 
@@ -43,6 +48,13 @@ def plan_blocks(sizes: list[int], budget_bytes: int | None, block: int) -> Plan:
     return Plan(0, 0)
 
 
+class OldBlock(NamedTuple):
+    """A block of the revision before."""
+
+    digest: str
+    tensors: Tensors
+
+
 class HeldBlocks:
     """`encoder` runs as far as `reach` says; everything but waiting for a passing block returns at once.
 
@@ -65,7 +77,9 @@ class HeldBlocks:
         self._slots = [empty.slots.get(block_name(block)) for block in range(1, self.encoder.num_blocks + 1)]
         self._sizes = [0 if slot is None else slot.size_bytes for slot in self._slots]
         self._full: set[int] = set()  # blocks in memory, 1..L
+        self._old: dict[int, OldBlock] = {}  # of the revision before, until the new ones are here; never in `_full`
         self._coming: dict[int, Arrival] = {}
+        self._resident = empty.resident
         for holder in empty.resident:
             try:
                 data = source.fetch(holder.chunk).result()
@@ -91,8 +105,8 @@ class HeldBlocks:
 
     @property
     def held_bytes(self) -> int:
-        """What the blocks in memory take."""
-        return sum(self._sizes[block - 1] for block in self._full)
+        """What the blocks in memory take, those of the revision before included."""
+        return sum(self._sizes[block - 1] for block in (*self._full, *self._old))
 
     def reach(self, block: int) -> int:
         """The deepest block up to `block` that can be run to now; what is missing for it is asked for.
@@ -104,7 +118,7 @@ class HeldBlocks:
         if through > keep:
             self._drop_beyond(keep)
         for missing in (b for b in range(1, keep + 1) if self._slots[b - 1] and b not in self._full):
-            if sum(b <= keep for b in self._coming) >= ON_THE_WAY:
+            if sum(b <= keep for b in self._coming) >= (1 if self._old else ON_THE_WAY):
                 break
             self._make_room(keep, missing)
             self._ask(missing)
@@ -147,18 +161,35 @@ class HeldBlocks:
         self.trouble = None
 
     def take_over(self, old: HeldBlocks) -> None:
-        """Takes blocks that are the same in another revision; the other one is empty afterwards."""
+        """Takes blocks that are the same in another revision; the other one is empty afterwards.
+
+        A block that a delta of this manifest applies to stays until its successor has come: it takes that one's place
+        in the budget.
+        """
+        steps = {(delta.base, delta.target) for delta in self.manifest.deltas}
         for block, (slot, other) in enumerate(zip(self._slots, old._slots, strict=True), 1):
-            same = slot is not None and other is not None and slot.chunk.digest == other.chunk.digest
-            if same and block in old._full and slot is not None and other is not None:
+            if slot is None or other is None or block not in old._full:
+                continue
+            if slot.chunk.digest == other.chunk.digest:
                 slot.fill(other.tensors())
                 self._full.add(block)
+            elif (other.chunk.digest, slot.chunk.digest) in steps:
+                self._old[block] = OldBlock(other.chunk.digest, other.tensors())
         old.release()
+
+    def resident_bytes(self, digest: str) -> np.ndarray | None:
+        """The stored bytes [size] uint8 of a chunk that belongs to no block, if it is this one; for any thread."""
+        return next((_stored(digest, h.tensors()) for h in self._resident if h.chunk.digest == digest), None)
+
+    def old_bytes(self, digest: str) -> np.ndarray | None:
+        """The same of a block of the revision before, which waits for its successor."""
+        return next((_stored(digest, old.tensors) for old in self._old.values() if old.digest == digest), None)
 
     def release(self) -> None:
         """Gives all blocks' memory back."""
         for block in list(self._full):
             self._drop(block)
+        self._old.clear()
         self._coming.clear()
 
     def _collect(self, keep: int, through: int) -> None:
@@ -176,6 +207,7 @@ class HeldBlocks:
                 self._put(block, slot, coming)
 
     def _put(self, block: int, slot: Slot, coming: Arrival) -> None:
+        self._old.pop(block, None)
         try:
             slot.fill(chunk_tensors(slot.chunk, coming.result()))
         except LayerUnavailable as error:
@@ -210,18 +242,26 @@ class HeldBlocks:
 
     def _make_room(self, keep: int, block: int) -> None:
         """Lets go of the deepest blocks beyond `keep` that are in the way of one that is about to come."""
-        coming = sum(self._sizes[other - 1] for other in self._coming if other <= keep) + self._sizes[block - 1]
-        for deepest in sorted((b for b in self._full if b > keep), reverse=True):
+        new = {b for b in (*self._coming, block) if b <= keep} - self._old.keys()  # an old one holds its place
+        coming = sum(self._sizes[b - 1] for b in new)
+        for deepest in sorted((b for b in (*self._full, *self._old) if b > keep), reverse=True):
             if self._budget_bytes is None or self.held_bytes + coming <= self._budget_bytes:
                 return
             self._drop(deepest)
 
     def _drop_beyond(self, keep: int) -> None:
-        for block in [b for b in self._full if b > keep]:
+        for block in [b for b in (*self._full, *self._old) if b > keep]:
             self._drop(block)
 
     def _drop(self, block: int) -> None:
         slot = self._slots[block - 1]
+        self._old.pop(block, None)
         self._full.discard(block)
         if slot is not None:
             slot.empty(torch.float32)
+
+
+def _stored(digest: str, tensors: Tensors) -> np.ndarray | None:
+    """The stored bytes of a chunk from its tensors; None where they were not stored as they are, as with int8."""
+    data = pack_tensors(tensors)
+    return aligned_copy(data) if hashlib.sha256(data).hexdigest() == digest else None

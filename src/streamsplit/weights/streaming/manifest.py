@@ -176,13 +176,19 @@ def file_name(digest: str) -> str:
 
 def sign(manifest: Manifest, private_key: bytes) -> Manifest:
     """The manifest with an Ed25519 signature; `private_key` is the 32-byte seed."""
-    ed25519 = _ed25519()
-    if len(private_key) != 32:
-        raise ManifestError(f"got a signing key of {len(private_key)} bytes, expected 32 (Ed25519)")
-    key = ed25519.Ed25519PrivateKey.from_private_bytes(private_key)
-    public = key.public_key().public_bytes_raw().hex()
-    value = key.sign(canonical_bytes(manifest)).hex()
-    return msgspec.structs.replace(manifest, signature=Signature(public_key=public, value=value))
+    value = _private(private_key).sign(canonical_bytes(manifest)).hex()
+    return msgspec.structs.replace(manifest, signature=Signature(public_key=public_key(private_key), value=value))
+
+
+def public_key(private_key: bytes) -> str:
+    """Hex of the public key that belongs to a 32-byte seed."""
+    return str(_private(private_key).public_key().public_bytes_raw().hex())
+
+
+def _private(seed: bytes) -> Any:
+    if len(seed) != 32:
+        raise ManifestError(f"got a signing key of {len(seed)} bytes, expected 32 (Ed25519)")
+    return _ed25519().Ed25519PrivateKey.from_private_bytes(seed)
 
 
 def verify(manifest: Manifest, public_key: bytes) -> None:

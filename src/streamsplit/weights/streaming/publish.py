@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from streamsplit.errors import ConfigError, ManifestError
+from streamsplit.weights.streaming.folder_lock import sole_writer
 from streamsplit.weights.streaming.history import NAME as HISTORY
 from streamsplit.weights.streaming.history import History, decode_history, encode_history
 from streamsplit.weights.streaming.manifest import (
@@ -22,24 +23,36 @@ from streamsplit.weights.streaming.manifest import (
     sign,
 )
 from streamsplit.weights.streaming.revision_delta import WORTH, exact_delta, int8_delta
+from streamsplit.weights.streaming.signer import check_signer
 
 KINDS = ("exact", "int8")
 
 
 def publish(
-    served: str | Path, new: str | Path, *, kind: Literal["exact", "int8"] = "exact", signing_key: bytes = b""
-) -> dict[str, Any]:
+    served: str | Path, new: str | Path, *, kind: Literal["exact", "int8"] = "exact", signing_key: bytes = b"",
+    replace_signer: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Makes `served`, a folder of chunks, serve the model in `new`, another one; its manifest changes last.
 
     With 'int8' the weights that are published are those of the old revision plus the rounded change. Gives 'revision',
     'changed' (names), 'chunk_bytes' (of what changed) and 'delta_bytes' (where there is a delta, instead). Raises
-    ManifestError where the two are not the same model in the same form, ConfigError for an unknown kind.
+    ManifestError where the two are not the same model in the same form, where one is signed and the result would not
+    be with the same key (unless `replace_signer`), and while another process changes the folder; ConfigError for an
+    unknown kind.
     """
     if kind not in KINDS:
         raise ConfigError(f"'kind': got '{kind}', allowed {', '.join(KINDS)}")
     served, new = Path(served), Path(new)
-    old, wanted = read_manifest(served), read_manifest(new)
-    _check_pair(old, wanted)
+    read_manifest(served)  # says what is wrong with a place that is no folder of chunks
+    with sole_writer(served, "weights publish"):
+        old, wanted = read_manifest(served), read_manifest(new)
+        _check_pair(old, wanted)
+        for folder, manifest in ((served, old), (new, wanted)):
+            check_signer(folder, manifest, signing_key, replace_signer)
+        return _replace(served, new, old, wanted, kind, signing_key)
+
+
+def _replace(served: Path, new: Path, old: Manifest, wanted: Manifest, kind: str, signing_key: bytes) -> dict[str, Any]:
     chunks: list[Chunk] = []
     deltas: list[Delta] = []
     changed: list[str] = []
@@ -54,8 +67,7 @@ def publish(
     manifest = msgspec.structs.replace(wanted, chunks=tuple(chunks), deltas=tuple(deltas), signature=None)
     if signing_key:
         manifest = sign(manifest, signing_key)
-    remember(served, old)
-    write_whole(served, NAME, encode_manifest(manifest))
+    put_manifest(served, manifest)
     small = {delta.target: delta.stored_bytes for delta in deltas}
     moved = [chunk for chunk in chunks if chunk.name in changed]
     return {
@@ -126,6 +138,13 @@ def read_history(folder: str | Path) -> History:
 def remember(folder: Path, manifest: Manifest) -> None:
     """Writes down what a revision needs, before its manifest is replaced."""
     write_whole(folder, HISTORY, encode_history(read_history(folder).remembering(manifest)))
+
+
+def put_manifest(folder: Path, manifest: Manifest) -> None:
+    """Makes a manifest, whose chunks are there, the folder's present one; the one before goes into its history."""
+    if (folder / NAME).is_file():
+        remember(folder, read_manifest(folder))
+    write_whole(folder, NAME, encode_manifest(manifest))
 
 
 def write_whole(folder: Path, name: str, data: bytes) -> None:
