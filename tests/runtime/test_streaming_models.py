@@ -210,6 +210,9 @@ def test_nothing_is_written_unless_a_disk_cache_is_asked_for_and_then_it_is_chec
         path.write_bytes(data)
     assert bytes_for_a_forward() == pytest.approx(first, rel=0.01)
     assert bytes_for_a_forward() == pytest.approx(second, rel=0.01)
+    config = config.replace(disk_cache_bytes=2 * files[0].stat().st_size + 10_000)
+    bytes_for_a_forward()
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.chunk")) <= config.disk_cache_bytes
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("fp16", 2e-3), ("bf16", 2e-2), ("int8", 4e-2)])

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from streamsplit.edge.disk_cache import DiskCache
 from streamsplit.edge.model import FLEET_WEIGHT, Forward
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.weight_client import WeightClient
 from streamsplit.edge.weight_link import WeightLinkSettings
-from streamsplit.edge.weight_source import DiskCache, RemoteSource
+from streamsplit.edge.weight_source import RemoteSource
 from streamsplit.errors import CutError, ManifestError, RevisionError
 from streamsplit.learning.context import ContextUncertainty
 from streamsplit.learning.memory import make_memory
@@ -216,7 +217,8 @@ class StreamedBlocksModel:
         client = self._opening = WeightClient(settings.beside(self._settings.server.url), link)
         try:
             manifest = client.manifest()
-            disk = DiskCache(settings.disk_cache_dir) if settings.disk_cache_dir else None
+            directory = settings.disk_cache_dir
+            disk = DiskCache(directory, settings.disk_cache_bytes) if directory else None
             source = RemoteSource(client, disk, manifest.deltas)
             blocks = HeldBlocks(manifest, source, budget_bytes=settings.cache_bytes)
             revision, space = self._identity(blocks)

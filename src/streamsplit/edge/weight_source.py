@@ -1,20 +1,17 @@
-"""Chunks for a streamed model: from the server, or from a disk cache that is checked on every read."""
+"""Chunks for a streamed model: from the server, from a disk cache, or from an older revision and a delta."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 
 import numpy as np
 
+from streamsplit.edge.disk_cache import DiskCache
 from streamsplit.edge.weight_client import WeightClient
 from streamsplit.errors import StreamSplitError
-from streamsplit.weights.streaming.buffers import aligned_buffer
-from streamsplit.weights.streaming.manifest import Chunk, Delta, file_name
+from streamsplit.weights.streaming.manifest import Chunk, Delta
 
 LOG = logging.getLogger(__name__)
 MAX_RANGE_BYTES = 1 << 20  # of rows in one request
@@ -42,7 +39,7 @@ class RemoteSource:
             done.set_result(held)
             return done
         coming = self._by_delta(chunk) or self._client.fetch(chunk.digest, chunk.stored_bytes)
-        coming.add_done_callback(self._disk.keeper(chunk))
+        coming.add_done_callback(_keeper(self._disk, chunk))
         return coming
 
     def _by_delta(self, chunk: Chunk) -> Future[np.ndarray] | None:
@@ -103,53 +100,15 @@ class RemoteSource:
         return futures
 
 
-class DiskCache:
-    """Chunks in a folder, named by their hash; what does not hash to its name is thrown away and fetched again."""
+def _keeper(disk: DiskCache, chunk: Chunk) -> Callable[[Future[np.ndarray]], None]:
+    """A callback for a chunk's future that writes what has come."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self.hits = 0
-
-    def size(self, digest: str) -> int:
-        """Bytes of a chunk's file; 0 where it is not here."""
+    def keep(coming: Future[np.ndarray]) -> None:
+        if coming.exception() is not None:
+            return
         try:
-            return (self._folder / file_name(digest)).stat().st_size
-        except OSError:
-            return 0
+            disk.keep(chunk.digest, coming.result())
+        except OSError as error:  # the chunk itself has arrived: the model goes on without the copy
+            LOG.warning("chunk '%s' is not kept on disk (%s)", chunk.name, error)
 
-    def read(self, digest: str, size_bytes: int) -> np.ndarray | None:
-        """The stored bytes, if they are here and good."""
-        path = self._folder / file_name(digest)
-        buffer = aligned_buffer(size_bytes)
-        try:
-            if path.stat().st_size != size_bytes:
-                path.unlink()
-                return None
-            with path.open("rb", buffering=0) as file:
-                count = file.readinto(buffer)  # type: ignore[arg-type]
-        except FileNotFoundError:
-            return None
-        if count != size_bytes or hashlib.sha256(buffer).hexdigest() != digest:  # type: ignore[arg-type]
-            path.unlink(missing_ok=True)
-            return None
-        self.hits += 1
-        return buffer
-
-    def keeper(self, chunk: Chunk) -> Callable[[Future[np.ndarray]], None]:
-        """A callback for the future of a chunk that writes it, whole or not at all."""
-
-        def keep(coming: Future[np.ndarray]) -> None:
-            if coming.exception() is not None:
-                return
-            path = self._folder / file_name(chunk.digest)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                partial.write_bytes(memoryview(coming.result()))  # type: ignore[arg-type]
-                partial.replace(path)
-            except OSError as error:  # the chunk itself has arrived: the model goes on without the copy
-                LOG.warning("%s: chunk '%s' is not kept (%s)", self._folder, chunk.name, error)
-            finally:
-                partial.unlink(missing_ok=True)
-
-        return keep
+    return keep

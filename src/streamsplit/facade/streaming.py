@@ -10,8 +10,9 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from streamsplit.edge.disk_cache import DiskCache
 from streamsplit.edge.weight_client import WeightClient
-from streamsplit.edge.weight_source import DiskCache, RemoteSource
+from streamsplit.edge.weight_source import RemoteSource
 from streamsplit.errors import ConfigError, ManifestError, StreamSplitError
 from streamsplit.facade.streaming_config import StreamingConfig
 from streamsplit.weights.streaming.manifest import Manifest, verify
@@ -195,7 +196,8 @@ class StreamingModel:
 
     def _build(self, client: WeightClient, manifest: Manifest) -> tuple[StreamedModel, RemoteSource]:
         settings = self.settings
-        disk = DiskCache(settings.disk_cache_dir) if settings.disk_cache_dir else None
+        directory = settings.disk_cache_dir
+        disk = DiskCache(directory, settings.disk_cache_bytes) if directory else None
         source = RemoteSource(client, disk, manifest.deltas)
         streamed = StreamedModel(
             manifest, source, cache_bytes=_budget(settings, manifest),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from streamsplit.edge.disk_cache import BUDGET_BYTES, DiskCache
 from streamsplit.edge.weight_client import WeightClient
 from streamsplit.edge.weight_link import WeightLinkSettings
-from streamsplit.edge.weight_source import DiskCache, RemoteSource
+from streamsplit.edge.weight_source import RemoteSource
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.weights.streaming.encoder import StreamedEncoder
 
@@ -17,13 +18,13 @@ class StreamingEncoder:
 
     def __init__(
         self, uri: str, *, cache_bytes: int | None = None, prefetch: int = 1, disk_cache_dir: str = "",
-        link: WeightLinkSettings | None = None,
+        disk_cache_bytes: int = BUDGET_BYTES, link: WeightLinkSettings | None = None,
     ) -> None:  # fmt: skip
         """`cache_bytes` bounds the blocks in memory. Raises what is wrong with server, manifest or budget."""
         self._client = WeightClient(uri, link)
         try:
             manifest = self._client.manifest()
-            disk = DiskCache(disk_cache_dir) if disk_cache_dir else None
+            disk = DiskCache(disk_cache_dir, disk_cache_bytes) if disk_cache_dir else None
             self.streamed = StreamedEncoder(
                 manifest, RemoteSource(self._client, disk, manifest.deltas), cache_bytes=cache_bytes,
                 prefetch=prefetch, clock_s=time.monotonic,
