@@ -11,6 +11,7 @@ import numpy as np
 from streamsplit.edge.disk_cache import DiskCache
 from streamsplit.edge.weight_client import WeightClient
 from streamsplit.errors import StreamSplitError
+from streamsplit.weights.streaming.buffers import Base
 from streamsplit.weights.streaming.manifest import Chunk, Delta
 
 LOG = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ MAX_RANGE_BYTES = 1 << 20  # of rows in one request
 class RemoteSource:
     """Fetches through a WeightClient; `disk` keeps whole chunks, nothing is written without it.
 
-    Where the disk holds the chunk of an older revision that a delta of the manifest applies to, the delta travels.
+    Where the chunk of an older revision that a delta of the manifest applies to is in memory or on the disk, the delta
+    travels.
     """
 
     def __init__(self, client: WeightClient, disk: DiskCache | None = None, deltas: Sequence[Delta] = ()) -> None:
@@ -29,42 +31,45 @@ class RemoteSource:
         self._disk = disk
         self._deltas = tuple(deltas)
 
-    def fetch(self, chunk: Chunk) -> Future[np.ndarray]:
-        """The stored bytes of a chunk."""
-        if self._disk is None:
-            return self._client.fetch(chunk.digest, chunk.stored_bytes)
-        held = self._disk.read(chunk.digest, chunk.stored_bytes)
-        if held is not None:
-            done: Future[np.ndarray] = Future()
-            done.set_result(held)
-            return done
-        coming = self._by_delta(chunk) or self._client.fetch(chunk.digest, chunk.stored_bytes)
-        coming.add_done_callback(_keeper(self._disk, chunk))
+    def fetch(self, chunk: Chunk, base: Base | None = None) -> Future[np.ndarray]:
+        """The stored bytes of a chunk; they may come in the memory of `base`, an older one's that is used up."""
+        if self._disk is not None:
+            held = self._disk.read(chunk.digest, chunk.stored_bytes)
+            if held is not None:
+                done: Future[np.ndarray] = Future()
+                done.set_result(held)
+                return done
+        coming = self._by_delta(chunk, base) or self._client.fetch(chunk.digest, chunk.stored_bytes)
+        if self._disk is not None:
+            coming.add_done_callback(_keeper(self._disk, chunk))
         return coming
 
-    def _by_delta(self, chunk: Chunk) -> Future[np.ndarray] | None:
-        """The chunk from an older one and a delta; where that fails, all of it, and the older one stays as it was."""
-        disk = self._disk
-        for delta in self._deltas:
-            if disk is None or delta.target != chunk.digest:
-                continue
-            base = disk.read(delta.base, disk.size(delta.base))
-            if base is not None:
+    def _by_delta(self, chunk: Chunk, base: Base | None) -> Future[np.ndarray] | None:
+        """The chunk from an older one and a delta, where there are such; all of it where that fails."""
+        for delta in (delta for delta in self._deltas if delta.target == chunk.digest):
+            if base is not None and delta.base == base.digest:
                 return self._apply(chunk, delta, base)
+            if self._disk is not None and self._disk.size(delta.base) == chunk.stored_bytes:
+                data = self._disk.read(delta.base, chunk.stored_bytes)
+                if data is not None:
+                    return self._apply(chunk, delta, Base(delta.base, data))
         return None
 
-    def _apply(self, chunk: Chunk, delta: Delta, base: np.ndarray) -> Future[np.ndarray]:
+    def _apply(self, chunk: Chunk, delta: Delta, base: Base) -> Future[np.ndarray]:
         made: Future[np.ndarray] = Future()
+        bases = [base]
+        del base  # its memory is the chunk's, or is free before all of the chunk is asked for
 
         def finish(coming: Future[np.ndarray]) -> None:
             from streamsplit.weights.streaming.revision_delta import applied
 
             try:
                 try:
-                    made.set_result(applied(chunk, delta, base, coming.result()))
+                    made.set_result(applied(chunk, delta, bases[0].data, coming.result()))
                     self.deltas_applied += 1
                 except (StreamSplitError, OSError) as error:
                     LOG.warning("chunk '%s': the delta is not used (%s)", chunk.name, error)
+                    bases.clear()
                     self._client.fetch(chunk.digest, chunk.stored_bytes).add_done_callback(whole)
             except Exception as error:  # whoever waits must hear of it
                 made.set_exception(error)

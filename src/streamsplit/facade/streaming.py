@@ -132,8 +132,9 @@ class StreamingModel:
     def refresh(self) -> bool:
         """Takes up the server's newest revision between two forwards, all of it or nothing; True if there was one.
 
-        What the disk cache holds of the old one travels as deltas. Raises what is wrong with the new one; the old one
-        then stays in use.
+        What is in memory and the same in both stays there; what changed comes when it is next needed, as a delta where
+        the old one is in memory or in the disk cache and the server offers it. Raises what is wrong with the new
+        revision; the old one then stays in use, as it was.
         """
         with self._lock:
             held = self._open()
@@ -144,13 +145,13 @@ class StreamingModel:
                     client.close()
                     return False
                 self._check(manifest)
-                streamed, source = self._build(client, manifest)
+                streamed, source = self._build(client, manifest, held)
             except BaseException:
                 client.close()
                 raise
             old, self._client = self._client, client
             self._streamed, self._source = streamed, source
-            held.layers.release()
+            streamed.take_over(held)
             if old is not None:
                 old.close()
             return True
@@ -161,7 +162,7 @@ class StreamingModel:
             self._client.close()
         if self._streamed is not None:
             with self._lock:
-                self._streamed.layers.release()
+                self._streamed.release()
 
     def __enter__(self: M) -> M:
         return self
@@ -194,7 +195,9 @@ class StreamingModel:
             self._streamed, self._source = self._build(self._client, manifest)
             return self._streamed
 
-    def _build(self, client: WeightClient, manifest: Manifest) -> tuple[StreamedModel, RemoteSource]:
+    def _build(
+        self, client: WeightClient, manifest: Manifest, before: StreamedModel | None = None
+    ) -> tuple[StreamedModel, RemoteSource]:
         settings = self.settings
         directory = settings.disk_cache_dir
         disk = DiskCache(directory, settings.disk_cache_bytes) if directory else None
@@ -202,7 +205,7 @@ class StreamingModel:
         streamed = StreamedModel(
             manifest, source, cache_bytes=_budget(settings, manifest),
             prefetch=settings.prefetch_depth if settings.prefetch_layers else 0, dtype=settings.dtype,
-            clock_s=time.monotonic,
+            clock_s=time.monotonic, before=before,
         )  # fmt: skip
         return streamed, source
 

@@ -7,7 +7,7 @@ takes for a matrix; nothing is ever made up in its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,10 +30,11 @@ class StreamedModel:
 
     def __init__(
         self, manifest: Manifest, source: Source, *, cache_bytes: int | None, prefetch: int = 1, dtype: str = "fp32",
-        clock_s: Callable[[], float],
+        clock_s: Callable[[], float], before: StreamedModel | None = None,
     ) -> None:  # fmt: skip
         """See LayerStreamer for the budget, which does not count embeddings: of them, what was looked up stays.
 
+        What is the same in a revision `before` is not fetched: it is shared, and `take_over` gets it for good.
         Raises ConfigError for a budget smaller than the largest layer or an unknown dtype, ManifestError for a model
         that this installation cannot build, LayerUnavailable where what must stay resident cannot be had.
         """
@@ -47,7 +48,29 @@ class StreamedModel:
             slots, source, cache_bytes=cache_bytes, prefetch=prefetch, dtype=self.dtype, clock_s=clock_s
         )
         self.model = self._build()
-        self._attach()
+        self._tables: dict[str, _Table] = {}
+        self._resident: dict[str, Slot] = {}  # by digest
+        self._attach({} if before is None or before.dtype is not self.dtype else before._resident)
+        if before is not None and self._like(before):
+            offered = {(delta.base, delta.target) for delta in manifest.deltas}
+            self.layers.take_over(before.layers, offered)
+
+    def take_over(self, before: StreamedModel) -> None:
+        """Takes the embeddings' rows that are the same in the revision before, which is empty afterwards."""
+        if self._like(before):
+            for name, table in self._tables.items():
+                other = before._tables.get(name)
+                if other is not None:
+                    table.take_over(other)
+        before.release()
+
+    def release(self) -> None:
+        """Gives the memory of all weights back: the model cannot run any more."""
+        self.layers.release()
+        for holder in self._resident.values():
+            holder.empty(self.dtype)
+        for table in self._tables.values():
+            table.release()
 
     def rows(self, chunk: Chunk, blocks: list[int]) -> Iterator[torch.Tensor]:
         """Blocks of an embedding as matrices [rows, d], neighbours together; raises LayerUnavailable."""
@@ -80,12 +103,18 @@ class StreamedModel:
             place(model, name, nothing(self.dtype))
         return model
 
-    def _attach(self) -> None:
+    def _like(self, other: StreamedModel) -> bool:
+        """Whether equal chunks mean equal tensors."""
+        return self.dtype is other.dtype and self.manifest.dtype == other.manifest.dtype
+
+    def _attach(self, here: Mapping[str, Slot]) -> None:
         model, shared, layers = self.model, _aliases(self.manifest), self.layers
         for chunk in self.manifest.of_role("resident"):
             holder = Slot(chunk, 0)
             holder.bind(model, self._shapes, shared)
-            holder.fill(layers.tensors(chunk, layers.source.fetch(chunk)))
+            same = here.get(chunk.digest)
+            holder.fill(same.tensors() if same else layers.tensors(chunk, layers.source.fetch(chunk)))
+            self._resident[chunk.digest] = holder
         for slot in layers.slots.values():
             slot.bind(model, self._shapes, shared)
             module = model.get_submodule(slot.chunk.name)
@@ -93,6 +122,7 @@ class StreamedModel:
             module.register_forward_hook(partial(_call, layers.leave, slot), always_call=True)
         for chunk in self.manifest.of_role("rows"):
             table, (name,) = _Table(chunk, self), chunk.tensors
+            self._tables[chunk.name] = table
             for alias in shared.get(name, [name]):
                 path, _, attribute = alias.rpartition(".")
                 owner = model.get_submodule(path)
@@ -125,6 +155,7 @@ class _Table:
         self._table: torch.Tensor | None = None
         self._here = torch.zeros(chunk.rows.blocks, dtype=torch.bool)
         self._whole = False
+        self._shared: list[tuple[nn.Module, str]] = []  # heads that hold the matrix, too
 
     def look_up(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows [..., d] of ids [...], fetched where they are not here."""
@@ -144,6 +175,22 @@ class _Table:
             self._whole = True
         if module._parameters[attribute] is None or not module._parameters[attribute].numel():  # type: ignore[union-attr]
             put(module, attribute, self._matrix())
+            self._shared.append((module, attribute))
+
+    def take_over(self, old: _Table) -> None:
+        """Takes another revision's matrix, and of its blocks those that have the same hash."""
+        mine, other = self._rows, old._rows
+        if (mine.rows, mine.dim, mine.block_rows) == (other.rows, other.dim, other.block_rows):
+            same = torch.tensor([mine.digest(block) == other.digest(block) for block in range(mine.blocks)])
+            self._table, self._here = old._table, old._here & same
+            self._whole = old._whole and bool(same.all())
+
+    def release(self) -> None:
+        """Forgets all rows."""
+        self._table, self._whole = None, False
+        self._here = torch.zeros_like(self._here)
+        while self._shared:
+            put(*self._shared.pop(), nothing(self._owner.dtype))
 
     def _matrix(self) -> torch.Tensor:
         if self._table is None:
