@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -193,6 +194,40 @@ def test_a_chunk_of_other_tensors_or_shapes_is_refused_by_name(bert, tmp_path: P
     model = streamed(msgspec.structs.replace(manifest, chunks=chunks), source, 4, 0)
     with pytest.raises(LayerUnavailable, match=r"encoder\.layer\.0.*got shape"):
         model.model(IDS)
+
+
+class RowSource(FolderSource):
+    """Counts the bytes of rows that are in memory beside their places."""
+
+    held = most = 0
+
+    def fetch_rows(self, chunk: Chunk, blocks: list[int]) -> list[Future[np.ndarray]]:
+        assert chunk.rows is not None
+        (first, _), (last, length) = chunk.rows.span(blocks[0]), chunk.rows.span(blocks[-1])
+        data = np.fromfile(self.folder / file_name(chunk.digest), np.uint8, last + length - first, offset=first)
+        self.held += len(data)
+        self.most = max(self.most, self.held)
+        weakref.finalize(data, self.let_go, len(data))
+        return [_Taken(data, lambda: None)]
+
+    def let_go(self, size_bytes: int) -> None:
+        self.held -= size_bytes
+
+
+def test_a_heads_matrix_that_the_embedding_shares_is_held_once_and_a_few_megabytes_on_their_way(tmp_path: Path):
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=25_000, bos_token_id=1, eos_token_id=2)
+    plain = transformers.GPT2LMHeadModel(config).eval()
+    plain.save_pretrained(tmp_path / "model")
+    manifest = chunked(tmp_path / "model", tmp_path / "chunks")
+    source = RowSource(tmp_path / "chunks")
+    model = streamed(manifest, source, 1, 0)
+    with torch.no_grad():
+        assert torch.equal(model.model(IDS).logits, plain(IDS).logits)
+    table = model.model.lm_head.weight
+    assert table.data_ptr() == model._tables["transformer.wte.weight"]._matrix().data_ptr()
+    assert source.held == 0 and source.most <= 5 << 20 < table.nbytes == 6_400_000
 
 
 def test_an_empty_layer_computes_nothing(bert):
