@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 
@@ -10,6 +11,8 @@ from streamsplit.edge.weight_client import WeightClient
 from streamsplit.edge.weight_link import WeightLinkSettings
 from streamsplit.edge.weight_source import RemoteSource
 from streamsplit.encoders.base import SplitEncoder
+from streamsplit.encoders.crossing import Crossing
+from streamsplit.errors import ClosedError, LayerUnavailable
 from streamsplit.weights.streaming.encoder import StreamedEncoder
 
 
@@ -21,6 +24,8 @@ class StreamingEncoder:
         disk_cache_bytes: int = BUDGET_BYTES, link: WeightLinkSettings | None = None,
     ) -> None:  # fmt: skip
         """`cache_bytes` bounds the blocks in memory. Raises what is wrong with server, manifest or budget."""
+        self._lock = threading.Lock()  # one block at a time
+        self._closed = False
         self._client = WeightClient(uri, link)
         try:
             manifest = self._client.manifest()
@@ -32,6 +37,8 @@ class StreamingEncoder:
         except BaseException:
             self._client.close()
             raise
+        self._advance = self.streamed.encoder.advance
+        self.streamed.encoder.advance = self._guarded  # type: ignore[method-assign]
 
     @property
     def encoder(self) -> SplitEncoder:
@@ -49,9 +56,25 @@ class StreamingEncoder:
         return self._client.count.down
 
     def close(self) -> None:
-        """Ends the connection and gives the blocks' memory back; the encoder cannot be used any more."""
+        """Ends the connection and gives the blocks' memory back; the encoder cannot be used any more.
+
+        A forward in another thread ends with a ClosedError at its next block. May be called again.
+        """
+        self._closed = True
         self._client.close()
-        self.streamed.layers.release()
+        with self._lock:
+            self.streamed.layers.release()
+
+    def _guarded(self, crossing: Crossing, block: int) -> Crossing:
+        with self._lock:
+            try:
+                if not self._closed:
+                    return self._advance(crossing, block)
+            except LayerUnavailable as error:
+                if self._closed:
+                    raise ClosedError("the streaming encoder") from error
+                raise
+        raise ClosedError("the streaming encoder")
 
     def __enter__(self) -> StreamingEncoder:
         return self
