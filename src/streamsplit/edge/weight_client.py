@@ -31,7 +31,7 @@ from streamsplit.wire.codes import may_retry
 
 LOG = logging.getLogger(__name__)
 MAX_BACKOFF_S = 2.0
-HASH_BYTES = 4 << 20  # hashed at a time, in a thread of its own
+HASH_BYTES = 1 << 20  # hashed at a time, in a thread of its own: what is left at the end is waited for
 SMALL_BYTES = 1 << 20  # hashed at once
 HASHERS = 2
 _IN_FLIGHT = MAX_PENDING // 2
@@ -244,7 +244,8 @@ class WeightClient:
                 self._asked[event.request].take(data)
             if event.last:
                 self._check(self._asked.pop(event.request))
-        self._wake.set()
+        if not events or any(isinstance(event, Failed) or event.last for event in events):
+            self._wake.set()  # there may be something to ask for; between two pieces there is not
 
     def _hash(self, work: Callable[..., Any], *values: Any, job: Job) -> Future[Any]:
         """Has a job's bytes hashed: one thread a job, so that they come in order, and several jobs at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from streamsplit.errors import ManifestError, MissingExtraError
 
@@ -53,7 +55,11 @@ def build_config(model_type: str, values: Mapping[str, Any]) -> Any:
 def build_skeleton(architecture: str, config: Any) -> nn.Module:
     """The model in evaluation mode, every parameter on the meta device, buffers computed; raises ManifestError."""
     with _meta_parameters():
-        return _built(architecture, config)
+        with contextlib.suppress(ManifestError), _EmptyOnMeta():
+            model = _built(architecture, copy.deepcopy(config))
+            if all(buffer.device.type != "meta" for buffer in model.buffers()):
+                return model
+        return _built(architecture, config)  # a buffer begins as uninitialised memory, or such memory is computed with
 
 
 def build_shapes(architecture: str, config: Any, *, most_tensors: int) -> nn.Module:
@@ -82,6 +88,20 @@ def shared_names(model: nn.Module) -> dict[str, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(parameter), []).append(name)
     return {names[0]: names for names in found.values()}
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Uninitialised tensors, as parameters begin, are made on the meta device at once and never filled, for speed."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
+                return tensor
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
 
 
 _SPARE_TENSORS = 64  # modules make some twice
