@@ -49,7 +49,7 @@ def main() -> int:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for kind, parts in (("bert", ("cold", "two_layers", "accelerate")), ("gpt2", ("tokens",))):
+        for kind, parts in (("bert", ("cold", "two_layers", "accelerate")), ("gpt2", ("tokens", "tied"))):
             _child("make_" + kind + ("_small" if args.quick else ""), folder, "", args)
             with running_server(folder / kind / "chunks") as url:
                 for part in parts:
@@ -184,12 +184,31 @@ def tokens(folder: Path, url: str, repeats: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def tied(folder: Path, url: str, repeats: int) -> dict[str, Any]:
+    """Peak memory above the imports with room for two layers, of a model whose head is its embedding's matrix."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from streamsplit.facade.streaming import StreamingModel
+
+    GPT2LMHeadModel(GPT2Config(n_embd=64, n_head=2, n_layer=1))(torch.tensor([[1]]))  # warms up
+    before_mb = _rss_mb()
+    Path("/proc/self/clear_refs").write_text("5")
+    with StreamingModel.open(url, cache_bytes=2 * _largest(folder)) as model:
+        model(**_inputs())
+        matrix_mb = model.model.lm_head.weight.nbytes / 1e6
+    return {
+        "tied_peak_mb": _peak_mb() - before_mb, "tied_matrix_mb": matrix_mb,
+        "tied_budget_mb": 2 * _largest(folder) / 1e6,
+    }  # fmt: skip
+
+
 PARTS: dict[str, Any] = {
     "make_bert": lambda folder, url, repeats: make_bert(folder),
     "make_gpt2": lambda folder, url, repeats: make_gpt2(folder),
     "make_bert_small": lambda folder, url, repeats: make_bert(folder, small=True),
     "make_gpt2_small": lambda folder, url, repeats: make_gpt2(folder, small=True),
-    "cold": cold, "two_layers": two_layers, "tokens": tokens, "accelerate": accelerate,
+    "cold": cold, "two_layers": two_layers, "tokens": tokens, "tied": tied, "accelerate": accelerate,
 }  # fmt: skip
 
 

@@ -81,6 +81,13 @@ class ManifestError(StreamSplitError):
     """A streamed model's manifest or chunk is missing, damaged, of another version or not signed as asked."""
 
 
+class ClosedError(StreamSplitError):
+    """A streamed model was closed, before or while it was used; open another one."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is closed; open another one")
+
+
 class LayerUnavailable(StreamSplitError):
     """A layer's weights could not be had; `layer` names it. Nothing takes their place."""
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from server_harness import RunningServer, make_settings, running
-from weight_stream_harness import weight_server
+from weight_stream_harness import LyingServer, lying, raised_by, weight_server, weight_threads
 
 from streamsplit.audio.windows import WindowStream
 from streamsplit.edge.blocks import AudioBlock, SourceInfo
@@ -27,6 +27,7 @@ from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.streamed_model import StreamedBlocksModel
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
+from streamsplit.errors import ClosedError
 from streamsplit.network.shaper import ShapedProxy
 from streamsplit.network.trace import constant_trace
 from streamsplit.server.encoder_storage import EncoderStorage
@@ -38,6 +39,7 @@ from streamsplit.splitting.steady import fetch_bytes
 from streamsplit.splitting.table import CutRow, CutTable, make_table
 from streamsplit.weights.delta import make_delta, pack_full
 from streamsplit.weights.revision import encoder_weights, load_weights, revision_of
+from streamsplit.weights.streaming.encoder import chunk_encoder
 from streamsplit.weights.streaming.manifest import Manifest
 from streamsplit.wire.media import Encoding
 
@@ -237,6 +239,50 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     monkeypatch.setattr(EncoderStorage, "read", patient)
     return may
+
+
+@pytest.mark.parametrize("held", ["resident", "passing block", "nothing"])
+def test_a_close_ends_whoever_waits_for_weights_and_leaves_no_thread(tmp_path: Path, held: str) -> None:
+    plain, before, asked = plain_encoder(), weight_threads(), threading.Event()
+    manifest = chunk_encoder(plain, EncoderSettings.from_mapping(SMALL), tmp_path / "chunks")
+    deep = [chunk.digest for chunk in manifest.chunks if chunk.name == "block.5"]
+    silent = {"resident": [manifest.chunk("resident").digest], "passing block": deep, "nothing": []}[held]
+
+    def reply(session: Any, request: int, digest: str, data: bytes) -> list[bytes | None]:
+        if digest in silent:
+            asked.set()
+            return []
+        return LyingServer.honest(session, request, digest, data)
+
+    with lying(tmp_path / "chunks", manifest) as (server, at):
+        server.reply = reply
+        weights = {"cache_bytes": room_for_three(), "wait_ms": 60_000.0, "url": f"{at.url}/v1/weights"}
+        model = StreamedBlocksModel(EdgeSettings.from_mapping({"encoder": SMALL, "weights": weights}))
+        said: list[str] = []
+        model.problem = said.append
+        features = np.zeros((128, 100), np.float32)
+        opened = threading.Event()
+
+        def run() -> None:
+            model.adopt_revision(model.fetch_revision())
+            while model.reach(6) < 6:
+                time.sleep(0.002)
+            model.forward_to(features, 6)
+            model.fetch_revision()  # nobody adopts it
+            opened.set()
+
+        def close() -> None:
+            assert (opened if held == "nothing" else asked).wait(60)
+            model.close()
+            assert weight_threads() == before and model.held_blocks == 0
+
+        raised = raised_by(run, close, close)
+    assert raised[1:] == [None, None] and not said
+    assert raised[0] is None if held == "nothing" else isinstance(raised[0], ClosedError)
+    for use in (lambda: model.reach(1), lambda: model.forward_to(features, 1), model.fetch_revision):
+        with pytest.raises(ClosedError, match="streamed encoder is closed"):
+            use()
+    assert weight_threads() == before
 
 
 def test_while_blocks_are_on_their_way_windows_go_up_shallower_and_deeper_when_they_are_there(

@@ -11,7 +11,7 @@ from weight_stream_harness import weight_server
 
 from streamsplit.encoders.base import SplitEncoder
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
-from streamsplit.errors import ConfigError, LayerUnavailable, ManifestError
+from streamsplit.errors import ClosedError, ConfigError, LayerUnavailable, ManifestError
 from streamsplit.facade.streaming import StreamingModel
 from streamsplit.facade.streaming_encoder import StreamingEncoder
 from streamsplit.splitting.cut import Cut
@@ -108,6 +108,10 @@ def test_the_whole_encoder_runs_where_no_two_blocks_fit(served):
         assert held_bytes(device) <= 2 * largest
         crossing = device.encoder.forward_to(windows(3), 4)
         assert torch.equal(device.encoder.exit_embedding(crossing, 4), plain.exit_embedding(crossing, 4))
+    with pytest.raises(ClosedError, match="the streaming encoder is closed"):
+        device.encoder.forward_to(windows(3), 4)
+    device.close()
+    assert held_bytes(device) == 0
 
 
 @pytest.mark.parametrize("name", ["leo", "resnet18"])

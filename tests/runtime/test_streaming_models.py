@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from weight_stream_harness import lying, weight_server
+from weight_stream_harness import LyingServer, lying, raised_by, weight_server, weight_threads
 
-from streamsplit.errors import ConfigError, LayerUnavailable, ManifestError, StreamSplitError
+from streamsplit.errors import ClosedError, ConfigError, LayerUnavailable, ManifestError, StreamSplitError
 
 from streamed_models import CONFIGS, VOCABULARY, chunked, saved  # isort: skip
 from streamsplit.facade.streaming_config import StreamingConfig
+from streamsplit.weights.streaming.manifest import read_manifest
 
 from streamsplit.facade.streaming import (  # isort: skip
     StreamingBertModel,
@@ -222,6 +225,9 @@ def test_nothing_is_written_unless_a_disk_cache_is_asked_for_and_then_it_is_chec
         path.write_bytes(data)
     assert bytes_for_a_forward() == pytest.approx(first, rel=0.01)
     assert bytes_for_a_forward() == pytest.approx(second, rel=0.01)
+    config = config.replace(disk_cache_bytes=2 * files[0].stat().st_size + 10_000)
+    bytes_for_a_forward()
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.chunk")) <= config.disk_cache_bytes
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("fp16", 2e-3), ("bf16", 2e-2), ("int8", 4e-2)])
@@ -291,8 +297,6 @@ def test_a_type_without_a_class_of_its_own_runs_by_its_one_list_of_layers(tmp_pa
 
 def test_a_layer_that_cannot_be_had_is_named_and_the_model_goes_on_when_it_can(bert):
     plain, _, folder = bert
-    from streamsplit.weights.streaming.manifest import read_manifest
-
     manifest = read_manifest(folder)
     bad = manifest.chunk("encoder.layer.2").digest
     config = StreamingConfig(attempts=2)
@@ -361,6 +365,55 @@ def test_a_closed_model_holds_no_layer_and_says_that_it_is_closed(bert):
     model.close()
     assert sum(p.numel() for p in model.model.encoder.layer.parameters()) == 0
     assert model.monitor.get_metrics()["forwards"] == 1
-    with pytest.raises(LayerUnavailable, match="closed"):
-        model(**inputs_of("BertModel"))
+    for use in (lambda: model(**inputs_of("BertModel")), model.refresh, lambda: asyncio.run(model.forward_async())):
+        with pytest.raises(ClosedError, match="the streaming model is closed; open another one"):
+            use()
     model.close()
+
+
+def test_a_model_that_is_closed_before_it_is_opened_does_not_connect(bert):
+    before = weight_threads()
+    model = StreamingBertModel(websocket_uri=bert[1])
+    model.close()
+    with pytest.raises(ClosedError):
+        model(**inputs_of("BertModel"))
+    assert weight_threads() == before
+
+
+@pytest.mark.parametrize("held", ["resident", "encoder.layer.2"])
+def test_a_close_while_another_thread_waits_for_weights_ends_both(bert, held: str):
+    _, _, folder = bert
+    manifest, before, asked = read_manifest(folder), weight_threads(), threading.Event()
+    digest = manifest.chunk(held).digest
+
+    def silent(session: Any, request: int, wanted: str, data: bytes) -> list[bytes | None]:
+        if wanted != digest:
+            return LyingServer.honest(session, request, wanted, data)
+        asked.set()
+        return []
+
+    with lying(folder, manifest) as (server, at):
+        server.reply = silent
+        model = StreamingBertModel(websocket_uri=at.url)
+
+        def close() -> None:
+            assert asked.wait(60)
+            model.close()
+            assert weight_threads() == before
+
+        raised = raised_by(lambda: model(**inputs_of("BertModel")), close, close)
+    assert isinstance(raised[0], ClosedError) and raised[1:] == [None, None]
+
+
+def test_a_close_while_the_server_is_still_being_reached_ends_both():
+    before = weight_threads()
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        model = StreamingBertModel(websocket_uri=f"ws://127.0.0.1:{mute.getsockname()[1]}")
+
+        def close() -> None:
+            connection, _ = mute.accept()
+            with connection:
+                model.close()
+
+        raised = raised_by(lambda: model(**inputs_of("BertModel")), close)
+    assert isinstance(raised[0], ClosedError) and raised[1] is None and weight_threads() == before

@@ -29,6 +29,30 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "weights" / "streaming
 CHUNK_BYTES = 900_000
 
 
+def weight_threads() -> set[threading.Thread]:
+    """Threads of weight clients that are alive."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("weights")}
+
+
+def raised_by(*works: Callable[[], object]) -> list[BaseException | None]:
+    """What each call raised, all of them made at once in threads; they must end."""
+    raised: list[BaseException | None] = [None] * len(works)
+
+    def call(index: int) -> None:
+        try:
+            works[index]()
+        except BaseException as error:
+            raised[index] = error
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return raised
+
+
 def folder_of_chunks(folder: Path, count: int = 3, size: int = CHUNK_BYTES, seed: int = 0) -> Manifest:
     """Chunks of noise with a manifest: the server does not look into them."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from streamsplit.edge.streamed_model import FetchedRevision, StreamedBlocksModel
-from streamsplit.errors import StreamSplitError
+from streamsplit.errors import ClosedError, StreamSplitError
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,10 @@ class BlockRenewal:
 
     def _adopt(self, fetched: FetchedRevision) -> None:
         """In the worker thread."""
-        old, breaks_space = self._model.adopt_revision(fetched)
+        try:
+            old, breaks_space = self._model.adopt_revision(fetched)
+        except ClosedError:  # the run is over
+            return
         self._adopted(fetched.revision, breaks_space)
         if old is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over

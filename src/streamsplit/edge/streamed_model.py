@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from streamsplit.edge.disk_cache import DiskCache
 from streamsplit.edge.model import FLEET_WEIGHT, Forward
 from streamsplit.edge.settings import EdgeSettings
 from streamsplit.edge.weight_client import WeightClient
 from streamsplit.edge.weight_link import WeightLinkSettings
-from streamsplit.edge.weight_source import DiskCache, RemoteSource
-from streamsplit.errors import CutError, ManifestError, RevisionError
+from streamsplit.edge.weight_source import RemoteSource
+from streamsplit.errors import ClosedError, CutError, LayerUnavailable, ManifestError, RevisionError, StreamSplitError
 from streamsplit.learning.context import ContextUncertainty
 from streamsplit.learning.memory import make_memory
 from streamsplit.learning.mixture import GaussianMixture
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from streamsplit.encoders.crossing import Crossing
     from streamsplit.weights.streaming.held_blocks import HeldBlocks
 
+_WHAT = "the device's streamed encoder"
 _ATTEMPTS = 3  # connections in a row that bring nothing, before blocks count as not to be had for `retry_s`
 
 
@@ -68,7 +71,8 @@ class StreamedBlocksModel:
         self._memory = make_memory(learner, dim, settings.training.seed)
         self._context = ContextUncertainty(dim) if learner.uncertainty == "context" else None
         self._current: FetchedRevision | None = None
-        self._opening: WeightClient | None = None
+        self._gate = threading.Lock()  # over `closed` and the clients; nobody waits with it
+        self._clients: list[WeightClient] = []
         self._last = float("nan")  # uncertainty of the newest result
         self._lock = threading.RLock()
         self._trouble: Exception | None = None  # that was looked at
@@ -114,8 +118,11 @@ class StreamedBlocksModel:
         return self._blocks("bottlenecks").encoder.bottlenecks[k]
 
     def reach(self, k: int) -> int:
-        """The deepest block up to k that a window can be run to now; asks for what is missing, without waiting."""
-        with self._lock:
+        """The deepest block up to k that a window can be run to now; asks for what is missing, without waiting.
+
+        Raises ClosedError after `close`, as do all that need weights.
+        """
+        with self._running():
             if self._current is None or k == 0:
                 return 0
             blocks = self._current.blocks
@@ -136,7 +143,7 @@ class StreamedBlocksModel:
         """Blocks 1..k; raises LayerUnavailable where a block that has no room to stay is not here in time."""
         import torch
 
-        with self._lock, self._no_grad():
+        with self._running():
             if self._current is None:
                 if k != 0:
                     raise CutError(f"got block {k} before the server's encoder has come, expected 0")
@@ -154,7 +161,7 @@ class StreamedBlocksModel:
 
     def finish(self, crossing: Crossing, k: int, features: np.ndarray) -> Forward:
         """Blocks k+1..L; raises LayerUnavailable where one is not here."""
-        with self._lock, self._no_grad():
+        with self._running():
             blocks = self._blocks("an encoder")
             return self._embedded(blocks.run_on(crossing, k, blocks.encoder.num_blocks, self._waiter()))
 
@@ -213,10 +220,15 @@ class StreamedBlocksModel:
             tls_ca_file=self._settings.server.tls_ca_file,
             attempts=_ATTEMPTS,
         )
-        client = self._opening = WeightClient(settings.beside(self._settings.server.url), link)
+        with self._gate:
+            if self.closed:
+                raise ClosedError(_WHAT)
+            client = WeightClient(settings.beside(self._settings.server.url), link)
+            self._clients = [*(other for other in self._clients if not other.closed), client]
         try:
             manifest = client.manifest()
-            disk = DiskCache(settings.disk_cache_dir) if settings.disk_cache_dir else None
+            directory = settings.disk_cache_dir
+            disk = DiskCache(directory, settings.disk_cache_bytes) if directory else None
             source = RemoteSource(client, disk, manifest.deltas)
             current = self._current
             if current is not None:
@@ -224,17 +236,20 @@ class StreamedBlocksModel:
             blocks = HeldBlocks(manifest, source, budget_bytes=settings.cache_bytes)
             source.bases = blocks.old_bytes
             revision, space = self._identity(blocks)
-        except BaseException:
+        except BaseException as error:
             client.close()
+            if self.closed and isinstance(error, (StreamSplitError, OSError)):
+                raise ClosedError(_WHAT) from error
             raise
         return FetchedRevision(revision, space, blocks, client)
 
     def adopt_revision(self, fetched: FetchedRevision) -> tuple[FetchedRevision | None, bool]:
         """Goes over to another revision between two windows: (the one before, to be closed; whether spaces differ).
 
-        Blocks that are the same in both stay; the others come when a cut needs them.
+        Blocks that are the same in both stay; the others come when a cut needs them. Raises ClosedError after `close`,
+        which has closed the fetched one, too.
         """
-        with self._lock:
+        with self._running():
             old, self._current = self._current, fetched
             breaks = old is not None and old.space != fetched.space
             if old is not None:
@@ -247,12 +262,19 @@ class StreamedBlocksModel:
             return old, breaks
 
     def close(self) -> None:
-        """Ends the connections to the weight stream, one that is being opened, too."""
-        self.closed = True
-        if self._opening is not None:
-            self._opening.close()
-        if self._current is not None:
-            self._current.close()
+        """Ends every connection to the weight stream, one that is being opened, too, and gives the blocks' memory back.
+
+        Whoever waits for weights in another thread gets a ClosedError, and so does whoever comes later. May be called
+        again, and from any thread.
+        """
+        with self._gate:
+            self.closed = True
+            clients = list(self._clients)
+        for client in clients:
+            client.close()
+        with self._lock:
+            if self._current is not None:
+                self._current.blocks.release()
 
     def _identity(self, blocks: HeldBlocks) -> tuple[str, int]:
         mine = self._settings.encoder
@@ -267,11 +289,24 @@ class StreamedBlocksModel:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """One user at a time, none after `close`, and what a `close` meanwhile breaks is a ClosedError."""
+        with self._lock, self._no_grad():
+            if self.closed:
+                raise ClosedError(_WHAT)
+            try:
+                yield
+            except LayerUnavailable as error:
+                if self.closed:
+                    raise ClosedError(_WHAT) from error
+                raise
+
     def _look(self, blocks: HeldBlocks) -> None:
         """Says why it stays shallow, once until blocks have come again."""
         if blocks.arrived != self._arrived:
             self._arrived, self._said = blocks.arrived, False
-        if blocks.trouble is None or blocks.trouble is self._trouble:
+        if blocks.trouble is None or blocks.trouble is self._trouble or self.closed:
             return
         self._trouble = blocks.trouble
         self._again_s = time.monotonic() + self._blocks_settings.retry_s

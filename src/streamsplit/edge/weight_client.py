@@ -6,6 +6,8 @@ Every range is fetched once however many ask for it; a lost connection is opened
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import threading
 import time
@@ -27,11 +29,13 @@ from streamsplit.weights.streaming.pieces import unpacked_piece, zstandard_modul
 from streamsplit.wire.chunks import MAX_PENDING, ChunkClient, Event, Failed, Placement
 from streamsplit.wire.codes import may_retry
 
+LOG = logging.getLogger(__name__)
 MAX_BACKOFF_S = 2.0
-HASH_BYTES = 4 << 20  # hashed at a time, in a thread of its own
+HASH_BYTES = 1 << 20  # hashed at a time, in a thread of its own: what is left at the end is waited for
 SMALL_BYTES = 1 << 20  # hashed at once
 HASHERS = 2
 _IN_FLIGHT = MAX_PENDING // 2
+_JOIN_S = 10.0
 
 
 class WeightClient:
@@ -76,13 +80,22 @@ class WeightClient:
         return self._submit(Job(digest, offset, length, parts))
 
     def close(self) -> None:
-        """Ends the connection; whoever still waits gets a ConnectionError."""
+        """Ends the connection; whoever still waits gets a ConnectionError. The threads are gone when this returns.
+
+        It may be called again, by others at the same time, and from a future's callback, which cannot wait for itself.
+        """
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-        self._loop.call_soon_threadsafe(self._stop)
-        self._thread.join(10.0)
+        self._in_loop(self._stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_JOIN_S)
+            if self._thread.is_alive():
+                LOG.warning("%s: the connection's thread did not end within %g s", self.url, _JOIN_S)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be fetched any more."""
+        return self._closed
 
     def _submit(self, job: Job) -> Future[np.ndarray]:
         with self._lock:
@@ -94,11 +107,12 @@ class WeightClient:
                 return flying.future
             self._flights[job.key] = job
             self._waiting.append(job)
-        self._notify()
+        self._in_loop(self._wake.set)
         return job.future
 
-    def _notify(self) -> None:
-        self._loop.call_soon_threadsafe(self._wake.set)
+    def _in_loop(self, work: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended; what was asked for has failed with it
+            self._loop.call_soon_threadsafe(work)
 
     def _stop(self) -> None:
         """In the loop: a connection says goodbye; what waits for one is given up."""
@@ -123,6 +137,8 @@ class WeightClient:
         except asyncio.CancelledError:  # closed while it waited for a connection
             pass
         finally:
+            with self._lock:
+                self._closed = True  # whatever ended it: nothing may wait for ever
             self._fail_all(ConnectionError("the weight client was closed"))
 
     async def _work(self) -> None:
@@ -228,7 +244,8 @@ class WeightClient:
                 self._asked[event.request].take(data)
             if event.last:
                 self._check(self._asked.pop(event.request))
-        self._wake.set()
+        if not events or any(isinstance(event, Failed) or event.last for event in events):
+            self._wake.set()  # there may be something to ask for; between two pieces there is not
 
     def _hash(self, work: Callable[..., Any], *values: Any, job: Job) -> Future[Any]:
         """Has a job's bytes hashed: one thread a job, so that they come in order, and several jobs at once."""

@@ -36,6 +36,7 @@ class BlockSettings(Settings):
     wait_ms: float = setting(200.0, low=0.0)  # a window waits so long for blocks that have no room to stay
     retry_s: float = setting(5.0, low=0.0)  # after blocks could not be fetched, they are asked for again
     disk_cache_dir: str = setting("")  # chunks that came are kept there; "" = nothing is written
+    disk_cache_bytes: int = setting(256_000_000, low=1)  # of that folder's chunks; the least recently used ones leave
 
     @property
     def streamed(self) -> bool:

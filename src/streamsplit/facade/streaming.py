@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from streamsplit.edge.disk_cache import DiskCache
 from streamsplit.edge.weight_client import WeightClient
-from streamsplit.edge.weight_source import DiskCache, RemoteSource
-from streamsplit.errors import ConfigError, ManifestError, StreamSplitError
+from streamsplit.edge.weight_source import RemoteSource
+from streamsplit.errors import ClosedError, ConfigError, ManifestError, StreamSplitError
 from streamsplit.facade.streaming_config import StreamingConfig
 from streamsplit.facade.streaming_monitor import StreamingMonitor
 from streamsplit.weights.streaming.manifest import Manifest, verify
 from streamsplit.weights.streaming.model import COMPUTE, StreamedModel
 
 M = TypeVar("M", bound="StreamingModel")
+_WHAT = "the streaming model"
 
 
 class StreamingModel:
     """A transformers model run from a weight server; connects when it is first used.
 
     `model(**inputs)` outside an event loop, `await model.forward_async(**inputs)` within one; the outputs are those of
-    the plain model. Raises LayerUnavailable, naming the layer, where its weights cannot be had.
+    the plain model. Raises LayerUnavailable, naming the layer, where its weights cannot be had, and ClosedError once it
+    is closed.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()  # that this class takes; () for any
@@ -43,6 +48,9 @@ class StreamingModel:
         self.monitor = monitor or StreamingMonitor()
         self.monitor._model = self
         self._lock = threading.RLock()  # one forward at a time
+        self._gate = threading.Lock()  # over the two below; nobody waits with it
+        self._closed = False
+        self._clients: list[WeightClient] = []
         self._client: WeightClient | None = None
         self._source: RemoteSource | None = None
         self._streamed: StreamedModel | None = None
@@ -69,7 +77,7 @@ class StreamingModel:
     @property
     def model(self) -> Any:
         """The transformers model itself, its layers empty while they do not run."""
-        return self._open().model
+        return (self._streamed or self._open()).model
 
     @property
     def config(self) -> Any:
@@ -79,7 +87,7 @@ class StreamingModel:
     @property
     def manifest(self) -> Manifest:
         """What the server said that it streams."""
-        return self._open().manifest
+        return (self._streamed or self._open()).manifest
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """The model's outputs, without gradients."""
@@ -102,36 +110,43 @@ class StreamingModel:
     def refresh(self) -> bool:
         """Takes up the server's newest revision between two forwards, all of it or nothing; True if there was one.
 
-        What the disk cache holds of the old one travels as deltas. Raises what is wrong with the new one; the old one
-        then stays in use.
+        What is in memory and the same in both stays there; what changed comes when it is next needed, as a delta where
+        the old one is in memory or in the disk cache and the server offers it. Raises what is wrong with the new
+        revision; the old one then stays in use, as it was.
         """
-        with self._lock:
-            held = self._open()
-            client = WeightClient(self.uri, self.settings.link)
+        with self._using() as held:
+            client = self._connect()
             try:
                 manifest = client.manifest()
                 if manifest.revision == held.manifest.revision:
                     client.close()
                     return False
                 self._check(manifest)
-                streamed, source = self._build(client, manifest)
+                streamed, source = self._build(client, manifest, held)
             except BaseException:
                 client.close()
                 raise
             old, self._client = self._client, client
             self._streamed, self._source = streamed, source
-            held.layers.release()
+            streamed.take_over(held)
             if old is not None:
                 old.close()
             return True
 
     def close(self) -> None:
-        """Ends the connection and gives the layers' memory back; the model cannot be used any more."""
-        if self._client is not None:
-            self._client.close()
-        if self._streamed is not None:
-            with self._lock:
-                self._streamed.layers.release()
+        """Ends the connection and gives the weights' memory back; the model cannot be used any more.
+
+        A forward in another thread that waits for weights ends with a ClosedError, as do all later ones; one that has
+        all it needs is waited for. May be called again, and from anywhere.
+        """
+        with self._gate:
+            self._closed = True
+            clients = list(self._clients)
+        for client in clients:
+            client.close()
+        with self._lock:
+            if self._streamed is not None:
+                self._streamed.release()
 
     def __enter__(self: M) -> M:
         return self
@@ -142,36 +157,60 @@ class StreamingModel:
         self.close()
 
     def _forward(self, *args: Any, **inputs: Any) -> Any:
-        with self._lock, torch.no_grad():
-            return self._open().model(*args, **inputs)
+        with self._using() as streamed, torch.no_grad():
+            return streamed.model(*args, **inputs)
 
     def _generate(self, *args: Any, **options: Any) -> Any:
-        with self._lock:
-            model: Any = self._open().model
+        with self._using() as streamed:
+            model: Any = streamed.model
             if not hasattr(model, "generate"):
                 raise ConfigError(f"got a {type(model).__name__}, expected a model that generates")
             return model.generate(*args, **options)
 
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[StreamedModel]:
+        """The model, for one user at a time; whatever a `close` meanwhile breaks is a ClosedError."""
+        with self._lock:
+            try:
+                yield self._open()
+            except Exception as error:
+                if self._closed and not isinstance(error, ClosedError):
+                    raise ClosedError(_WHAT) from error
+                raise
+
+    def _connect(self) -> WeightClient:
+        """A client that `close` knows of; raises ClosedError after it."""
+        with self._gate:
+            if self._closed:
+                raise ClosedError(_WHAT)
+            client = WeightClient(self.uri, self.settings.link)
+            self._clients = [*(other for other in self._clients if not other.closed), client]
+            return client
+
     def _open(self) -> StreamedModel:
         with self._lock:
+            if self._closed:
+                raise ClosedError(_WHAT)
             if self._streamed is not None:
                 return self._streamed
-            settings = self.settings
             if self._client is None:
-                self._client = WeightClient(self.uri, settings.link)
+                self._client = self._connect()
             manifest = self._client.manifest()
             self._check(manifest)
             self._streamed, self._source = self._build(self._client, manifest)
             return self._streamed
 
-    def _build(self, client: WeightClient, manifest: Manifest) -> tuple[StreamedModel, RemoteSource]:
+    def _build(
+        self, client: WeightClient, manifest: Manifest, before: StreamedModel | None = None
+    ) -> tuple[StreamedModel, RemoteSource]:
         settings = self.settings
-        disk = DiskCache(settings.disk_cache_dir) if settings.disk_cache_dir else None
+        directory = settings.disk_cache_dir
+        disk = DiskCache(directory, settings.disk_cache_bytes) if directory else None
         source = RemoteSource(client, disk, manifest.deltas)
         streamed = StreamedModel(
             manifest, source, cache_bytes=_budget(settings, manifest),
             prefetch=settings.prefetch_depth if settings.prefetch_layers else 0, dtype=settings.dtype,
-            clock_s=time.monotonic,
+            clock_s=time.monotonic, before=before,
         )  # fmt: skip
         return streamed, source
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamsplit.config import Settings, setting
+from streamsplit.edge.disk_cache import BUDGET_BYTES
 from streamsplit.edge.weight_link import WeightLinkSettings
 from streamsplit.weights.streaming.model import COMPUTE
 
@@ -26,6 +27,7 @@ class StreamingConfig(Settings):
     prefetch_depth: int = setting(1, low=1, high=8)
     dtype: str = setting("fp32", choices=tuple(COMPUTE))  # to compute in
     disk_cache_dir: str = setting("")  # "": nothing is written to disk
+    disk_cache_bytes: int = setting(BUDGET_BYTES, low=1)  # of chunks in that folder; the least recently used ones leave
     public_key: str = setting("")  # hex Ed25519 key that the manifest must be signed with; "": not asked for
     silence_s: float = setting(10.0, low=0.01)  # nothing came although something is asked for: connect again
     attempts: int = setting(5, low=1, high=1000)  # connections in a row that bring nothing, before a layer is given up

@@ -8,6 +8,7 @@ rounding left out is part of the next delta (error feedback).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -58,6 +59,31 @@ def apply_delta(base: Weights, payload: bytes | bytearray | memoryview) -> Weigh
     if record.get("base") != have:
         raise RevisionError(f"got a delta on revision {record.get('base')}, have {have}; ask for full weights")
     result = {name: array.copy() for name, array in base.items()}
+    for name, steps, sizes in _changes(base, arrays):
+        with np.errstate(over="ignore", invalid="ignore"):
+            result[name] = _stepped(base[name], steps, sizes)
+    check_finite(result)
+    return _verified(result, revision)
+
+
+def apply_in_place(base: Weights, payload: bytes | bytearray | memoryview) -> None:
+    """Turns base into the sender's result, bit for bit, a row at a time in its own memory; nothing is verified.
+
+    Raises RevisionError on a broken payload; base is of no use then.
+    """
+    arrays, record = unseal(payload)
+    _revision(record, _DELTA)
+    for name, steps, sizes in _changes(base, arrays):
+        rows = base[name].reshape(len(sizes), -1)
+        if not np.shares_memory(rows, base[name]):
+            raise RevisionError(f"got '{name}' in strides, expected it in one piece")
+        with np.errstate(over="ignore", invalid="ignore"):
+            for row, step, size in zip(rows, steps.reshape(len(sizes), -1), sizes, strict=True):
+                row += step.astype(np.float32) * size
+
+
+def _changes(base: Weights, arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, steps, step sizes) of what changed, each checked against the base."""
     names = {name.removeprefix(_STEPS) for name in arrays if name.startswith(_STEPS)}
     if {_STEPS + name for name in names} | {_SIZES + name for name in names} != arrays.keys():
         raise RevisionError("got a delta whose steps and step sizes do not pair up")
@@ -70,10 +96,7 @@ def apply_delta(base: Weights, payload: bytes | bytearray | memoryview) -> Weigh
             raise RevisionError(f"got steps {steps.dtype}{steps.shape} for '{name}', expected int8{base[name].shape}")
         if sizes.dtype != np.float32 or sizes.shape != (rows,):
             raise RevisionError(f"got step sizes {sizes.dtype}{sizes.shape} for '{name}', expected float32({rows},)")
-        with np.errstate(over="ignore", invalid="ignore"):
-            result[name] = _stepped(base[name], steps, sizes)
-    check_finite(result)
-    return _verified(result, revision)
+        yield name, steps, sizes
 
 
 def part_of_delta(payload: bytes, base: Weights, result: Weights) -> bytes:

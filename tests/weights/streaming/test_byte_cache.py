@@ -74,6 +74,21 @@ def test_a_new_cycle_after_another_is_pinned_in_its_turn():
     assert play(cache, second * 5) == 5 * 4
 
 
+def test_what_is_out_of_date_is_not_found_and_keeps_its_place_for_what_replaces_it():
+    cache: ByteCache[int] = ByteCache(3)
+    for name in "abc":
+        cache.get(name, 1)
+        cache.put(name, 1, 1)
+    cache.expire("b")
+    assert "b" not in cache and cache.get("b", 1) is None and cache.used_bytes == 3
+    assert cache.put("b", 2, 1) == [] and cache.get("b", 1) == 2 and cache.get("a", 1) == 1
+    cache.expire("c")
+    cache._pin.names.pop("c")
+    assert cache.put("b", 3, 2, staying={"c"}) == [] and "b" not in cache
+    cache._pin.names["b"] = 2
+    assert cache.put("b", 3, 2) == ["c"] and cache.get("b", 2) == 3 and cache.used_bytes == 3
+
+
 def test_when_all_fit_all_are_found():
     layers = [f"layer.{i}" for i in range(12)]
     cache: ByteCache[str] = ByteCache(12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
@@ -20,6 +21,7 @@ from streamsplit.weights.streaming.buffers import aligned_buffer
 from streamsplit.weights.streaming.encoder import encoder_chunks
 from streamsplit.weights.streaming.encoder_delta import with_deltas
 from streamsplit.weights.streaming.held_blocks import HeldBlocks, plan_blocks
+from streamsplit.weights.streaming.layers import Arrival
 from streamsplit.weights.streaming.manifest import Chunk
 
 SETTINGS = EncoderSettings(name="mobilenet", width=0.25, embedding_dim=16)
@@ -148,6 +150,75 @@ def test_a_passing_block_that_is_late_or_fails_is_named_and_nothing_is_made_up()
         assert not post.under_way  # not asked for again before it is forgotten
         blocks.forget_trouble()
         assert blocks.reach(6) == 6 and set(post.under_way) == {late}
+
+
+def test_a_passing_block_that_came_after_its_window_is_there_for_the_next_one():
+    plain = make_encoder(SETTINGS)
+    manifest, chunks = encoder_chunks(plain, SETTINGS)
+    post = Post(chunks)
+    blocks = HeldBlocks(manifest, post, budget_bytes=budget_for(plain, 3))
+    sizes = [budget_for(plain, b) - budget_for(plain, b - 1) for b in range(1, 14)]
+    first = plan_blocks(sizes, budget_for(plain, 3), 6).keep + 1
+    wait = _delivering(post)
+    while blocks.reach(6) < 6:
+        wait(Future())
+    wait(Future())
+    with torch.no_grad():
+        with pytest.raises(LayerUnavailable, match=rf"block\.{first + 1}'.*on its way"):
+            blocks.run_to(windows(), 6, lambda coming: coming.done())
+        wait(Future())  # after its window
+        assert blocks.reach(6) == 6 and set(post.under_way) == {f"block.{first}"}
+        assert torch.equal(blocks.run_to(windows(), 6, wait).h, plain.forward_to(windows(), 6).h)
+        assert post.asked.count(f"block.{first + 1}") == 1 and not post.under_way
+        assert blocks.reach(first - 1) == first - 1 and not blocks._coming  # nobody wants them any more
+
+
+def _delivering(post: Post) -> Callable[[Arrival], bool]:
+    def wait(coming: Arrival) -> bool:
+        for name in list(post.under_way):
+            post.deliver(name)
+        return coming.done()
+
+    return wait
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_late_blocks_and_those_on_their_way_take_no_more_than_the_budget_and_one_block(seed: int):
+    plain = make_encoder(SETTINGS)
+    manifest, chunks = encoder_chunks(plain, SETTINGS)
+    budget, post, most, rng = budget_for(plain, 3), Post(chunks), [0], np.random.default_rng(seed)
+    blocks = HeldBlocks(manifest, post, budget_bytes=budget)
+    size = {chunk.name: chunk.memory_bytes for chunk in manifest.chunks}
+    ran, fetch = 0, post.fetch
+
+    def look() -> None:
+        here = sum(blocks._sizes[b - 1] for b, coming in blocks._coming.items() if coming.done())
+        most.append(held_bytes(blocks.encoder) + here + sum(size[name] for name in post.under_way))
+
+    def watched(chunk: Chunk) -> Future[np.ndarray]:
+        future = fetch(chunk)
+        look()
+        return future
+
+    def sometimes(coming: Arrival) -> bool:
+        for name in list(post.under_way):
+            if rng.random() < 0.7:
+                post.deliver(name)
+        return coming.done()
+
+    post.fetch = watched
+    advance = blocks.encoder.advance
+    blocks.encoder.advance = lambda crossing, block: (look(), advance(crossing, block))[1]
+    with torch.no_grad():
+        expected = plain.forward_to(windows(), 6).h
+        for _ in range(40):
+            sometimes(Future())
+            if blocks.reach(6) == 6:
+                try:
+                    ran += torch.equal(blocks.run_to(windows(), 6, sometimes).h, expected)
+                except LayerUnavailable as error:
+                    assert "on its way" in str(error)
+    assert ran and max(most) <= budget + max(blocks._sizes[:6])
 
 
 def test_another_revision_takes_over_the_blocks_that_are_the_same():

@@ -10,11 +10,19 @@ import msgspec
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamsplit.encoders.factory import EncoderSettings, make_encoder
 from streamsplit.errors import ManifestError
 from streamsplit.weights.streaming.encoder import EmptyEncoder, encoder_chunks
-from streamsplit.weights.streaming.manifest import Delta, Manifest, decode_manifest, encode_manifest, read_manifest
+from streamsplit.weights.streaming.manifest import (
+    Delta,
+    Manifest,
+    RowBlocks,
+    decode_manifest,
+    encode_manifest,
+    read_manifest,
+)
 from streamsplit.weights.streaming.model import StreamedModel
 from streamsplit.weights.streaming.skeleton import build_config, build_skeleton
 
@@ -65,6 +73,49 @@ def test_sizes_that_are_not_the_models_are_refused_before_anything_is_fetched(ma
 def test_a_configuration_of_more_layers_than_chunks_is_not_built(manifest):
     wrong = msgspec.structs.replace(manifest, config={**manifest.config, "num_hidden_layers": 10**9})
     with pytest.raises(ManifestError, match="'num_hidden_layers' 1000000000"):
+        StreamedModel(wrong, Nobody(), cache_bytes=None, clock_s=lambda: 0.0)  # type: ignore[arg-type]
+
+
+class Largest(TorchDispatchMode):
+    """Sees every tensor that is made in memory."""
+
+    size_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.device.type == "cpu":
+            self.size_bytes = max(self.size_bytes, made.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize(("positions", "said"), [(1 << 23, "chunk '.*position.*': got "), (1 << 26, "buffers take")])
+def test_a_configuration_makes_nothing_large_before_it_is_checked(manifest, positions: int, said: str):
+    """Its buffers are computed from numbers that chunks may bear out or not."""
+    config = {**manifest.config, "max_position_embeddings": positions}
+    wrong = msgspec.structs.replace(manifest, config=config)
+    if said == "buffers take":
+        name = "embeddings.position_embeddings.weight"
+        row = {"rows": positions, "dim": 32, "row_bytes": 128, "block_rows": positions, "data_offset": 128}
+        rows = RowBlocks(**row, digests=bytes(32))
+        total = positions * 128
+        sizes = {"memory_bytes": total, "raw_bytes": total + 128, "stored_bytes": total + 128}
+        chunks = [
+            msgspec.structs.replace(chunk, role="rows", rows=rows, **sizes) if chunk.tensors == (name,) else chunk
+            for chunk in wrong.chunks
+        ]
+        wrong = msgspec.structs.replace(wrong, chunks=tuple(chunks))
+    with Largest() as largest, pytest.raises(ManifestError, match=said):
+        StreamedModel(wrong, Nobody(), cache_bytes=None, clock_s=lambda: 0.0)  # type: ignore[arg-type]
+    assert largest.size_bytes < 1 << 16
+
+
+def test_a_configuration_of_many_parts_that_the_manifest_does_not_name_is_not_built(manifest):
+    sizes = {"decoder_hidden_size": 32, "decoder_num_attention_heads": 4, "decoder_num_hidden_layers": 3000}
+    wrong = msgspec.structs.replace(
+        manifest, model_type="vit_mae", architecture="ViTMAEForPreTraining",
+        config={"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 32, **sizes},
+    )  # fmt: skip
+    with pytest.raises(ManifestError, match="far more tensors than the manifest names"):
         StreamedModel(wrong, Nobody(), cache_bytes=None, clock_s=lambda: 0.0)  # type: ignore[arg-type]
 
 

@@ -46,10 +46,9 @@ def test_a_sparse_change_travels_as_a_small_exact_delta(tmp_path: Path):
     assert manifest.chunks == wanted.chunks and result["revision"] == manifest.revision
     (delta,) = manifest.deltas
     base, data = bytes_of(tmp_path / "served", delta.base), bytes_of(tmp_path / "served", delta.digest)
-    before = base.copy()
     new = applied(manifest.chunk("encoder.layer.1"), delta, base, data)
     assert new.tobytes() == (tmp_path / "new" / file_name(delta.target)).read_bytes()
-    assert np.array_equal(base, before) and delta.base == old.chunk("encoder.layer.1").digest
+    assert delta.base == old.chunk("encoder.layer.1").digest
 
 
 def test_a_dense_change_travels_as_int8_and_leads_to_what_is_published(tmp_path: Path):

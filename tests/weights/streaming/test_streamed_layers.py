@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,10 +15,11 @@ import pytest
 import torch
 
 from streamsplit.errors import ConfigError, LayerUnavailable, ManifestError
-from streamsplit.weights.streaming.buffers import aligned_buffer
+from streamsplit.weights.streaming.buffers import Base, aligned_buffer
 from streamsplit.weights.streaming.chunk_file import open_tensors, pack_tensors
-from streamsplit.weights.streaming.manifest import Chunk, Manifest, file_name
+from streamsplit.weights.streaming.manifest import Chunk, Manifest, file_name, read_manifest
 from streamsplit.weights.streaming.model import StreamedModel
+from streamsplit.weights.streaming.publish import publish
 
 from streamed_models import VOCABULARY, chunked, saved  # isort: skip
 
@@ -30,14 +33,17 @@ class FolderSource:
         self.folder = folder
         self.fetched: list[str] = []
         self.untaken: dict[str, int] = {}
+        self.bases: list[tuple[str, str, str]] = []
         self.watch: Callable[[], None] = lambda: None
 
-    def fetch(self, chunk: Chunk) -> Future[np.ndarray]:
+    def fetch(self, chunk: Chunk, base: Base | None = None) -> Future[np.ndarray]:
         data = np.fromfile(self.folder / file_name(chunk.digest), np.uint8)
-        buffer = aligned_buffer(len(data))
+        buffer = aligned_buffer(len(data)) if base is None else base.data
+        if base is not None:
+            self.bases.append((chunk.name, base.digest, hashlib.sha256(base.data).hexdigest()))
         buffer[:] = data
         self.fetched.append(chunk.name)
-        self.untaken[chunk.name] = chunk.memory_bytes
+        self.untaken[chunk.name] = 0 if base is not None else chunk.memory_bytes
         self.watch()
         return _Taken(buffer, lambda: self.untaken.pop(chunk.name, None))
 
@@ -114,6 +120,52 @@ def test_a_first_pass_fetches_every_layer_once_and_nothing_beyond_the_last(bert)
     assert layers == [f"encoder.layer.{index}" for index in range(4)]
 
 
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_another_revision_keeps_what_is_the_same_within_the_budget_and_one_layer(bert, tmp_path: Path, prefetch: int):
+    plain, manifest, folder = bert
+    served = shutil.copytree(folder, tmp_path / "served")
+    changed = copy.deepcopy(plain)
+    with torch.no_grad():
+        for layer in (changed.encoder.layer[1], changed.encoder.layer[3]):
+            layer.output.dense.bias[0] += 1.0
+    changed.save_pretrained(tmp_path / "changed")
+    chunked(tmp_path / "changed", tmp_path / "new")
+    publish(served, tmp_path / "new")
+    source, largest, peaks = FolderSource(served), manifest.largest_layer_bytes, []
+    old = streamed(manifest, source, 2 + prefetch, prefetch)
+    for _ in range(2):
+        old.model(IDS)
+    kept = {f"encoder.layer.{index}" for index in range(4)} & old.layers.cache._values.keys()
+    assert kept == {"encoder.layer.0", "encoder.layer.1"}
+    source.fetched.clear()
+    new = StreamedModel(
+        read_manifest(served), source, cache_bytes=int((2 + prefetch) * largest), prefetch=prefetch,
+        clock_s=lambda: 0.0, before=old,
+    )  # fmt: skip
+
+    def look() -> None:
+        layers = [layer for model in (old, new) for layer in model.model.encoder.layer]
+        held = {p.data_ptr(): p.numel() * 4 for layer in layers for p in layer.parameters()}
+        bases = [base.data for base in new.layers._bases.values()]
+        bases = [base for base in bases if not any(0 <= at - base.ctypes.data < len(base) for at in held)]
+        peaks.append(sum(held.values()) + sum(map(len, bases)) + sum(source.untaken.values()))
+
+    look()
+    assert torch.equal(old.model(IDS)[0], plain(IDS)[0])  # not yet
+    source.fetched.clear()
+    new.take_over(old)
+    source.watch = look
+    for layer in new.model.encoder.layer:
+        layer.register_forward_hook(lambda *_: look())
+    for _ in range(2):
+        assert torch.equal(new.model(IDS)[0], changed(IDS)[0])
+    base = manifest.chunk("encoder.layer.1").digest
+    assert source.bases == [("encoder.layer.1", base, base)]
+    assert "resident" not in source.fetched and "encoder.layer.0" not in source.fetched
+    assert source.fetched.count("encoder.layer.1") == 1 and new.layers.cache.hits == 1 + 2
+    assert max(peaks) <= (3 + prefetch) * largest + 2000  # a header
+
+
 def test_a_chunk_of_other_tensors_or_shapes_is_refused_by_name(bert, tmp_path: Path):
     _, manifest, folder = bert
     import msgspec
@@ -142,6 +194,40 @@ def test_a_chunk_of_other_tensors_or_shapes_is_refused_by_name(bert, tmp_path: P
     model = streamed(msgspec.structs.replace(manifest, chunks=chunks), source, 4, 0)
     with pytest.raises(LayerUnavailable, match=r"encoder\.layer\.0.*got shape"):
         model.model(IDS)
+
+
+class RowSource(FolderSource):
+    """Counts the bytes of rows that are in memory beside their places."""
+
+    held = most = 0
+
+    def fetch_rows(self, chunk: Chunk, blocks: list[int]) -> list[Future[np.ndarray]]:
+        assert chunk.rows is not None
+        (first, _), (last, length) = chunk.rows.span(blocks[0]), chunk.rows.span(blocks[-1])
+        data = np.fromfile(self.folder / file_name(chunk.digest), np.uint8, last + length - first, offset=first)
+        self.held += len(data)
+        self.most = max(self.most, self.held)
+        weakref.finalize(data, self.let_go, len(data))
+        return [_Taken(data, lambda: None)]
+
+    def let_go(self, size_bytes: int) -> None:
+        self.held -= size_bytes
+
+
+def test_a_heads_matrix_that_the_embedding_shares_is_held_once_and_a_few_megabytes_on_their_way(tmp_path: Path):
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=25_000, bos_token_id=1, eos_token_id=2)
+    plain = transformers.GPT2LMHeadModel(config).eval()
+    plain.save_pretrained(tmp_path / "model")
+    manifest = chunked(tmp_path / "model", tmp_path / "chunks")
+    source = RowSource(tmp_path / "chunks")
+    model = streamed(manifest, source, 1, 0)
+    with torch.no_grad():
+        assert torch.equal(model.model(IDS).logits, plain(IDS).logits)
+    table = model.model.lm_head.weight
+    assert table.data_ptr() == model._tables["transformer.wte.weight"]._matrix().data_ptr()
+    assert source.held == 0 and source.most <= 5 << 20 < table.nbytes == 6_400_000
 
 
 def test_an_empty_layer_computes_nothing(bert):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 ALIGNMENT = 64  # kernels may round otherwise where data lies askew: equal alignment, equal bits
@@ -19,3 +21,10 @@ def aligned_buffer(size: int) -> np.ndarray:
     raw = np.empty(size + ALIGNMENT, np.uint8)
     shift = -raw.ctypes.data % ALIGNMENT
     return raw[shift : shift + size]
+
+
+class Base(NamedTuple):
+    """A chunk of an older revision, which a delta may turn into one of the present."""
+
+    digest: str
+    data: np.ndarray  # its stored bytes [size] uint8, aligned; whoever applies the delta writes into them

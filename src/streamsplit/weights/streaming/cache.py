@@ -9,6 +9,7 @@ have hit more of late decides what is really kept.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from typing import Generic, Literal, TypeVar
 
 from streamsplit.errors import ConfigError
@@ -30,17 +31,18 @@ class ByteCache(Generic[V]):
         self.evictions = 0
         self._values: OrderedDict[str, tuple[V, int]] = OrderedDict()  # the most recently used one last
         self._used_bytes = 0
+        self._expired: set[str] = set()
         self._pin, self._lru = _Played(budget_bytes, "pin"), _Played(budget_bytes, "lru")
 
     def __contains__(self, name: str) -> bool:
-        return name in self._values
+        return name in self._values and name not in self._expired
 
     def __len__(self) -> int:
         return len(self._values)
 
     @property
     def used_bytes(self) -> int:
-        """Size of what is kept."""
+        """Size of what is kept, expired or not."""
         return self._used_bytes
 
     @property
@@ -58,25 +60,35 @@ class ByteCache(Generic[V]):
         self._pin.access(name, size_bytes)
         self._lru.access(name, size_bytes)
         found = self._values.get(name)
-        if found is None:
+        if found is None or name in self._expired:
             self.misses += 1
             return None
         self.hits += 1
         self._values.move_to_end(name)
         return found[0]
 
-    def put(self, name: str, value: V, size_bytes: int) -> list[str]:
-        """Keeps a value if the rule wants it; gives the names that had to leave. See `name in cache` for the rest."""
+    def expire(self, name: str) -> None:
+        """The value is out of date: it is not found any more, but keeps its place for the one that replaces it."""
+        if name in self._values:
+            self._expired.add(name)
+
+    def put(self, name: str, value: V, size_bytes: int, staying: Collection[str] = ()) -> list[str]:
+        """Keeps a value if the rule wants it; gives the names that had to leave. See `name in cache` for the rest.
+
+        `staying` are names that may not leave.
+        """
         self.drop(name)
         evicted: list[str] = []
         if size_bytes > self.budget_bytes:
             return evicted
         wanted = self._pin.names
         stale = [held for held in self._values if held not in wanted] if name in wanted else []
+        stale = [held for held in stale if held not in staying]
         while self._used_bytes + size_bytes > self.budget_bytes:
-            if self.rule == "lru":
-                leaving = next(iter(self._values))
-            elif stale:
+            oldest = next((held for held in self._values if held not in staying), None)
+            if self.rule == "lru" and oldest is not None:
+                leaving = oldest
+            elif self.rule == "pin" and stale:
                 leaving = stale.pop(0)
             else:
                 return evicted
@@ -89,6 +101,7 @@ class ByteCache(Generic[V]):
 
     def drop(self, name: str) -> None:
         """Forgets a value, if it is there."""
+        self._expired.discard(name)
         found = self._values.pop(name, None)
         if found is not None:
             self._used_bytes -= found[1]

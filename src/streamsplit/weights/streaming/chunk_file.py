@@ -41,10 +41,10 @@ def header_bytes(data: bytes) -> int:
     return int(_LENGTH.size + _LENGTH.unpack_from(data)[0])
 
 
-def open_tensors(buffer: np.ndarray) -> Tensors:
+def open_tensors(buffer: np.ndarray, *, in_place: bool = False) -> Tensors:
     """The tensors of a chunk as views into its buffer [bytes] uint8; raises ManifestError on anything malformed.
 
-    Tensors that lie askew in memory are copied.
+    Tensors that lie askew in memory are copied, but not with `in_place`.
     """
     size = len(buffer)
     if size < _LENGTH.size:
@@ -56,7 +56,7 @@ def open_tensors(buffer: np.ndarray) -> Tensors:
     try:
         header = json.loads(buffer[_LENGTH.size : start].tobytes())
         header.pop("__metadata__", None)
-        return {name: _view(buffer, start, name, entry) for name, entry in header.items()}
+        return {name: _view(buffer, start, name, entry, in_place) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(f"the chunk's header does not parse ({type(error).__name__}: {error})") from None
 
@@ -86,7 +86,7 @@ def unpacked(chunk: Chunk, stored: np.ndarray) -> np.ndarray:
     return result
 
 
-def _view(buffer: np.ndarray, start: int, name: str, entry: Any) -> torch.Tensor:
+def _view(buffer: np.ndarray, start: int, name: str, entry: Any, in_place: bool) -> torch.Tensor:
     dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
         raise ValueError(f"shape or place of '{name}'")
@@ -96,7 +96,7 @@ def _view(buffer: np.ndarray, start: int, name: str, entry: Any) -> torch.Tensor
     if count == 0:
         return torch.empty(shape, dtype=dtype)
     part = buffer[start + begin : start + end]
-    if part.ctypes.data % ALIGNMENT:
+    if part.ctypes.data % ALIGNMENT and not in_place:
         part = _copied(part)
     return torch.from_numpy(part).view(dtype).reshape(shape)
 

@@ -2,6 +2,7 @@
 
 Every cut k runs blocks 1..k, so a block is needed at least as often as the one after it: what fits is always the first
 ones. Blocks beyond the budget pass through one at a time while a window runs; the held ones make room for the largest.
+One that comes too late for its window is kept for the next, in that room, as long as no other needs it.
 """
 
 from __future__ import annotations
@@ -123,8 +124,8 @@ class HeldBlocks:
             self._make_room(keep, missing)
             self._ask(missing)
         if self.held >= keep and through > keep:
-            self._ask(keep + 1)
-            return min(self.held, block) if self.trouble is not None else through
+            asked = self._ask_to_pass(keep + 1)
+            return through if asked and self.trouble is None else min(self.held, block)
         return min(self.held, block)
 
     def run_to(self, x: torch.Tensor, block: int, wait: Callable[[Arrival], bool]) -> Crossing:
@@ -143,7 +144,7 @@ class HeldBlocks:
                 continue
             self._await(number, slot, wait)
             try:
-                if number < block and number + 1 not in self._full:
+                if number < block and number + 1 not in self._full and self._fits(slot.size_bytes):
                     self._ask(number + 1)
                 crossing = self.encoder.advance(crossing, number)
             finally:
@@ -194,10 +195,9 @@ class HeldBlocks:
 
     def _collect(self, keep: int, through: int) -> None:
         """Puts in what has come and is to stay; lets go of what nobody wants any more."""
-        next_to_pass = keep + 1 if through > keep else 0
         for block, coming in [(block, coming) for block, coming in self._coming.items() if coming.done()]:
             error = coming.exception()
-            if error is None and block == next_to_pass:
+            if error is None and keep < block <= through:  # it waits for its turn
                 continue
             del self._coming[block]
             slot = self._slots[block - 1]
@@ -217,11 +217,11 @@ class HeldBlocks:
             self._full.add(block)
 
     def _await(self, block: int, slot: Slot, wait: Callable[[Arrival], bool]) -> None:
-        self._ask(block)
+        asked = self._ask_to_pass(block)
         coming = self._coming.get(block)
-        if coming is None:
+        if coming is None and asked:
             raise LayerUnavailable(slot.chunk.name, str(self.trouble))
-        if not wait(coming):
+        if coming is None or not wait(coming):
             raise LayerUnavailable(slot.chunk.name, "it is still on its way")
         del self._coming[block]
         error = coming.exception()
@@ -239,6 +239,24 @@ class HeldBlocks:
         slot = self._slots[block - 1]
         if slot is not None and self.trouble is None and block not in self._coming and block not in self._full:
             self._coming[block] = self._source.fetch(slot.chunk)
+
+    def _ask_to_pass(self, block: int) -> bool:
+        """Asks for a block while none passes; False where others that are on their way leave no room for it.
+
+        Of those that are here before their turn, the deepest are let go of first.
+        """
+        while block not in self._coming and not self._fits(0):
+            early = [other for other, coming in self._coming.items() if coming.done()]
+            if not early:
+                return False
+            del self._coming[max(early)]
+        self._ask(block)
+        return True
+
+    def _fits(self, running_bytes: int) -> bool:
+        """Whether one more block may be on its way while one of this size runs: it comes on top of the budget."""
+        coming_bytes = sum(self._sizes[block - 1] for block in self._coming)
+        return self._budget_bytes is None or self.held_bytes + running_bytes + coming_bytes <= self._budget_bytes
 
     def _make_room(self, keep: int, block: int) -> None:
         """Lets go of the deepest blocks beyond `keep` that are in the way of one that is about to come."""

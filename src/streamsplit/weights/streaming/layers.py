@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from streamsplit.errors import ConfigError, LayerUnavailable, StreamSplitError
+from streamsplit.weights.streaming.buffers import Base
 from streamsplit.weights.streaming.cache import ByteCache
 from streamsplit.weights.streaming.chunk_file import open_tensors, unpacked
 from streamsplit.weights.streaming.limits import Shape
@@ -36,8 +37,8 @@ class Arrival(Protocol):
 class Source(Protocol):
     """Where chunks come from."""
 
-    def fetch(self, chunk: Chunk) -> Arrival:
-        """The stored bytes of a chunk."""
+    def fetch(self, chunk: Chunk, base: Base | None = None) -> Arrival:
+        """The stored bytes of a chunk, of which `base` is an older revision in memory: a delta may be applied to it."""
 
     def fetch_rows(self, chunk: Chunk, blocks: list[int]) -> Sequence[Arrival]:
         """Blocks of rows, in the order given, neighbours possibly in one arrival."""
@@ -66,6 +67,7 @@ class Slot:
         self._laid_out = laid_out
         self.size_bytes = size_bytes
         self.running = 0
+        self.stored: np.ndarray | None = None  # the chunk's stored bytes, where the tensors lie in them
         self._places: list[tuple[nn.Module, str, str, tuple[int, ...]]] = []
 
     def bind(self, model: nn.Module, shapes: dict[str, tuple[int, ...]], shared: dict[str, list[str]]) -> None:
@@ -75,8 +77,8 @@ class Slot:
                 owner, _, attribute = name.rpartition(".")
                 self._places.append((model.get_submodule(owner), attribute, tensor, shapes[name]))
 
-    def fill(self, tensors: Tensors) -> None:
-        """Puts tensors in; raises LayerUnavailable where a shape is not the model's."""
+    def fill(self, tensors: Tensors, stored: np.ndarray | None = None) -> None:
+        """Puts a chunk's tensors in; raises LayerUnavailable where a shape is not the model's."""
         for _, _, tensor, shape in self._places:
             if tuple(tensors[tensor].shape) != shape:
                 got = tuple(tensors[tensor].shape)
@@ -84,6 +86,8 @@ class Slot:
         for module, attribute, tensor, _ in self._places:
             held = tensors[tensor]
             put(module, attribute, held if self._laid_out is None else self._laid_out(tensor, held))
+        lies_in = stored is not None and self._laid_out is None and any(_lies_in(t, stored) for t in tensors.values())
+        self.stored = stored if lies_in else None
 
     def tensors(self) -> Tensors:
         """What is in, by name."""
@@ -96,6 +100,7 @@ class Slot:
 
     def empty(self, dtype: torch.dtype) -> None:
         """Takes them out."""
+        self.stored = None
         for module, attribute, _, _ in self._places:
             put(module, attribute, nothing(dtype))
 
@@ -120,6 +125,7 @@ class LayerStreamer:
         self._clock_s = clock_s
         self.cache: ByteCache[bool] = ByteCache(self._budget(cache_bytes, prefetch))
         self._coming: dict[str, Arrival] = {}
+        self._bases: dict[str, Base] = {}  # of layers that changed; they have their place in the cache, expired
         self._after = dict(zip(slots, list(slots)[1:], strict=False))
         self._last = ""
 
@@ -141,9 +147,10 @@ class LayerStreamer:
         if self.cache.get(name, slot.size_bytes) is None:
             coming = self._coming.pop(name, None)
             if coming is None or (coming.done() and coming.exception() is not None):  # what failed then may work now
-                coming = self.source.fetch(slot.chunk)
+                coming = self._fetch(slot)
             self._look_ahead(name)
-            slot.fill(self.tensors(slot.chunk, coming))
+            data = self._bytes(slot.chunk, coming)
+            slot.fill(chunk_tensors(slot.chunk, data, self.dtype), data)
         else:
             self._look_ahead(name)
         slot.running += 1
@@ -155,18 +162,15 @@ class LayerStreamer:
         slot.running -= 1
         name = slot.chunk.name
         if name not in self.cache:
-            for left in self.cache.put(name, True, slot.size_bytes):
+            for left in self.cache.put(name, True, slot.size_bytes, self._coming):
                 self.slots[left].empty(self.dtype)
+                self._bases.pop(left, None)
             if name not in self.cache and not slot.running:
                 slot.empty(self.dtype)
 
     def tensors(self, chunk: Chunk, coming: Arrival) -> Tensors:
         """A chunk's tensors, as computed with, once they are here; raises LayerUnavailable."""
-        try:
-            data = self.wait(coming)
-        except (StreamSplitError, OSError) as error:
-            raise LayerUnavailable(chunk.name, str(error)) from error
-        return chunk_tensors(chunk, data, self.dtype)
+        return chunk_tensors(chunk, self._bytes(chunk, coming), self.dtype)
 
     def wait(self, coming: Arrival) -> np.ndarray:
         """The bytes; waiting for them is counted as a stall."""
@@ -179,8 +183,34 @@ class LayerStreamer:
         finally:
             self.meter.stall_s += self._clock_s() - started_s
 
+    def take_over(self, old: LayerStreamer, deltas: Collection[tuple[str, str]]) -> None:
+        """Shares what is in memory there: layers of the same chunk, and of those that changed what a delta applies to.
+
+        `deltas` are the digests (base, target) of those on offer. The other streamer is only read, and has to be
+        released before this one runs. Raises LayerUnavailable where a layer does not fit; this one is empty then.
+        """
+        try:
+            for name, slot in self.slots.items():
+                other = old.slots.get(name)
+                if other is None or name not in old.cache or other.size_bytes != slot.size_bytes:
+                    continue
+                same = other.chunk.digest == slot.chunk.digest
+                offered = (other.chunk.digest, slot.chunk.digest) in deltas and other.stored is not None
+                if not (same or offered):
+                    continue
+                self.cache.put(name, True, slot.size_bytes)
+                if same and name in self.cache:
+                    slot.fill(other.tensors(), other.stored)
+                elif name in self.cache and other.stored is not None:
+                    self._bases[name] = Base(other.chunk.digest, other.stored)
+                    self.cache.expire(name)
+        except LayerUnavailable:
+            self.release()
+            raise
+
     def release(self) -> None:
         """Gives all layers' memory back at once; they would have to be fetched again."""
+        self._bases.clear()
         for name, slot in self.slots.items():
             self.cache.drop(name)
             slot.empty(self.dtype)
@@ -205,8 +235,18 @@ class LayerStreamer:
         if len(self._coming) >= self.prefetch or name in self._coming:
             return
         if name not in self.cache and not self.slots[name].running:
-            self._coming[name] = self.source.fetch(self.slots[name].chunk)
+            self._coming[name] = self._fetch(self.slots[name])
             self.meter.prefetched += 1
+
+    def _fetch(self, slot: Slot) -> Arrival:
+        base = self._bases.pop(slot.chunk.name, None)
+        return self.source.fetch(slot.chunk) if base is None else self.source.fetch(slot.chunk, base)
+
+    def _bytes(self, chunk: Chunk, coming: Arrival) -> np.ndarray:
+        try:
+            return self.wait(coming)
+        except (StreamSplitError, OSError) as error:
+            raise LayerUnavailable(chunk.name, str(error)) from error
 
     def _budget(self, cache_bytes: int | None, prefetch: int) -> int:
         """Of what may stay: all, or the budget less what is on its way beyond the one that comes on top."""
@@ -231,6 +271,10 @@ def chunk_tensors(chunk: Chunk, data: np.ndarray, dtype: torch.dtype = torch.flo
     if set(tensors) != set(chunk.tensors):
         raise LayerUnavailable(chunk.name, "its chunk does not hold the tensors that the manifest names")
     return tensors
+
+
+def _lies_in(tensor: torch.Tensor, data: np.ndarray) -> bool:
+    return 0 <= tensor.data_ptr() - data.ctypes.data < len(data)
 
 
 def put(module: nn.Module, attribute: str, tensor: torch.Tensor) -> None:

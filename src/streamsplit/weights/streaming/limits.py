@@ -10,6 +10,7 @@ from streamsplit.errors import ManifestError
 from streamsplit.weights.streaming.manifest import Chunk, Manifest
 
 MAX_HEADER_BYTES = 1 << 20  # of a chunk's safetensors header, its length included
+MAX_BUFFER_BYTES = 256 << 20  # of a model's tensors that are computed from its configuration
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 _STEP_BYTES = 4  # int8: one step size for every output channel or row
 _LAYER_COUNTS = (
@@ -54,6 +55,18 @@ def check_sizes(manifest: Manifest, shapes: Mapping[str, Shape]) -> None:
             raise _wrong(chunk, "raw_bytes", chunk.raw_bytes, f"{chunk.stored_bytes}..{most}")
         if chunk.rows is not None:
             _check_rows(chunk, held[0], manifest.dtype)
+
+
+def check_buffers(shapes: Mapping[str, Shape]) -> None:
+    """Raises ManifestError where buffers, which no chunk holds and no size of the manifest bounds, are large."""
+    size_bytes = {name: math.prod(held.shape) * held.itemsize for name, held in shapes.items()}
+    total = sum(size_bytes.values())
+    if total > MAX_BUFFER_BYTES:
+        largest = max(size_bytes, key=lambda name: size_bytes[name])
+        raise ManifestError(
+            f"got a configuration whose buffers take {total} bytes ('{largest}' most), expected at most "
+            f"{MAX_BUFFER_BYTES}"
+        )
 
 
 def _check_rows(chunk: Chunk, matrix: Shape, dtype: str) -> None:

@@ -41,7 +41,7 @@ def quantise(tensors: Tensors, dtype: str) -> Tensors:
 
 
 def dequantise(sent: Tensors, dtype: torch.dtype = torch.float32) -> Tensors:
-    """The tensors as the model computes with them; those that are in `dtype` already are not copied."""
+    """The tensors as the model computes with them; where all are in `dtype` already none is copied."""
     result: Tensors = {}
     for name, tensor in sent.items():
         if name.endswith(STEP_SIZES):
@@ -51,6 +51,9 @@ def dequantise(sent: Tensors, dtype: torch.dtype = torch.float32) -> Tensors:
             result[name] = from_steps(tensor, sizes).to(dtype)
         else:
             result[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    views = [name for name, tensor in result.items() if tensor is sent[name]]
+    if len(views) < len(result):  # one view would keep all that was sent in memory
+        result.update({name: result[name].clone() for name in views})
     return result
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from streamsplit.errors import ManifestError, RevisionError
-from streamsplit.weights.delta import apply_delta, make_delta
+from streamsplit.weights.delta import apply_in_place, make_delta
 from streamsplit.weights.revision import Weights
 from streamsplit.weights.streaming.buffers import aligned_buffer
 from streamsplit.weights.streaming.chunk_file import open_tensors, pack_tensors
@@ -22,6 +22,7 @@ from streamsplit.weights.streaming.pieces import zstandard_module
 
 WORTH = 0.8  # a delta is published below this share of the chunk
 LEVEL = 9
+_PIECE_BYTES = 1 << 18
 
 
 def exact_delta(base: bytes, new: bytes) -> bytes | None:
@@ -47,45 +48,45 @@ def int8_delta(base: bytes, new: bytes) -> tuple[bytes, bytes] | None:
 def applied(chunk: Chunk, delta: Delta, base: np.ndarray, data: np.ndarray) -> np.ndarray:
     """The new chunk's stored bytes [size] uint8 from the old one's and a delta's; raises ManifestError.
 
-    `base` is left as it is, whatever happens.
+    They are made in the memory of `base`, which is of no use afterwards, whatever happens.
     """
+    if len(base) != chunk.stored_bytes:
+        raise ManifestError(f"got a base of {len(base)} bytes, expected {chunk.stored_bytes}")
     if delta.kind == "exact":
-        result = _patched(base, data, chunk.stored_bytes)
+        _patch(base, data)
     else:
         old = _weights(base)
         if old is None:
             raise ManifestError("got a base that is not all float32, expected one that the delta was made for")
         try:
-            new = apply_delta(old, memoryview(data))  # type: ignore[arg-type]
+            apply_in_place(old, memoryview(data))  # type: ignore[arg-type]
         except RevisionError as error:
             raise ManifestError(f"the delta does not apply ({error})") from None
-        result = _buffer(pack_tensors({name: torch.from_numpy(array) for name, array in new.items()}))
-    got = hashlib.sha256(result).hexdigest()  # type: ignore[arg-type]
+    got = hashlib.sha256(base).hexdigest()  # type: ignore[arg-type]
     if got != chunk.digest:
         raise ManifestError(f"the delta leads to {got[:12]}, expected {chunk.digest[:12]}")
-    return result
+    return base
 
 
-def _patched(base: np.ndarray, data: np.ndarray, size: int) -> np.ndarray:
-    if len(base) != size:
-        raise ManifestError(f"got a base of {len(base)} bytes, expected {size}")
+def _patch(base: np.ndarray, data: np.ndarray) -> None:
+    """XORs with what the delta unpacks to, piece by piece."""
     zstandard = zstandard_module()
-    result = aligned_buffer(size)
-    view, at = memoryview(result), 0  # type: ignore[arg-type]
+    piece, at = np.empty(_PIECE_BYTES, np.uint8), 0
     try:
         with zstandard.ZstdDecompressor().stream_reader(memoryview(data)) as reader:  # type: ignore[arg-type]
-            while at < size and (count := reader.readinto(view[at:])):
+            while count := reader.readinto(memoryview(piece)):  # type: ignore[arg-type]
+                if at + count > len(base):
+                    raise ManifestError(f"got a delta of more than {len(base)} bytes")
+                base[at : at + count] ^= piece[:count]
                 at += count
     except zstandard.ZstdError as error:
         raise ManifestError(f"the delta does not decompress ({error})") from None
-    if at != size:
-        raise ManifestError(f"got a delta of {at} bytes, expected {size}")
-    result ^= base
-    return result
+    if at != len(base):
+        raise ManifestError(f"got a delta of {at} bytes, expected {len(base)}")
 
 
 def _weights(buffer: np.ndarray) -> Weights | None:
-    tensors = open_tensors(buffer)
+    tensors = open_tensors(buffer, in_place=True)
     if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
         return None
     return {name: tensor.numpy() for name, tensor in tensors.items()}
