@@ -189,13 +189,16 @@ def _export_onnx(codec: PublishedCodec, args: argparse.Namespace) -> tuple[dict[
 
     int8 = args.format == "onnx-int8"
     exported = export_streaming(codec.model, int8=int8)
-    share = check_streaming(codec.model, exported, exact=not int8)
+    same = check_streaming(codec.model, exported, exact=not int8)
+    speech = same["speech"]
     path = args.output_dir / f"{codec.card['name']}{'-int8' if int8 else ''}.onnx"
     write_atomic(path, exported.data)
     states = {name: list(shape) for name, shape in exported.states}
-    result = {"files": [str(path)], "bytes": len(exported.data), "same_first_codes": share, "states": states}
+    result = {"files": [str(path)], "bytes": len(exported.data), "states": states,
+              "same_codes": {name: share._asdict() for name, share in same.items()}}  # fmt: skip
     return result, [
-        f"{path}: {len(exported.data) / 1024:.0f} KiB, {share:.1%} of the first quantizer's codes as torch's on noise",
+        f"{path}: {len(exported.data) / 1024:.0f} KiB; on synthetic speech {speech.every:.1%} of all codes as the float "
+        f"encoder's in torch, {speech.first:.1%} of the first quantizer's",
         f"audio [1, 1, {exported.hop}] and {len(states)} states (zeros at first) in; indices and states after out",
     ]
 
