@@ -107,6 +107,36 @@ def test_settings_that_cannot_be_are_one_line(
     assert told[-1].startswith("streamsplit: error: ")
 
 
+def test_a_damaged_packet_is_one_warning_and_no_frames_are_an_empty_file(
+    tmp_path: Path, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from streamsplit.codec.tinystream.bitstream import pack
+    from streamsplit.codec.tinystream.coded_file import pack_file
+
+    assert train(tmp_path, sounds, 6) == 0
+    codec, coded, back = str(tmp_path / "run/codec.safetensors"), tmp_path / "x.tsc", tmp_path / "x.wav"
+    capsys.readouterr()
+    assert main(["codec", "info", "--codec", codec, "--json"]) == 0
+    model_id = bytes.fromhex(json.loads(capsys.readouterr().out)["model_id"])[:4]
+    damaged = bytearray(pack_file(np.ones((2, 15), int), 4, model_id, 5))
+    damaged[len(damaged) // 3] = 9  # the second packet's version
+    coded.write_bytes(damaged)
+    assert main(["codec", "decode", "--codec", codec, str(coded), str(back), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"seconds": 0.3, "frames": 15, "lost_packets": 1, "concealed_frames": 5}
+    (warning,) = told.err.strip().splitlines()
+    assert "1 packets cannot be read, 5 frames of 15 concealed" in warning
+    coded.write_bytes(pack(np.zeros((2, 0), int), 4, model_id))
+    assert main(["codec", "decode", "--codec", codec, str(coded), str(back)]) == 0
+    assert soundfile.info(back).frames == 0
+    coded.write_bytes(pack(np.zeros((2, 3), int), 9, model_id))
+    assert main(["codec", "decode", "--codec", codec, str(coded), str(back)]) == 1
+    assert "got 2 quantizers of 9 bits an index, expected 1..2 of 4" in capsys.readouterr().err
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
+    assert main(["codec", "encode", "--codec", codec, str(tmp_path / "empty.wav"), str(coded)]) == 1
+    assert "empty.wav" in capsys.readouterr().err
+
+
 def test_files_that_are_no_codec_or_bitstream_are_one_line(
     tmp_path: Path, sounds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,7 @@ def test_a_floor_that_the_export_lost_is_found() -> None:
     (constant,) = (tensor for tensor in proto.graph.initializer if tensor.name in floor.input)
     assert numpy_helper.to_array(constant) == 1.0
     constant.CopyFrom(numpy_helper.from_array(np.float32(0.0).reshape(()), constant.name))
-    with pytest.raises(EncoderError, match="of the codes of (silence|faint noise) alike"):
+    with pytest.raises(EncoderError, match=r"of the codes of (silence|faint noise) alike"):
         check_streaming(codec("logmel"), exported("logmel")._replace(data=proto.SerializeToString()))
 
 

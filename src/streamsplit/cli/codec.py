@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,8 @@ def _encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     import numpy as np
 
     from streamsplit.audio.files import iter_audio
-    from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES, pack_file
+    from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES
+    from streamsplit.codec.tinystream.coded_file import PACKET_FRAMES, pack_file
     from streamsplit.server.checkpoint import write_atomic
 
     stream, rate, index_bits, model_id = _encoder_stream(args)
@@ -90,7 +92,7 @@ def _encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         samples += len(block)
     parts.append(stream.finish())
     indices = np.concatenate(parts, 1)
-    data = pack_file(indices, index_bits, model_id[:MODEL_ID_BYTES])
+    data = pack_file(indices, index_bits, model_id[:MODEL_ID_BYTES], PACKET_FRAMES)
     write_atomic(args.output, data)
     seconds = samples / rate
     result = {"frames": indices.shape[1], "seconds": seconds, "bytes": len(data), "bps": 8 * len(data) / seconds}
@@ -154,7 +156,7 @@ def _decode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     import soundfile
     import torch
 
-    from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES, unpack_file
+    from streamsplit.codec.tinystream.file_decoder import decode_file
     from streamsplit.weights.codec_file import read_codec
 
     torch.set_num_threads(1)
@@ -165,12 +167,18 @@ def _decode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         data = args.input.read_bytes()
     except OSError as error:
         raise AudioError(f"{args.input}: cannot be read ({error.strerror or error})") from None
-    indices = unpack_file(data, model.model_id()[:MODEL_ID_BYTES])
-    with torch.no_grad():
-        audio = model.decode(torch.from_numpy(indices)[None])[0, 0].numpy()
-    soundfile.write(args.output, audio.clip(-1.0, 1.0), model.settings.sample_rate)
-    seconds = len(audio) / model.settings.sample_rate
-    return {"seconds": seconds, "frames": indices.shape[1]}, [f"{args.output}: {seconds:.2f} s"]
+    decoded = decode_file(data, model)
+    soundfile.write(args.output, decoded.audio.clip(-1.0, 1.0), model.settings.sample_rate)
+    seconds, concealed = len(decoded.audio) / model.settings.sample_rate, sum(lost.frames for lost in decoded.lost)
+    if decoded.lost:
+        print(
+            f"streamsplit: warning: {args.input}: {len(decoded.lost)} packets cannot be read, {concealed} frames of "
+            f"{decoded.frames} concealed (the first: {decoded.lost[0].why})",
+            file=sys.stderr,
+        )
+    return {
+        "seconds": seconds, "frames": decoded.frames, "lost_packets": len(decoded.lost), "concealed_frames": concealed,
+    }, [f"{args.output}: {seconds:.2f} s"]  # fmt: skip
 
 
 def _export_integer(codec: PublishedCodec, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from streamsplit.codec.opus import decode_segment, encode_segment, packets_bytes
-from streamsplit.codec.tinystream.bitstream import HEADER_BYTES, MODEL_ID_BYTES, pack_file
+from streamsplit.codec.tinystream.bitstream import HEADER_BYTES, MODEL_ID_BYTES
+from streamsplit.codec.tinystream.coded_file import pack_file
 from streamsplit.codec.tinystream.frames import IntegerEncoderStream
 from streamsplit.errors import AudioError
 from streamsplit.weights.codec_file import PublishedCodec
