@@ -205,8 +205,8 @@ def _export_onnx(codec: PublishedCodec, args: argparse.Namespace) -> tuple[dict[
     result = {"files": [str(path)], "bytes": len(exported.data), "states": states,
               "same_codes": {name: share._asdict() for name, share in same.items()}}  # fmt: skip
     return result, [
-        f"{path}: {len(exported.data) / 1024:.0f} KiB; on synthetic speech {speech.every:.1%} of all codes as the float "
-        f"encoder's in torch, {speech.first:.1%} of the first quantizer's",
+        f"{path}: {len(exported.data) / 1024:.0f} KiB; on synthetic speech {speech.every:.1%} of all codes "
+        f"as the float encoder's in torch, {speech.first:.1%} of the first quantizer's",
         f"audio [1, 1, {exported.hop}] and {len(states)} states (zeros at first) in; indices and states after out",
     ]
 

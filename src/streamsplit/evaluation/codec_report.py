@@ -48,7 +48,7 @@ def run_study(
 ) -> dict[str, Any]:
     """Judges all contestants; writes study.json, results.md, samples/ and report.html, and gives what is in the JSON.
 
-    Raises ConfigError as `judged_recordings`, MissingExtraError without pystoi and pesq.
+    Raises ConfigError as `judged_recordings`, MissingExtraError without pystoi.
     """
     speech, sounds = judged_recordings(root, settings.data, settings.evaluation)
     longest = settings.evaluation.longest_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -65,7 +66,9 @@ def contestants(codecs: Sequence[PublishedCodec]) -> tuple[list[Codec], list[str
         every = codec.model.settings.num_quantizers
         rows += [tinystream(codec, count) for count in dict.fromkeys((every, (every + 1) // 2, 1))]
     rows += [opus(bitrate) for bitrate in OPUS_BPS]
-    notes = []
+    notes = (
+        [] if has_pesq() else ["PESQ left out: pesq is not installed (pip install -e '.[codec]', with a C compiler)"]
+    )
     for mode in CODEC2_MODES:
         made = codec2(mode)
         if made is None:
@@ -80,7 +83,7 @@ def measure_codec(
 ) -> tuple[CodecRow, dict[str, Floats]]:
     """A codec's figures on all clips, and what it made of each, by name.
 
-    Raises MissingExtraError without pystoi and pesq.
+    Raises MissingExtraError without pystoi.
     """
     distance = MelDistance(RATE_HZ)
     heard: dict[str, Floats] = {}
@@ -109,22 +112,29 @@ def measure_codec(
 def speech_quality(reference: Floats, decoded: Floats) -> dict[str, float]:
     """ESTOI (Jensen and Taal 2016) and PESQ, narrow and wide band (ITU-T P.862, P.862.2).
 
-    PESQ is nan where it hears no speech. Raises MissingExtraError without pystoi and pesq.
+    PESQ is nan where it hears no speech, and where pesq is not installed. Raises MissingExtraError without pystoi.
     """
     try:
-        from pesq import NoUtterancesError, pesq
         from pystoi import stoi
     except ImportError as error:
         raise MissingExtraError("judging speech", "codec", str(error)) from None
+    found = {"estoi": float(stoi(reference, decoded, RATE_HZ, extended=True)), "nb": float("nan"), "wb": float("nan")}
+    if not has_pesq():
+        return found
+    from pesq import NoUtterancesError, pesq
     from soxr import resample
 
-    found = {"estoi": float(stoi(reference, decoded, RATE_HZ, extended=True)), "nb": float("nan"), "wb": float("nan")}
     try:
         narrow = [resample(x, RATE_HZ, 8_000) for x in (reference, decoded)]
         found |= {"nb": float(pesq(8_000, *narrow, "nb")), "wb": float(pesq(RATE_HZ, reference, decoded, "wb"))}
     except NoUtterancesError:
         pass  # stays nan, and makes the mean nan: a codec without speech in it has no quality
     return found
+
+
+def has_pesq() -> bool:
+    """Whether pesq is installed: it comes as source, and needs a C compiler."""
+    return importlib.util.find_spec("pesq") is not None
 
 
 def encoder_times(codec: PublishedCodec, audio: Floats) -> dict[str, float]:
