@@ -115,7 +115,7 @@ def test_a_study_is_kept_and_shown(data: Path, tmp_path: Path, codec: PublishedC
     from streamsplit.evaluation.codec_report import run_study
 
     settings = CodecSettings(
-        data=HELD_OUT, evaluation=CodecEvaluationSettings(speech=("talk/9*",), sounds=("noise/9*",))
+        data=HELD_OUT, evaluation=CodecEvaluationSettings(speech=("talk/9*",), sounds=("noise/9*",), times=False)
     )
     told: list[int] = []
     output = tmp_path / "out"

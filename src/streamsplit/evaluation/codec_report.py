@@ -72,7 +72,7 @@ def run_study(
         "rows": as_dicts(rows),
         "encoders": {
             codec.card["name"]: encoder_times(codec, clips[0].audio) | onnx_times(codec, clips[0].audio)
-            for codec in codecs
+            for codec in (codecs if settings.evaluation.times else ())
         },
         "meta": {
             "command": command, "commit": revision_of_code(), "machine": machine(), "notes": notes,
@@ -123,7 +123,7 @@ def write_codec_report(
     parts = [
         heading("Codecs compared", sub, tiles),
         section("Figures", _rows_table(study["rows"]), paragraph(_EXPLAINED), *map(paragraph, meta["notes"])),
-        section("Time", table(header, times), paragraph("Process time, one thread, torch.")),
+        *([section("Time", table(header, times), paragraph("Process time, one thread, torch."))] if times else []),
         section("To hear and see", *(_clip_part(number, clip, heard) for number, clip in enumerate(shown))),
         section("How it was measured", f"<pre>{html.escape(json.dumps(meta, indent=1))}</pre>"),
     ]

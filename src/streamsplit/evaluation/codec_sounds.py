@@ -36,6 +36,7 @@ class CodecEvaluationSettings(Settings):
     sounds: tuple[str, ...] = setting(())  # judged by mel distance
     recordings: int = setting(40, low=1)  # of each kind at most, evenly spread
     longest_s: float = setting(6.0, low=1.0, high=60.0)  # of each recording, from its beginning
+    times: bool = setting(True)  # the encoders' process time too, in torch and ONNX Runtime
 
 
 class CodecSounds(NamedTuple):
