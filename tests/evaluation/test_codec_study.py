@@ -81,6 +81,28 @@ def test_contestants_are_fewer_quantizers_and_the_rivals(codec: PublishedCodec) 
         contestants([PublishedCodec(slow, {"name": "x"}, ())])
 
 
+def test_lost_frames_are_concealed_and_other_forms_are_rows_of_their_own(codec: PublishedCodec) -> None:
+    settings = CodecEvaluationSettings(lost=(0.1, 0.6), forms=("float",), alone=True)
+    rows, _ = contestants([codec], settings)
+    names = [row.name for row in rows[3:]]
+    assert names == ["small 0.6k float", "small 0.6k, 10% lost", "small 0.6k, 60% lost"]
+    audio = speech(1.01)
+    whole, real, some, most = (row.code(audio, True) for row in (rows[0], *rows[3:]))
+    assert whole.coded_bytes == real.coded_bytes == some.coded_bytes == most.coded_bytes
+    with torch.no_grad():
+        floats = torch.from_numpy(audio)[None, None]
+        expected = codec.model.decode(codec.model.encode(floats))[0, 0, : len(audio)].numpy()
+    np.testing.assert_array_equal(real.audio, expected)
+    apart = [float(np.abs(heard.audio - whole.audio).mean()) for heard in (some, most)]
+    assert 0 < apart[0] < apart[1]
+    for wrong, message in (
+        ({"lost": (1.0,)}, "'lost': got 1.0"),
+        ({"forms": ("int4",)}, "expected float or onnx-int8"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            CodecEvaluationSettings(**wrong)
+
+
 def test_times_are_positive_and_a_frame_is_a_frame(codec: PublishedCodec) -> None:
     times = encoder_times(codec, speech(1.0))
     assert all(value > 0 for value in times.values())

@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--config", type=Path, required=True, help="the YAML that the codec was trained with")
     evaluate.add_argument("--data", type=Path, required=True, help="folder with audio files, at any depth")
     evaluate.add_argument("--output-dir", type=Path, default=Path("results/codec"), help="(default: results/codec)")
+    evaluate.add_argument("--lost", help="also with frames lost and concealed: shares, like 0.05,0.1")
+    evaluate.add_argument("--forms", help="also with other forms of the encoder: float,onnx-int8")
+    evaluate.add_argument("--alone", action="store_true", help="without Opus and Codec2")
     export = commands.add_parser("export", help="write the encoder for other runtimes")
     export.add_argument(
         "--format", choices=("c", "integer", "onnx", "onnx-int8"), default="c",

@@ -54,7 +54,7 @@ def run_study(
     longest = settings.evaluation.longest_s
     clips = read_clips(speech, root, speech=True, longest_s=longest)
     clips += read_clips(sounds, root, speech=False, longest_s=longest)
-    rivals, notes = contestants(codecs)
+    rivals, notes = contestants(codecs, settings.evaluation)
     done, total = 0, len(rivals) * len(clips)
 
     def tell(name: str) -> None:

@@ -18,6 +18,7 @@ from streamsplit.codec.tinystream.losses import MelDistance
 from streamsplit.codec.tinystream.streams import EncoderStream
 from streamsplit.errors import ConfigError, MissingExtraError
 from streamsplit.evaluation.codec_rivals import CODEC2_MODES, OPUS_BPS, Codec, codec2, opus, tinystream
+from streamsplit.evaluation.codec_sounds import CodecEvaluationSettings
 from streamsplit.export.codec_onnx import OnnxStream, export_streaming
 from streamsplit.weights.codec_file import PublishedCodec
 
@@ -57,18 +58,28 @@ def read_clips(paths: Sequence[Path], root: Path, *, speech: bool, longest_s: fl
     return [Clip(path.relative_to(root).as_posix(), read_audio(path, RATE_HZ)[:longest], speech) for path in paths]
 
 
-def contestants(codecs: Sequence[PublishedCodec]) -> tuple[list[Codec], list[str]]:
-    """Each codec with all quantizers, half of them and one, then Opus and Codec2; and what is missing."""
+def contestants(
+    codecs: Sequence[PublishedCodec], settings: CodecEvaluationSettings | None = None
+) -> tuple[list[Codec], list[str]]:
+    """Each codec with all quantizers, half of them and one, and as the settings say; Opus and Codec2; what is missing.
+
+    Raises ConfigError for a codec at another sample rate, MissingExtraError as `tinystream`.
+    """
+    settings = settings or CodecEvaluationSettings()
     rows: list[Codec] = []
+    notes: list[str] = []
+    if not has_pesq():
+        notes.append("PESQ left out: pesq is not installed (pip install -e '.[codec]', which needs a C compiler)")
     for codec in codecs:
         if codec.model.settings.sample_rate != RATE_HZ:
             raise ConfigError(f"got a codec at {codec.model.settings.sample_rate} Hz, expected {RATE_HZ} to compare it")
         every = codec.model.settings.num_quantizers
         rows += [tinystream(codec, count) for count in dict.fromkeys((every, (every + 1) // 2, 1))]
+        rows += [tinystream(codec, form=form) for form in settings.forms]
+        rows += [tinystream(codec, lost=lost) for lost in settings.lost]
+    if settings.alone:
+        return rows, notes
     rows += [opus(bitrate) for bitrate in OPUS_BPS]
-    notes = (
-        [] if has_pesq() else ["PESQ left out: pesq is not installed (pip install -e '.[codec]', with a C compiler)"]
-    )
     for mode in CODEC2_MODES:
         made = codec2(mode)
         if made is None:
