@@ -85,7 +85,24 @@ def test_a_stopped_training_goes_on_to_the_same_codec(tmp_path: Path, sounds: Pa
     assert train(other, sounds, 6) == 2  # holds a training already
     assert train(other, sounds, 6, "--resume") == 0
     assert (other / "run/checkpoint.safetensors").read_bytes() == expected
-    assert [row["step"] for row in csv.DictReader((other / "run/figures.csv").open())] == ["2", "4", "6"]
+    rows = list(csv.DictReader((other / "run/figures.csv").open()))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    seconds = [float(row["process_s"]) for row in rows]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert 1 <= float(rows[-1]["least_perplexity"]) <= float(rows[-1]["perplexity"]) <= 16
+
+
+def test_figures_of_a_version_without_process_seconds_go_on(tmp_path: Path) -> None:
+    from streamsplit.evaluation.codec_run import COLUMNS, _figures
+    from streamsplit.refinement.codec_training import CodecHealth, CodecStep
+
+    path = tmp_path / "figures.csv"
+    path.write_text(",".join(COLUMNS[:-2]) + "\n2," + ",".join("1" * 11) + "\n4," + ",".join("1" * 11) + "\n")
+    with _figures(path, 2) as write:
+        write([CodecStep(4, 2.0, 1.0, 1.0, 1.0, 1.0, 0)], CodecHealth(4, 2.0, 3.0, 1.0, 5.0, (7.0, 9.0)))
+    old, new = csv.DictReader(path.open())
+    assert (old["step"], old["mel_db"], old["process_s"]) == ("2", "1", "nan")
+    assert (new["step"], new["perplexity"], new["least_perplexity"], new["process_s"]) == ("4", "8", "7", "nan")
 
 
 @pytest.mark.parametrize(

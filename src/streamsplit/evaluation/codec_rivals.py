@@ -63,7 +63,8 @@ def tinystream(
         indices = encode(audio)[:count]
         data = pack_file(indices, model.settings.index_bits, model.model_id()[:MODEL_ID_BYTES])
         if lost:
-            decoded = _concealed(model, indices, random.random(indices.shape[1]) < lost)
+            gone = np.asarray(random.random(indices.shape[1]) < lost)
+            decoded = _concealed(model, indices, gone)
         else:
             decoded = model.decode(torch.from_numpy(indices)[None])[0, 0].numpy()
         return Heard(decoded[: len(audio)], len(data) - HEADER_BYTES)
