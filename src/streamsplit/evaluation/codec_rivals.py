@@ -53,7 +53,7 @@ def tinystream(
     With `lost`, that share of the frames, each by itself, does not arrive and is concealed. Raises MissingExtraError
     for 'onnx-int8' without the extra 'onnx'.
     """
-    model, encode = codec.model, _encoder(codec, form)
+    model, encode = codec.model, encoder_of(codec, form)
     count = quantizers or model.settings.num_quantizers
     rate = model.settings.clock_with(count).bitrate_bps
     random = np.random.default_rng(round(1000 * lost))
@@ -76,15 +76,18 @@ def tinystream(
     return Codec(name, about, code)
 
 
-def _encoder(codec: PublishedCodec, form: str) -> Callable[[Floats], Indices]:
-    """Samples [n] -> indices of all quantizers."""
+def encoder_of(codec: PublishedCodec, form: str) -> Callable[[Floats], Indices]:
+    """Samples [n] -> indices of all quantizers: form is float, integer, onnx or onnx-int8.
+
+    Raises MissingExtraError for ONNX without the extra 'onnx'.
+    """
     model = codec.model
     if form == "float":
         return lambda audio: model.encode(torch.from_numpy(audio)[None, None])[0].numpy()
-    if form == "onnx-int8":
+    if form in ("onnx", "onnx-int8"):
         from streamsplit.export.codec_onnx import OnnxStream, export_streaming
 
-        session = OnnxStream(export_streaming(model, int8=True))
+        session = OnnxStream(export_streaming(model, int8=form == "onnx-int8"))
 
         def frames(audio: Floats) -> Indices:
             session.reset()
