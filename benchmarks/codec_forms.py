@@ -1,11 +1,11 @@
 """A codec's encoder in its other forms: share of the codes of held-out speech that are those of the float encoder.
 
-    python -m benchmarks.codec_forms --data DIR [--codec tiny_mel] [--recordings 8] [--seconds 4]
+    python -m benchmarks.codec_forms [--data data] [--codec tiny_mel] [--recordings 8] [--seconds 4]
 
 Whole numbers (microcontrollers), streaming ONNX, and streaming ONNX with 8-bit weights (both with the extra 'onnx').
 """
 
-# ruff: noqa: E402  (torch counts its threads when it is imported)
+
 from __future__ import annotations
 
 import os
@@ -33,7 +33,7 @@ FORMS = ("integer", "onnx", "onnx-int8")
 def main() -> int:
     """Measures, writes the JSON and prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("STREAMSPLIT_DATA", "data")))
     parser.add_argument("--codec", default="tiny_mel")
     parser.add_argument("--config", type=Path, default=Path("configs/codec/tiny_mel.yaml"))
     parser.add_argument("--recordings", type=int, default=8)
