@@ -107,8 +107,8 @@ def encoder_of(codec: PublishedCodec, form: str) -> Callable[[Floats], Indices]:
 def _concealed(model: TinyStream, indices: Indices, gone: NDArray[np.bool_]) -> Floats:
     """The sound of indices of which the frames in `gone` did not come."""
     stream, parts = DecoderStream(model), []
-    for frame, missing in enumerate(gone):
-        parts.append(stream.conceal(1) if missing else stream.push(indices[:, frame : frame + 1]))
+    for run in np.split(np.arange(len(gone)), np.flatnonzero(np.diff(gone)) + 1):  # frames in a row that came, or not
+        parts.append(stream.conceal(len(run)) if gone[run[0]] else stream.push(indices[:, run]))
     sound: Floats = np.concatenate([*parts, stream.finish()])[model.settings.lookahead * model.settings.hop :]
     return sound
 
