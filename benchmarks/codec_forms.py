@@ -1,6 +1,6 @@
 """A codec's encoder in its other forms: share of the codes of held-out speech that are those of the float encoder.
 
-    python -m benchmarks.codec_forms [--data data] [--codec tiny_mel] [--recordings 8] [--seconds 4]
+    python -m benchmarks.codec_forms [--data data] [--codec tiny_mel] [--recordings 40] [--seconds 6]
 
 Whole numbers (microcontrollers), streaming ONNX, and streaming ONNX with 8-bit weights (both with the extra 'onnx').
 """
@@ -36,8 +36,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("STREAMSPLIT_DATA", "data")))
     parser.add_argument("--codec", default="tiny_mel")
     parser.add_argument("--config", type=Path, default=Path("configs/codec/tiny_mel.yaml"))
-    parser.add_argument("--recordings", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--recordings", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=6.0)
     args = parser.parse_args()
     settings = load_settings(args.config, CodecSettings)
     judged = settings.evaluation.replace(recordings=args.recordings)
