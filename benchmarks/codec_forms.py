@@ -5,7 +5,6 @@
 Whole numbers (microcontrollers), streaming ONNX, and streaming ONNX with 8-bit weights (both with the extra 'onnx').
 """
 
-
 from __future__ import annotations
 
 import os
