@@ -64,6 +64,7 @@ NEEDS_TORCH = {f"streamsplit.splitting.{name}" for name in ("profile", "paths", 
         "integerise",
         "streams",
         "segment_decoder",
+        "file_decoder",
     )
 }
 

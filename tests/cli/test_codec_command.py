@@ -85,7 +85,24 @@ def test_a_stopped_training_goes_on_to_the_same_codec(tmp_path: Path, sounds: Pa
     assert train(other, sounds, 6) == 2  # holds a training already
     assert train(other, sounds, 6, "--resume") == 0
     assert (other / "run/checkpoint.safetensors").read_bytes() == expected
-    assert [row["step"] for row in csv.DictReader((other / "run/figures.csv").open())] == ["2", "4", "6"]
+    rows = list(csv.DictReader((other / "run/figures.csv").open()))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    seconds = [float(row["process_s"]) for row in rows]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert 1 <= float(rows[-1]["least_perplexity"]) <= float(rows[-1]["perplexity"]) <= 16
+
+
+def test_figures_of_a_version_without_process_seconds_go_on(tmp_path: Path) -> None:
+    from streamsplit.evaluation.codec_run import COLUMNS, _figures
+    from streamsplit.refinement.codec_training import CodecHealth, CodecStep
+
+    path = tmp_path / "figures.csv"
+    path.write_text(",".join(COLUMNS[:-2]) + "\n2," + ",".join("1" * 11) + "\n4," + ",".join("1" * 11) + "\n")
+    with _figures(path, 2) as write:
+        write([CodecStep(4, 2.0, 1.0, 1.0, 1.0, 1.0, 0)], CodecHealth(4, 2.0, 3.0, 1.0, 5.0, (7.0, 9.0)))
+    old, new = csv.DictReader(path.open())
+    assert (old["step"], old["mel_db"], old["process_s"]) == ("2", "1", "nan")
+    assert (new["step"], new["perplexity"], new["least_perplexity"], new["process_s"]) == ("4", "8", "7", "nan")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +122,36 @@ def test_settings_that_cannot_be_are_one_line(
     told = capsys.readouterr().err.splitlines()
     assert message in told[-1]
     assert told[-1].startswith("streamsplit: error: ")
+
+
+def test_a_damaged_packet_is_one_warning_and_no_frames_are_an_empty_file(
+    tmp_path: Path, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from streamsplit.codec.tinystream.bitstream import pack
+    from streamsplit.codec.tinystream.coded_file import pack_file
+
+    assert train(tmp_path, sounds, 6) == 0
+    codec, coded, back = str(tmp_path / "run/codec.safetensors"), tmp_path / "x.tsc", tmp_path / "x.wav"
+    capsys.readouterr()
+    assert main(["codec", "info", "--codec", codec, "--json"]) == 0
+    model_id = bytes.fromhex(json.loads(capsys.readouterr().out)["model_id"])[:4]
+    damaged = bytearray(pack_file(np.ones((2, 15), int), 4, model_id, 5))
+    damaged[len(damaged) // 3] = 9  # the second packet's version
+    coded.write_bytes(damaged)
+    assert main(["codec", "decode", "--codec", codec, str(coded), str(back), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"seconds": 0.3, "frames": 15, "lost_packets": 1, "concealed_frames": 5}
+    (warning,) = told.err.strip().splitlines()
+    assert "1 packets cannot be read, 5 frames of 15 concealed" in warning
+    coded.write_bytes(pack(np.zeros((2, 0), int), 4, model_id))
+    assert main(["codec", "decode", "--codec", codec, str(coded), str(back)]) == 0
+    assert soundfile.info(back).frames == 0
+    coded.write_bytes(pack(np.zeros((2, 3), int), 9, model_id))
+    assert main(["codec", "decode", "--codec", codec, str(coded), str(back)]) == 1
+    assert "got 2 quantizers of 9 bits an index, expected 1..2 of 4" in capsys.readouterr().err
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
+    assert main(["codec", "encode", "--codec", codec, str(tmp_path / "empty.wav"), str(coded)]) == 1
+    assert "empty.wav" in capsys.readouterr().err
 
 
 def test_files_that_are_no_codec_or_bitstream_are_one_line(

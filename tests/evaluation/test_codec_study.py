@@ -18,7 +18,7 @@ from streamsplit.errors import ConfigError
 from streamsplit.evaluation.codec_rivals import best_delay, codec2, opus, tinystream
 from streamsplit.evaluation.codec_run import CodecSettings
 from streamsplit.evaluation.codec_sounds import CodecDataSettings, CodecEvaluationSettings, judged_recordings
-from streamsplit.evaluation.codec_study import contestants, encoder_times
+from streamsplit.evaluation.codec_study import contestants, encoder_times, has_pesq
 from streamsplit.weights.codec_file import PublishedCodec
 
 SIZES = {
@@ -74,10 +74,33 @@ def test_contestants_are_fewer_quantizers_and_the_rivals(codec: PublishedCodec) 
     rows, notes = contestants([codec])
     names = [row.name for row in rows]
     assert names[:6] == ["small 0.6k", "small 0.4k", "small 0.2k", "Opus 6k", "Opus 9k", "Opus 12k"]
-    assert len(names) + len(notes) == 9
+    assert len(names) + len([note for note in notes if "Codec2" in note]) == 9
+    assert any("PESQ left out" in note for note in notes) != has_pesq()
     slow = TinyStream(**SIZES, sample_rate=8_000)
     with pytest.raises(ConfigError, match="got a codec at 8000 Hz"):
         contestants([PublishedCodec(slow, {"name": "x"}, ())])
+
+
+def test_lost_frames_are_concealed_and_other_forms_are_rows_of_their_own(codec: PublishedCodec) -> None:
+    settings = CodecEvaluationSettings(lost=(0.1, 0.6), forms=("float",), alone=True)
+    rows, _ = contestants([codec], settings)
+    names = [row.name for row in rows[3:]]
+    assert names == ["small 0.6k float", "small 0.6k, 10% lost", "small 0.6k, 60% lost"]
+    audio = speech(1.01)
+    whole, real, some, most = (row.code(audio, True) for row in (rows[0], *rows[3:]))
+    assert whole.coded_bytes == real.coded_bytes == some.coded_bytes == most.coded_bytes
+    with torch.no_grad():
+        floats = torch.from_numpy(audio)[None, None]
+        expected = codec.model.decode(codec.model.encode(floats))[0, 0, : len(audio)].numpy()
+    np.testing.assert_array_equal(real.audio, expected)
+    apart = [float(np.abs(heard.audio - whole.audio).mean()) for heard in (some, most)]
+    assert 0 < apart[0] < apart[1]
+    for wrong, message in (
+        ({"lost": (1.0,)}, "'lost': got 1.0"),
+        ({"forms": ("int4",)}, "expected float or onnx-int8"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            CodecEvaluationSettings(**wrong)
 
 
 def test_times_are_positive_and_a_frame_is_a_frame(codec: PublishedCodec) -> None:
@@ -111,11 +134,10 @@ def test_only_what_was_held_out_is_judged(data: Path) -> None:
 
 def test_a_study_is_kept_and_shown(data: Path, tmp_path: Path, codec: PublishedCodec) -> None:
     pytest.importorskip("pystoi", reason="pystoi is not installed: pip install -e '.[codec]'")
-    pytest.importorskip("pesq", reason="pesq is not installed: pip install -e '.[codec]'")
     from streamsplit.evaluation.codec_report import run_study
 
     settings = CodecSettings(
-        data=HELD_OUT, evaluation=CodecEvaluationSettings(speech=("talk/9*",), sounds=("noise/9*",))
+        data=HELD_OUT, evaluation=CodecEvaluationSettings(speech=("talk/9*",), sounds=("noise/9*",), times=False)
     )
     told: list[int] = []
     output = tmp_path / "out"
@@ -123,6 +145,7 @@ def test_a_study_is_kept_and_shown(data: Path, tmp_path: Path, codec: PublishedC
     assert told[-1] == 2 * len(study["rows"])
     by_name = {row["name"]: row for row in study["rows"]}
     assert by_name["Opus 12k"]["estoi"] > by_name["small 0.2k"]["estoi"]
+    assert (by_name["Opus 12k"]["pesq_nb"] is not None) == has_pesq()
     assert by_name["Opus 12k"]["speech_mel_db"] < by_name["Opus 6k"]["speech_mel_db"]
     assert json.loads((output / "study.json").read_text())["meta"]["speech"] == ["talk/9.wav"]
     page = (output / "report.html").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--config", type=Path, required=True, help="the YAML that the codec was trained with")
     evaluate.add_argument("--data", type=Path, required=True, help="folder with audio files, at any depth")
     evaluate.add_argument("--output-dir", type=Path, default=Path("results/codec"), help="(default: results/codec)")
+    evaluate.add_argument("--lost", help="also with frames lost and concealed: shares, like 0.05,0.1")
+    evaluate.add_argument("--forms", help="also with other forms of the encoder: float,onnx-int8")
+    evaluate.add_argument("--alone", action="store_true", help="without Opus and Codec2")
     export = commands.add_parser("export", help="write the encoder for other runtimes")
     export.add_argument(
         "--format", choices=("c", "integer", "onnx", "onnx-int8"), default="c",
@@ -80,7 +84,8 @@ def _encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     import numpy as np
 
     from streamsplit.audio.files import iter_audio
-    from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES, pack_file
+    from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES
+    from streamsplit.codec.tinystream.coded_file import PACKET_FRAMES, pack_file
     from streamsplit.server.checkpoint import write_atomic
 
     stream, rate, index_bits, model_id = _encoder_stream(args)
@@ -90,7 +95,7 @@ def _encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         samples += len(block)
     parts.append(stream.finish())
     indices = np.concatenate(parts, 1)
-    data = pack_file(indices, index_bits, model_id[:MODEL_ID_BYTES])
+    data = pack_file(indices, index_bits, model_id[:MODEL_ID_BYTES], PACKET_FRAMES)
     write_atomic(args.output, data)
     seconds = samples / rate
     result = {"frames": indices.shape[1], "seconds": seconds, "bytes": len(data), "bps": 8 * len(data) / seconds}
@@ -154,7 +159,7 @@ def _decode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     import soundfile
     import torch
 
-    from streamsplit.codec.tinystream.bitstream import MODEL_ID_BYTES, unpack_file
+    from streamsplit.codec.tinystream.file_decoder import decode_file
     from streamsplit.weights.codec_file import read_codec
 
     torch.set_num_threads(1)
@@ -165,12 +170,18 @@ def _decode(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         data = args.input.read_bytes()
     except OSError as error:
         raise AudioError(f"{args.input}: cannot be read ({error.strerror or error})") from None
-    indices = unpack_file(data, model.model_id()[:MODEL_ID_BYTES])
-    with torch.no_grad():
-        audio = model.decode(torch.from_numpy(indices)[None])[0, 0].numpy()
-    soundfile.write(args.output, audio.clip(-1.0, 1.0), model.settings.sample_rate)
-    seconds = len(audio) / model.settings.sample_rate
-    return {"seconds": seconds, "frames": indices.shape[1]}, [f"{args.output}: {seconds:.2f} s"]
+    decoded = decode_file(data, model)
+    soundfile.write(args.output, decoded.audio.clip(-1.0, 1.0), model.settings.sample_rate)
+    seconds, concealed = len(decoded.audio) / model.settings.sample_rate, sum(lost.frames for lost in decoded.lost)
+    if decoded.lost:
+        print(
+            f"streamsplit: warning: {args.input}: {len(decoded.lost)} packets cannot be read, {concealed} frames of "
+            f"{decoded.frames} concealed (the first: {decoded.lost[0].why})",
+            file=sys.stderr,
+        )
+    return {
+        "seconds": seconds, "frames": decoded.frames, "lost_packets": len(decoded.lost), "concealed_frames": concealed,
+    }, [f"{args.output}: {seconds:.2f} s"]  # fmt: skip
 
 
 def _export_integer(codec: PublishedCodec, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -189,13 +200,16 @@ def _export_onnx(codec: PublishedCodec, args: argparse.Namespace) -> tuple[dict[
 
     int8 = args.format == "onnx-int8"
     exported = export_streaming(codec.model, int8=int8)
-    share = check_streaming(codec.model, exported, exact=not int8)
+    same = check_streaming(codec.model, exported, exact=not int8)
+    speech = same["speech"]
     path = args.output_dir / f"{codec.card['name']}{'-int8' if int8 else ''}.onnx"
     write_atomic(path, exported.data)
     states = {name: list(shape) for name, shape in exported.states}
-    result = {"files": [str(path)], "bytes": len(exported.data), "same_first_codes": share, "states": states}
+    result = {"files": [str(path)], "bytes": len(exported.data), "states": states,
+              "same_codes": {name: share._asdict() for name, share in same.items()}}  # fmt: skip
     return result, [
-        f"{path}: {len(exported.data) / 1024:.0f} KiB, {share:.1%} of the first quantizer's codes as torch's on noise",
+        f"{path}: {len(exported.data) / 1024:.0f} KiB; on synthetic speech {speech.every:.1%} of all codes "
+        f"as the float encoder's in torch, {speech.first:.1%} of the first quantizer's",
         f"audio [1, 1, {exported.hop}] and {len(states)} states (zeros at first) in; indices and states after out",
     ]
 

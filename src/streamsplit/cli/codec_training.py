@@ -108,6 +108,15 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from streamsplit.weights.codec_file import read_codec
 
     settings = load_settings(args.config, CodecSettings)
+    wanted: dict[str, Any] = {"alone": True} if args.alone else {}
+    if args.lost:
+        try:
+            wanted["lost"] = tuple(float(share) for share in args.lost.split(","))
+        except ValueError:
+            raise ConfigError(f"'--lost': got {args.lost!r}, expected shares of the frames, like 0.05,0.1") from None
+    if args.forms:
+        wanted["forms"] = tuple(args.forms.split(","))
+    settings = settings.replace(evaluation=settings.evaluation.replace(**wanted))
     codecs = [read_codec(name) for name in args.codec.split(",")]
     with Ticker("codec evaluate") as tick:
         study = run_study(codecs, args.data, settings, args.output_dir, command_line("codec"), tick.show)

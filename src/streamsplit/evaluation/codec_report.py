@@ -48,13 +48,13 @@ def run_study(
 ) -> dict[str, Any]:
     """Judges all contestants; writes study.json, results.md, samples/ and report.html, and gives what is in the JSON.
 
-    Raises ConfigError as `judged_recordings`, MissingExtraError without pystoi and pesq.
+    Raises ConfigError as `judged_recordings`, MissingExtraError without pystoi.
     """
     speech, sounds = judged_recordings(root, settings.data, settings.evaluation)
     longest = settings.evaluation.longest_s
     clips = read_clips(speech, root, speech=True, longest_s=longest)
     clips += read_clips(sounds, root, speech=False, longest_s=longest)
-    rivals, notes = contestants(codecs)
+    rivals, notes = contestants(codecs, settings.evaluation)
     done, total = 0, len(rivals) * len(clips)
 
     def tell(name: str) -> None:
@@ -72,7 +72,7 @@ def run_study(
         "rows": as_dicts(rows),
         "encoders": {
             codec.card["name"]: encoder_times(codec, clips[0].audio) | onnx_times(codec, clips[0].audio)
-            for codec in codecs
+            for codec in (codecs if settings.evaluation.times else ())
         },
         "meta": {
             "command": command, "commit": revision_of_code(), "machine": machine(), "notes": notes,
@@ -123,7 +123,7 @@ def write_codec_report(
     parts = [
         heading("Codecs compared", sub, tiles),
         section("Figures", _rows_table(study["rows"]), paragraph(_EXPLAINED), *map(paragraph, meta["notes"])),
-        section("Time", table(header, times), paragraph("Process time, one thread, torch.")),
+        *([section("Time", table(header, times), paragraph("Process time, one thread, torch."))] if times else []),
         section("To hear and see", *(_clip_part(number, clip, heard) for number, clip in enumerate(shown))),
         section("How it was measured", f"<pre>{html.escape(json.dumps(meta, indent=1))}</pre>"),
     ]

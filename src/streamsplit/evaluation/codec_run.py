@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ CHECKPOINT, FIGURES, CODEC = "checkpoint.safetensors", "figures.csv", "codec.saf
 COLUMNS = (
     "step", "mel_db", "waveform", "commitment", "adversarial", "discriminator", "revived", "held_out_mel_db",
     "held_out_mel_db_one", "held_out_mel_db_unquantized", "effective_rank", "perplexity",
+    "least_perplexity", "process_s",
 )  # fmt: skip
 
 
@@ -93,11 +96,19 @@ def _read(checkpoint: Path) -> bytes:
 
 @contextmanager
 def _figures(path: Path, step: int) -> Iterator[Callable[[list[CodecStep], CodecHealth], None]]:
-    """Appends rows to the CSV; rows after `step`, which a stopped run wrote behind its checkpoint, are taken out."""
+    """Appends rows to the CSV; rows after `step`, which a stopped run wrote behind its checkpoint, are taken out.
+
+    Process seconds go on from the last row kept; after one of a file without them they are nan, as what they are the
+    rest of is not known.
+    """
     kept: list[list[str]] = []
+    before, started = 0.0, time.process_time()
     if step and path.is_file():
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))[1:]
-        kept = [row for row in rows if row and int(row[0]) <= step]
+        rows = [
+            row for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))) if int(row["step"]) <= step
+        ]
+        kept = [[row.get(name) or "nan" for name in COLUMNS] for row in rows]
+        before = float(kept[-1][-1]) if kept else math.nan
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(COLUMNS)
@@ -105,7 +116,8 @@ def _figures(path: Path, step: int) -> Iterator[Callable[[list[CodecStep], Codec
 
         def write(steps: list[CodecStep], health: CodecHealth) -> None:
             means = np.array([step[1:] for step in steps], float).mean(0)
-            figures = [*means, *health[1:5], float(np.mean(health.perplexity))]
+            seconds = before + time.process_time() - started
+            figures = [*means, *health[1:5], float(np.mean(health.perplexity)), min(health.perplexity), seconds]
             table.writerow([health.step, *(f"{value:.5g}" for value in figures)])
             file.flush()
 

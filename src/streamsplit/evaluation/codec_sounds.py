@@ -17,6 +17,7 @@ from streamsplit.config import Settings, setting
 from streamsplit.errors import AudioError, ConfigError
 from streamsplit.refinement.codec_training import Sounds
 
+FORMS = ("float", "onnx-int8")  # of an encoder, beside the one in whole numbers: as trained, and with 8-bit weights
 _ONE_OF = 20  # recordings, where nothing is named to be held out
 
 
@@ -36,6 +37,17 @@ class CodecEvaluationSettings(Settings):
     sounds: tuple[str, ...] = setting(())  # judged by mel distance
     recordings: int = setting(40, low=1)  # of each kind at most, evenly spread
     longest_s: float = setting(6.0, low=1.0, high=60.0)  # of each recording, from its beginning
+    lost: tuple[float, ...] = setting(())  # shares of frames, each a row of the table: lost one by one, and concealed
+    forms: tuple[str, ...] = setting(())  # other forms of the encoder, each a row: float, onnx-int8
+    alone: bool = setting(False)  # without Opus and Codec2
+    times: bool = setting(True)  # the encoders' process time too, in torch and ONNX Runtime
+
+    def check(self) -> None:
+        """Shares lost are below all; forms are those that there are."""
+        wrong = [f"'lost': got {share}, expected above 0 and below 1" for share in self.lost if not 0 < share < 1]
+        wrong += [f"'forms': got {form!r}, expected {' or '.join(FORMS)}" for form in self.forms if form not in FORMS]
+        if wrong:
+            raise ConfigError(wrong[0])
 
 
 class CodecSounds(NamedTuple):

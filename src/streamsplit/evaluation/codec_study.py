@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from streamsplit.codec.tinystream.losses import MelDistance
 from streamsplit.codec.tinystream.streams import EncoderStream
 from streamsplit.errors import ConfigError, MissingExtraError
 from streamsplit.evaluation.codec_rivals import CODEC2_MODES, OPUS_BPS, Codec, codec2, opus, tinystream
+from streamsplit.evaluation.codec_sounds import CodecEvaluationSettings
 from streamsplit.export.codec_onnx import OnnxStream, export_streaming
 from streamsplit.weights.codec_file import PublishedCodec
 
@@ -56,16 +58,28 @@ def read_clips(paths: Sequence[Path], root: Path, *, speech: bool, longest_s: fl
     return [Clip(path.relative_to(root).as_posix(), read_audio(path, RATE_HZ)[:longest], speech) for path in paths]
 
 
-def contestants(codecs: Sequence[PublishedCodec]) -> tuple[list[Codec], list[str]]:
-    """Each codec with all quantizers, half of them and one, then Opus and Codec2; and what is missing."""
+def contestants(
+    codecs: Sequence[PublishedCodec], settings: CodecEvaluationSettings | None = None
+) -> tuple[list[Codec], list[str]]:
+    """Each codec with all quantizers, half of them and one, and as the settings say; Opus and Codec2; what is missing.
+
+    Raises ConfigError for a codec at another sample rate, MissingExtraError as `tinystream`.
+    """
+    settings = settings or CodecEvaluationSettings()
     rows: list[Codec] = []
+    notes: list[str] = []
+    if not has_pesq():
+        notes.append("PESQ left out: pesq is not installed (pip install -e '.[codec]', which needs a C compiler)")
     for codec in codecs:
         if codec.model.settings.sample_rate != RATE_HZ:
             raise ConfigError(f"got a codec at {codec.model.settings.sample_rate} Hz, expected {RATE_HZ} to compare it")
         every = codec.model.settings.num_quantizers
         rows += [tinystream(codec, count) for count in dict.fromkeys((every, (every + 1) // 2, 1))]
+        rows += [tinystream(codec, form=form) for form in settings.forms]
+        rows += [tinystream(codec, lost=lost) for lost in settings.lost]
+    if settings.alone:
+        return rows, notes
     rows += [opus(bitrate) for bitrate in OPUS_BPS]
-    notes = []
     for mode in CODEC2_MODES:
         made = codec2(mode)
         if made is None:
@@ -80,7 +94,7 @@ def measure_codec(
 ) -> tuple[CodecRow, dict[str, Floats]]:
     """A codec's figures on all clips, and what it made of each, by name.
 
-    Raises MissingExtraError without pystoi and pesq.
+    Raises MissingExtraError without pystoi.
     """
     distance = MelDistance(RATE_HZ)
     heard: dict[str, Floats] = {}
@@ -109,22 +123,29 @@ def measure_codec(
 def speech_quality(reference: Floats, decoded: Floats) -> dict[str, float]:
     """ESTOI (Jensen and Taal 2016) and PESQ, narrow and wide band (ITU-T P.862, P.862.2).
 
-    PESQ is nan where it hears no speech. Raises MissingExtraError without pystoi and pesq.
+    PESQ is nan where it hears no speech, and where pesq is not installed. Raises MissingExtraError without pystoi.
     """
     try:
-        from pesq import NoUtterancesError, pesq
         from pystoi import stoi
     except ImportError as error:
         raise MissingExtraError("judging speech", "codec", str(error)) from None
+    found = {"estoi": float(stoi(reference, decoded, RATE_HZ, extended=True)), "nb": float("nan"), "wb": float("nan")}
+    if not has_pesq():
+        return found
+    from pesq import NoUtterancesError, pesq
     from soxr import resample
 
-    found = {"estoi": float(stoi(reference, decoded, RATE_HZ, extended=True)), "nb": float("nan"), "wb": float("nan")}
     try:
         narrow = [resample(x, RATE_HZ, 8_000) for x in (reference, decoded)]
         found |= {"nb": float(pesq(8_000, *narrow, "nb")), "wb": float(pesq(RATE_HZ, reference, decoded, "wb"))}
     except NoUtterancesError:
         pass  # stays nan, and makes the mean nan: a codec without speech in it has no quality
     return found
+
+
+def has_pesq() -> bool:
+    """Whether pesq is installed: it comes as source, and needs a C compiler."""
+    return importlib.util.find_spec("pesq") is not None
 
 
 def encoder_times(codec: PublishedCodec, audio: Floats) -> dict[str, float]:

@@ -25,6 +25,7 @@ from streamsplit.codec.tinystream.discriminators import (
 from streamsplit.codec.tinystream.integerise import activation_peaks
 from streamsplit.codec.tinystream.losses import SCALES, MelDistance, waveform_distance
 from streamsplit.codec.tinystream.model import TinyStream
+from streamsplit.codec.tinystream.quantizer import perplexity
 from streamsplit.config import Settings, setting
 from streamsplit.errors import AudioError, CheckpointError, CollapseError, ConfigError
 from streamsplit.learning.rank import effective_rank
@@ -82,7 +83,7 @@ class CodecHealth(NamedTuple):
     mel_db_one: float  # with the first alone
     mel_db_unquantized: float
     effective_rank: float  # of the centred latent, in 1..d
-    perplexity: tuple[float, ...]  # of each codebook
+    perplexity: tuple[float, ...]  # of each codebook's choices for the held-out crops; nan while it holds no data
 
     @property
     def best_mel_db(self) -> float:
@@ -224,12 +225,14 @@ class CodecTraining:
         rank = effective_rank(rows - rows.mean(0))
         plain = float(self.mel(model(audio, quantize=False).audio, audio))
         everything = first = math.nan
+        chosen = (math.nan,) * model.settings.num_quantizers
         if bool(model.quantizer.filled):
-            everything = float(self.mel(model(audio).audio, audio))
+            coded = model(audio)
+            everything = float(self.mel(coded.audio, audio))
+            chosen = tuple(perplexity(coded.quantized.indices, model.settings.codebook_size).tolist())
             one = torch.ones(len(audio), dtype=torch.long, device=self._device)
             first = float(self.mel(model(audio, one).audio, audio))
-        perplexity = tuple(float(value) for value in model.quantizer.perplexity())
-        found = CodecHealth(self.step_number, everything, first, plain, rank, perplexity)
+        found = CodecHealth(self.step_number, everything, first, plain, rank, chosen)
         if self.step_number >= self.settings.rank_from and rank < self.settings.least_rank:
             raise CollapseError(
                 f"the codec's latent has collapsed: got an effective rank of {rank:.1f} of {latent.shape[1]} at step "

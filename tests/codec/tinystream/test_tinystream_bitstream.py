@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamsplit.codec.tinystream import bitstream
-from streamsplit.codec.tinystream.bitstream import pack, pack_file, unpack, unpack_file
+from streamsplit.codec.tinystream.bitstream import pack, unpack
 from streamsplit.errors import CutError
 
 MODEL = bytes.fromhex("01020304")
@@ -80,17 +80,3 @@ def test_bytes_behind_the_packet_are_refused() -> None:
 def test_indices_that_do_not_fit_are_refused(indices: np.ndarray, bits: int) -> None:
     with pytest.raises(CutError, match="tinystream: got"):
         pack(indices, bits, MODEL)
-
-
-def test_a_file_goes_on_where_a_packet_is_full() -> None:
-    indices = np.random.default_rng(0).integers(0, 8, (2, 70_000))
-    data = pack_file(indices, 3, MODEL)
-    assert len(data) == 2 * bitstream.HEADER_BYTES + -(-65_535 * 6 // 8) + -(-4_465 * 6 // 8)
-    assert np.array_equal(unpack_file(data, MODEL), indices)
-
-
-def test_a_file_of_two_kinds_or_none_is_refused() -> None:
-    with pytest.raises(CutError, match="packets of 2 kinds"):
-        unpack_file(pack(np.array([[5]]), 3, MODEL) + pack(np.array([[5]]), 4, MODEL))
-    with pytest.raises(CutError, match="packets of 0 kinds"):
-        unpack_file(b"")

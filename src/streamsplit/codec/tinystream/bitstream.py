@@ -2,13 +2,12 @@
 
 Header, little-endian: version u8 (1); u8 with quantizers - 1 in the high and bits of an index - 1 in the low four bits;
 frames u16; four bytes of the model's id. Then frame by frame, quantizer by quantizer, the indices, most significant
-bit first, with no gaps; zero bits fill the last byte. A file is one packet after the other.
+bit first, with no gaps; zero bits fill the last byte.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -85,30 +84,3 @@ def unpack_first(data: bytes | memoryview, model_id: bytes | None = None) -> tup
     places = 1 << np.arange(index_bits - 1, -1, -1, dtype=np.int64)
     indices = bits[:count].reshape(frames, quantizers, index_bits) @ places
     return Packet(np.ascontiguousarray(indices.T), index_bits, bytes(writer)), size
-
-
-def pack_file(indices: NDArray[np.integer], index_bits: int, model_id: bytes) -> bytes:
-    """Indices [quantizers, frames] of any length as one packet after the other; raises CutError as `pack`."""
-    frames = np.asarray(indices).shape[-1]
-    starts = range(0, max(1, frames), MOST_FRAMES)
-    return b"".join(pack(indices[:, start : start + MOST_FRAMES], index_bits, model_id) for start in starts)
-
-
-def unpack_file(data: bytes, model_id: bytes | None = None) -> Indices:
-    """Indices [quantizers, frames] of all packets in `data`.
-
-    Raises CutError as `unpack`, and where packets have other sizes than the first or there is none.
-    """
-    packets = list(_packets(data, model_id))
-    sizes = {(len(packet.indices), packet.index_bits, packet.model_id) for packet in packets}
-    if len(sizes) != 1:
-        raise CutError(f"tinystream: got packets of {len(sizes)} kinds, expected one")
-    return np.concatenate([packet.indices for packet in packets], 1)
-
-
-def _packets(data: bytes, model_id: bytes | None) -> Iterable[Packet]:
-    view = memoryview(data)
-    while len(view):
-        packet, used = unpack_first(view, model_id)
-        yield packet
-        view = view[used:]

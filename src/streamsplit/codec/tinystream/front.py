@@ -10,7 +10,7 @@ from streamsplit.codec.tinystream.layers import State, Streaming
 
 FFT = 512  # samples of a window
 FLOOR = 1e-8  # added to a band's energy, where a sine at full scale has 1: -80 dB
-_OCTAVES = 26.575424759098897  # log2(1 / FLOOR)
+OCTAVES = 26.575424759098897  # log2(1 / FLOOR)
 
 
 class LogMelFront(Streaming):
@@ -48,4 +48,4 @@ class LogMelFront(Streaming):
     def levels(self, power: Tensor) -> Tensor:
         """Log energies [b, bands, t] of power spectra [b, t, FFT / 2 + 1]."""
         energies = (power * self.scale) @ self.filters.T
-        return (torch.log2(energies + FLOOR) * (2.0 / _OCTAVES) + 1.0).transpose(1, 2)
+        return (torch.log2(energies + FLOOR) * (2.0 / OCTAVES) + 1.0).transpose(1, 2)

@@ -130,7 +130,9 @@ class TinyStream(nn.Module):
     def _decoded(self, latent: Tensor) -> Tensor:
         """Decoder's output for latents [b, d, t], its lookahead filled with the last latent and taken out again."""
         late = self.settings.lookahead
-        if not late or not latent.shape[-1]:
+        if not latent.shape[-1]:  # convolutions refuse it
+            return latent.new_zeros(len(latent), 1, 0)
+        if not late:
             return self.decoder(latent)
         held = torch.cat([latent, latent[..., -1:].expand(-1, -1, late)], -1)
         return self.decoder(held)[..., late * self.settings.hop :]

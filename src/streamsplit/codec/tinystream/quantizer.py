@@ -104,11 +104,6 @@ class ResidualQuantizer(nn.Module):
         self.sums.copy_(self.codebooks)
         self.filled.fill_(True)
 
-    def perplexity(self) -> Tensor:
-        """exp(entropy) of how often each codebook's entries are chosen [q], in 1..n: by itself no sign of health."""
-        share = self.usage / self.usage.sum(1, keepdim=True)
-        return torch.exp(-torch.xlogy(share, share).sum(1))
-
     def _fill(self, rows: Tensor) -> None:
         """Codebooks from the residuals of a batch, each of the codebooks before it."""
         residual = rows
@@ -160,3 +155,13 @@ class ResidualQuantizer(nn.Module):
 def nearest(rows: Tensor, entries: Tensor) -> Tensor:
     """Index of each row's [m, d] nearest entry [n, d]; of equally near ones the first."""
     return torch.argmax(rows @ entries.T - 0.5 * (entries * entries).sum(1), dim=1)
+
+
+def perplexity(indices: Tensor, entries: int) -> Tensor:
+    """exp(entropy) of how often the entries of each codebook are chosen [q] in indices [b, q, t], in 1..entries.
+
+    At most the number of frames; high where the latent has collapsed, too, so by itself no sign of health.
+    """
+    counts = torch.stack([torch.bincount(row, minlength=entries) for row in indices.transpose(0, 1).flatten(1)])
+    share = counts / counts.sum(1, keepdim=True)
+    return torch.exp(-torch.xlogy(share, share).sum(1))

@@ -61,6 +61,14 @@ class DecoderStream:
         self._lost += frames
         return self._decoded(self._silence + weight * (self._last - self._silence))
 
+    @torch.no_grad()
+    def finish(self) -> NDArray[np.float32]:
+        """Samples [lookahead * hop] that are still to come at a stream's end: after it the last latent goes on."""
+        late = self._model.settings.lookahead
+        if not late or self._lost:
+            return self.conceal(late)
+        return self._decoded(self._last.expand(-1, -1, late))
+
     def _decoded(self, latent: Tensor) -> NDArray[np.float32]:
         audio, self._state = self._model.decoder.step(latent, self._state)
         return audio[0, 0].numpy()
