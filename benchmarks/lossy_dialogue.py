@@ -76,9 +76,7 @@ def client_settings(least_ms: float) -> TalkSettings:
     return TalkSettings.from_mapping({**talk, "opus": {"dtx": False}})
 
 
-def converse(
-    said: Floats, up: Way, down: Way, *, lossy: bool, least_ms: float
-) -> tuple[Floats, dict[str, int]]:
+def converse(said: Floats, up: Way, down: Way, *, lossy: bool, least_ms: float) -> tuple[Floats, dict[str, int]]:
     """What is heard [n] of an utterance's echo, from its first sample, and what became of its frames."""
     talker = Talker(client_settings(least_ms), lossy=lossy)
     talker.link(True, 0.0)
@@ -153,9 +151,7 @@ def main() -> None:
         for loss in LOSSES:
             for both in (False, True) if loss else (False,):
                 drawn = seeds if loss else range(1)
-                rows.append(
-                    row(utterances, loss, both=both, lossy=True, least_ms=least_ms, seeds=drawn, judged=judged)
-                )
+                rows.append(row(utterances, loss, both=both, lossy=True, least_ms=least_ms, seeds=drawn, judged=judged))
                 print(rows[-1], flush=True)
     settings = {
         "utterances": [path.name for path in paths], "burst": 2.0, "one_way_ms": ONE_WAY_MS, "jitter_ms": JITTER_MS,
