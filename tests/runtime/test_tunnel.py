@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ALONE = ["unshare", "--user", "--map-root-user", "--net"]
-# The far end sends back what it gets; the near end sends 60 KB at a time until the link has lost some. It says what came.
+# The far end sends back what it gets; the near end sends 60 KB at a time until the link has lost some.
 PROGRAM = """
 import json, os, socket, sys, threading, time
 from streamsplit.network.packets import PacketLinkSettings
