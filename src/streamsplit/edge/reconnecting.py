@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ class ReconnectingSource:
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[AudioBlock]:
-        end_ms, moved_ms, last_s = 0.0, 0.0, float("nan")  # of the newest block; nan: there is none yet
+        end_ms, moved_ms, last_s = 0.0, 0.0, math.nan  # of the newest block; nan: there is none yet
         source: Source | None = self._source
         while source is not None:
             began_s = self._clock_s()
@@ -59,7 +60,7 @@ class ReconnectingSource:
             except AudioError as error:
                 if self._closed.is_set():
                     return
-                if last_s != last_s:
+                if math.isnan(last_s):
                     raise
                 if not self.outages.reason:
                     self._backoff.lost(self._clock_s() - began_s)
